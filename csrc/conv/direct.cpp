@@ -1,0 +1,7 @@
+#include "core/kernels.h"
+#include "core/vector.h"
+
+namespace convscan::CONVSCAN_ISA {
+convscan_status ConvDirect(const convscan_conv &) { return CONVSCAN_UNSUPPORTED; }
+
+}  // namespace convscan::CONVSCAN_ISA

@@ -1,0 +1,313 @@
+// The C interface: every argument is checked here, once; the kernels behind it trust what they get.
+#include "convscan.h"
+
+#include <sys/mman.h>
+
+#include "core/isa.h"
+#include "core/parallel.h"
+#include "core/workspace.h"
+
+using namespace convscan;
+
+namespace {
+
+int64_t ElementBytes(convscan_dtype dtype) {
+  switch (dtype) {
+    case CONVSCAN_FLOAT32: return 4;
+    case CONVSCAN_FLOAT64: return 8;
+    case CONVSCAN_BFLOAT16:
+    case CONVSCAN_FLOAT16: return 2;
+    case CONVSCAN_COMPLEX64: return 8;
+    case CONVSCAN_COMPLEX128: return 16;
+  }
+  return 0;
+}
+
+int64_t Alignment(convscan_dtype dtype) {
+  const bool is_complex = dtype == CONVSCAN_COMPLEX64 || dtype == CONVSCAN_COMPLEX128;
+  return is_complex ? ElementBytes(dtype) / 2 : ElementBytes(dtype);
+}
+
+bool IsReal(convscan_dtype dtype) { return dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_FLOAT16; }
+bool IsKnown(convscan_dtype dtype) { return dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_COMPLEX128; }
+
+// An array as the checks see it: address, element size, and up to three (size, stride) axes.
+struct Array {
+  uintptr_t address;
+  int64_t element;
+  int64_t sizes[3];
+  int64_t strides[3];
+
+  // Byte distances of the lowest and one past the highest element; false when they overflow an address.
+  bool Range(uintptr_t &low, uintptr_t &high) const {
+    int64_t lowest = 0, highest = 0;
+    for (int i = 0; i < 3; ++i) {
+      int64_t reach;
+      if (__builtin_mul_overflow(sizes[i] - 1, strides[i], &reach)) return false;
+      if (__builtin_add_overflow(reach < 0 ? lowest : highest, reach, reach < 0 ? &lowest : &highest)) return false;
+    }
+    if (__builtin_add_overflow(highest, 1, &highest)) return false;
+    if (__builtin_mul_overflow(lowest, element, &lowest)) return false;
+    if (__builtin_mul_overflow(highest, element, &highest)) return false;
+    low = address + static_cast<uintptr_t>(lowest);
+    high = address + static_cast<uintptr_t>(highest);
+    return (lowest == 0 || low < address) && high > address;
+  }
+
+  bool SameLayout(const Array &other) const {
+    for (int i = 0; i < 3; ++i)
+      if (sizes[i] != other.sizes[i] || (sizes[i] > 1 && strides[i] != other.strides[i])) return false;
+    return element == other.element;
+  }
+
+  // Axes from the smallest stride up, as (size, |stride|); axes of one element are left out.
+  int Nested(int64_t (&size)[3], int64_t (&stride)[3]) const {
+    int count = 0;
+    for (int i = 0; i < 3; ++i) {
+      if (sizes[i] <= 1) continue;
+      const int64_t s = strides[i] < 0 ? -strides[i] : strides[i];
+      int at = count++;
+      for (; at > 0 && stride[at - 1] > s; --at) {
+        stride[at] = stride[at - 1];
+        size[at] = size[at - 1];
+      }
+      stride[at] = s;
+      size[at] = sizes[i];
+    }
+    return count;
+  }
+
+  // No two elements share memory: each axis steps over everything inside it.
+  bool IsInjective() const {
+    int64_t size[3], stride[3], span = 1;
+    const int count = Nested(size, stride);
+    for (int i = 0; i < count; ++i) {
+      if (stride[i] < span) return false;
+      span += (size[i] - 1) * stride[i];
+    }
+    return true;
+  }
+};
+
+// Whether writing `out` could disturb `in`: exact aliasing is harmless when allowed, and views that interleave
+// (halves of the channels of one array) do not touch.
+bool Conflicts(const Array &out, const Array &in, bool may_alias) {
+  uintptr_t out_low, out_high, in_low, in_high;
+  if (!out.Range(out_low, out_high) || !in.Range(in_low, in_high)) return true;
+  if (out_high <= in_low || in_high <= out_low) return false;
+  if (!out.SameLayout(in)) return true;
+  if (out.address == in.address) return !may_alias;
+  const int64_t difference = static_cast<int64_t>(out.address) - static_cast<int64_t>(in.address);
+  if (difference % out.element != 0) return true;
+  int64_t size[3], stride[3], span = 1;
+  const int count = out.Nested(size, stride);
+  for (int i = 0; i < count; ++i) {
+    const int64_t offset = ((difference / out.element) % stride[i] + stride[i]) % stride[i];
+    if (offset >= span && stride[i] - offset >= span) return false;
+    span += (size[i] - 1) * stride[i];
+  }
+  return true;
+}
+
+bool IsValid(const Array &array, int64_t alignment) {
+  uintptr_t low, high;
+  return array.address != 0 && array.address % static_cast<uintptr_t>(alignment) == 0 && array.Range(low, high);
+}
+
+Array View(const void *address, int64_t element, int64_t batch, int64_t time, int64_t channels,
+           const convscan_strides &s) {
+  return {reinterpret_cast<uintptr_t>(address), element, {batch, time, channels}, {s.batch, s.time, s.channel}};
+}
+Array Plane(const void *address, int64_t element, int64_t rows, int64_t columns, int64_t row_stride,
+            int64_t column_stride) {
+  return {reinterpret_cast<uintptr_t>(address), element, {1, rows, columns}, {0, row_stride, column_stride}};
+}
+
+bool SizesAreValid(int64_t batch, int64_t length, int64_t channels, int threads) {
+  constexpr int64_t kLargest = int64_t{1} << 48;  // far above memory, far below overflow of a product with a few bytes
+  int64_t elements;
+  return batch >= 0 && length >= 0 && channels >= 0 && threads >= 0 && batch <= kLargest && length <= kLargest &&
+         channels <= kLargest && !__builtin_mul_overflow(batch, length, &elements) &&
+         !__builtin_mul_overflow(elements, channels, &elements) && elements <= kLargest;
+}
+
+convscan_status Check(const convscan_conv *p) {
+  if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->taps < 1 || p->taps > int64_t{1} << 48 || p->origin < 0 || p->origin >= p->taps)
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsKnown(p->dtype) || p->activation < CONVSCAN_IDENTITY || p->activation > CONVSCAN_GELU)
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsReal(p->dtype)) return CONVSCAN_UNSUPPORTED;
+  if (p->batch == 0 || p->length == 0 || p->channels == 0) return CONVSCAN_OK;
+  const int64_t element = ElementBytes(p->dtype);
+  const Array x = View(p->x, element, p->batch, p->length, p->channels, p->x_strides);
+  const Array y = View(p->y, element, p->batch, p->length, p->channels, p->y_strides);
+  const Array h = Plane(p->h, element, p->taps, p->channels, p->h_tap_stride, p->h_channel_stride);
+  if (!IsValid(x, element) || !IsValid(y, element) || !IsValid(h, element)) return CONVSCAN_INVALID_ARGUMENT;
+  if (!y.IsInjective() || Conflicts(y, x, true) || Conflicts(y, h, false)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->bias != nullptr) {
+    const Array bias = Plane(p->bias, element, 1, p->channels, 0, p->bias_stride);
+    if (!IsValid(bias, element) || Conflicts(y, bias, false)) return CONVSCAN_INVALID_ARGUMENT;
+  }
+  if (p->state != nullptr && p->taps > 1) {
+    const Array state = View(p->state, element, p->batch, p->taps - 1, p->channels, p->state_strides);
+    if (p->origin != 0 || !IsValid(state, element) || Conflicts(y, state, false)) return CONVSCAN_INVALID_ARGUMENT;
+  }
+  return CONVSCAN_OK;
+}
+
+convscan_status Check(const convscan_filter_gradient *p) {
+  if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->taps < 1 || p->taps > int64_t{1} << 48 || !IsKnown(p->dtype)) return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsReal(p->dtype)) return CONVSCAN_UNSUPPORTED;
+  if (p->channels == 0) return CONVSCAN_OK;
+  const int64_t element = ElementBytes(p->dtype);
+  const int64_t gradient = p->dtype == CONVSCAN_FLOAT64 ? 8 : 4;
+  const Array dh = Plane(p->dh, gradient, p->taps, p->channels, p->dh_tap_stride, p->dh_channel_stride);
+  if (!IsValid(dh, gradient) || !dh.IsInjective()) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->batch == 0 || p->length == 0) return CONVSCAN_OK;
+  const Array x = View(p->x, element, p->batch, p->length, p->channels, p->x_strides);
+  const Array dz = View(p->dz, element, p->batch, p->length, p->channels, p->dz_strides);
+  if (!IsValid(x, element) || !IsValid(dz, element)) return CONVSCAN_INVALID_ARGUMENT;
+  if (Conflicts(dh, x, false) || Conflicts(dh, dz, false)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->state != nullptr && p->taps > 1) {
+    const Array state = View(p->state, element, p->batch, p->taps - 1, p->channels, p->state_strides);
+    if (!IsValid(state, element) || Conflicts(dh, state, false)) return CONVSCAN_INVALID_ARGUMENT;
+  }
+  return CONVSCAN_OK;
+}
+
+convscan_status Check(const convscan_scan *p, bool reads_x) {
+  if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads) || !IsKnown(p->dtype))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (p->batch == 0 || p->length == 0 || p->channels == 0) return CONVSCAN_OK;
+  const int64_t element = ElementBytes(p->dtype), alignment = Alignment(p->dtype);
+  const Array a = View(p->a, element, p->batch, p->length, p->channels, p->a_strides);
+  const Array y = View(p->y, element, p->batch, p->length, p->channels, p->y_strides);
+  if (!IsValid(a, alignment) || !IsValid(y, alignment)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->y_init != nullptr) {
+    const Array y_init =
+        Plane(p->y_init, element, p->batch, p->channels, p->y_init_batch_stride, p->y_init_channel_stride);
+    if (!IsValid(y_init, alignment) || (reads_x && Conflicts(y, y_init, false))) return CONVSCAN_INVALID_ARGUMENT;
+  }
+  if (!reads_x) return CONVSCAN_OK;
+  const Array x = View(p->x, element, p->batch, p->length, p->channels, p->x_strides);
+  if (!IsValid(x, alignment) || !y.IsInjective() || Conflicts(y, x, true) || Conflicts(y, a, false))
+    return CONVSCAN_INVALID_ARGUMENT;
+  return CONVSCAN_OK;
+}
+
+convscan_status Check(const convscan_scan_gradient *p) {
+  if (p == nullptr) return CONVSCAN_INVALID_ARGUMENT;
+  const convscan_scan &f = p->forward;
+  const convscan_status status = Check(&f, false);
+  if (status != CONVSCAN_OK) return status;
+  if (f.batch == 0 || f.length == 0 || f.channels == 0) return CONVSCAN_OK;
+  const int64_t element = ElementBytes(f.dtype), alignment = Alignment(f.dtype);
+  const Array a = View(f.a, element, f.batch, f.length, f.channels, f.a_strides);
+  const Array y = View(f.y, element, f.batch, f.length, f.channels, f.y_strides);
+  const Array dy = View(p->dy, element, f.batch, f.length, f.channels, p->dy_strides);
+  const Array dx = View(p->dx, element, f.batch, f.length, f.channels, p->dx_strides);
+  if (!IsValid(dy, alignment) || !IsValid(dx, alignment) || !dx.IsInjective()) return CONVSCAN_INVALID_ARGUMENT;
+  if (Conflicts(dx, dy, true) || Conflicts(dx, a, false) || Conflicts(dx, y, false)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->da != nullptr) {
+    const auto extent = [](int64_t size, int64_t stride) { return stride == 0 ? 1 : size; };
+    const Array da = View(p->da, element, extent(f.batch, p->da_strides.batch), extent(f.length, p->da_strides.time),
+                          extent(f.channels, p->da_strides.channel), p->da_strides);
+    if (!IsValid(da, alignment) || !da.IsInjective() || Conflicts(da, dx, false) || Conflicts(da, dy, false) ||
+        Conflicts(da, a, false) || Conflicts(da, y, false))
+      return CONVSCAN_INVALID_ARGUMENT;
+  }
+  if (p->dy_init != nullptr) {
+    const Array dy_init =
+        Plane(p->dy_init, element, f.batch, f.channels, p->dy_init_batch_stride, p->dy_init_channel_stride);
+    if (!IsValid(dy_init, alignment) || !dy_init.IsInjective() || Conflicts(dy_init, dx, false))
+      return CONVSCAN_INVALID_ARGUMENT;
+  }
+  return CONVSCAN_OK;
+}
+
+bool IsEmpty(const convscan_conv &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
+bool IsEmpty(const convscan_filter_gradient &p) { return p.channels == 0; }
+bool IsEmpty(const convscan_scan &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
+bool IsEmpty(const convscan_scan_gradient &p) { return p.forward.batch == 0 || p.forward.channels == 0; }
+
+// Checks the problem, then calls the active instruction set's kernel. Empty problems write nothing.
+template <class Problem, class Kernel, class... Rest>
+convscan_status Run(const Problem *problem, convscan_status status, Kernel Kernels::*kernel, Rest... rest) {
+  if (status != CONVSCAN_OK || IsEmpty(*problem)) return status;
+  return (ActiveKernels().*kernel)(*problem, rest...);
+}
+
+}  // namespace
+
+extern "C" {
+
+convscan_status convscan_conv_direct(const convscan_conv *p) { return Run(p, Check(p), &Kernels::conv_direct); }
+convscan_status convscan_conv_toeplitz(const convscan_conv *p) { return Run(p, Check(p), &Kernels::conv_toeplitz); }
+convscan_status convscan_conv_recurrence(const convscan_conv *p) { return Run(p, Check(p), &Kernels::conv_recurrence); }
+convscan_status convscan_conv_fft(const convscan_conv *p, int64_t transform_length) {
+  return Run(p, Check(p), &Kernels::conv_fft, transform_length);
+}
+convscan_status convscan_filter_gradient_direct(const convscan_filter_gradient *p) {
+  return Run(p, Check(p), &Kernels::filter_gradient_direct);
+}
+convscan_status convscan_filter_gradient_fft(const convscan_filter_gradient *p, int64_t transform_length) {
+  return Run(p, Check(p), &Kernels::filter_gradient_fft, transform_length);
+}
+convscan_status convscan_scan_sequential(const convscan_scan *p) {
+  return Run(p, Check(p, true), &Kernels::scan_sequential);
+}
+convscan_status convscan_scan_tiled(const convscan_scan *p) { return Run(p, Check(p, true), &Kernels::scan_tiled); }
+convscan_status convscan_scan_parallel(const convscan_scan *p) {
+  return Run(p, Check(p, true), &Kernels::scan_parallel);
+}
+convscan_status convscan_scan_gradient_sequential(const convscan_scan_gradient *p) {
+  return Run(p, Check(p), &Kernels::scan_gradient_sequential);
+}
+
+int64_t convscan_fft_length(int64_t points, convscan_dtype dtype) {
+  if (points < 1 || points > int64_t{1} << 40 || !IsReal(dtype)) return 0;
+  return ActiveKernels().fft_length(points, dtype);
+}
+
+const char *convscan_isa(void) { return ActiveKernels().isa; }
+int convscan_isa_count(void) { return IsaCount(); }
+const char *convscan_isa_name(int index) { return IsaAt(index) == nullptr ? nullptr : IsaAt(index)->isa; }
+convscan_status convscan_set_isa(const char *name) { return SetIsa(name) ? CONVSCAN_OK : CONVSCAN_INVALID_ARGUMENT; }
+
+int convscan_thread_count(void) { return ThreadCount(); }
+
+int64_t convscan_workspace_current(void) { return WorkspaceCurrent(); }
+int64_t convscan_workspace_peak(void) { return WorkspacePeak(); }
+int64_t convscan_tables_current(void) { return TablesCurrent(); }
+void convscan_workspace_reset_peak(void) {
+  ParallelFor(ThreadCount(), ThreadCount(), [](int64_t) { ReleaseWorkspace(); });
+  ResetWorkspacePeak();
+}
+
+void convscan_advise_huge_pages(void *address, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{4096};
+  if (address == nullptr || bytes < size_t{2} << 20) return;
+  const uintptr_t low = (reinterpret_cast<uintptr_t>(address) + kPage - 1) / kPage * kPage;
+  const uintptr_t high = (reinterpret_cast<uintptr_t>(address) + bytes) / kPage * kPage;
+  if (high > low) madvise(reinterpret_cast<void *>(low), high - low, MADV_HUGEPAGE);
+#else
+  (void)address;
+  (void)bytes;
+#endif
+}
+
+const char *convscan_status_message(convscan_status status) {
+  switch (status) {
+    case CONVSCAN_OK: return "ok";
+    case CONVSCAN_OUT_OF_MEMORY: return "workspace could not be allocated";
+    case CONVSCAN_INVALID_ARGUMENT:
+      return "invalid argument: a null pointer, a bad size, or misaligned or overlapping memory";
+    case CONVSCAN_UNSUPPORTED: return "this kernel does not run this dtype or these strides";
+  }
+  return "unknown status";
+}
+
+}  // extern "C"

@@ -1,0 +1,23 @@
+// The table of kernels that every instruction set provides. Kernels trust their problem: convscan.cpp has checked it.
+#pragma once
+
+#include "convscan.h"
+
+namespace convscan {
+
+struct Kernels {
+  const char *isa;
+  convscan_status (*conv_direct)(const convscan_conv &);
+  convscan_status (*conv_toeplitz)(const convscan_conv &);
+  convscan_status (*conv_fft)(const convscan_conv &, int64_t transform_length);
+  convscan_status (*conv_recurrence)(const convscan_conv &);
+  int64_t (*fft_length)(int64_t points, convscan_dtype);
+  convscan_status (*filter_gradient_direct)(const convscan_filter_gradient &);
+  convscan_status (*filter_gradient_fft)(const convscan_filter_gradient &, int64_t transform_length);
+  convscan_status (*scan_sequential)(const convscan_scan &);
+  convscan_status (*scan_tiled)(const convscan_scan &);
+  convscan_status (*scan_parallel)(const convscan_scan &);
+  convscan_status (*scan_gradient_sequential)(const convscan_scan_gradient &);
+};
+
+}  // namespace convscan

@@ -1,0 +1,26 @@
+// The one place that knows about threads.
+#pragma once
+
+#include <stdint.h>
+
+namespace convscan {
+
+// Threads used when a problem asks for 0: OpenMP's own setting, so torch.set_num_threads is followed. 1 in a forked
+// child, where libgomp's pool cannot be restarted.
+int ThreadCount();
+
+// Runs task(context, index) for 0 <= index < count on at most `threads` threads (0: ThreadCount()), in any order,
+// and returns when all are done. Tasks must not throw. Which thread runs which task may vary: a task's result may
+// depend on its index only.
+void ParallelFor(int64_t count, int threads, void (*task)(void *context, int64_t index), void *context);
+
+// The same for any callable.
+template <class Function>
+void ParallelFor(int64_t count, int threads, const Function &function) {
+  ParallelFor(
+      count, threads,
+      [](void *context, int64_t index) { (*static_cast<const Function *>(context))(index); },
+      const_cast<void *>(static_cast<const void *>(&function)));
+}
+
+}  // namespace convscan

@@ -1,0 +1,38 @@
+// Collects this instruction set's kernels. Compiled once per instruction set, like the kernels themselves.
+#include "core/kernels.h"
+#include "core/vector.h"
+
+namespace convscan::CONVSCAN_ISA {
+
+convscan_status ConvDirect(const convscan_conv &);
+convscan_status ConvToeplitz(const convscan_conv &);
+convscan_status ConvFft(const convscan_conv &, int64_t);
+convscan_status ConvRecurrence(const convscan_conv &);
+int64_t FftLength(int64_t, convscan_dtype);
+convscan_status FilterGradientDirect(const convscan_filter_gradient &);
+convscan_status FilterGradientFft(const convscan_filter_gradient &, int64_t);
+convscan_status ScanSequential(const convscan_scan &);
+convscan_status ScanTiled(const convscan_scan &);
+convscan_status ScanParallel(const convscan_scan &);
+convscan_status ScanGradientSequential(const convscan_scan_gradient &);
+
+#define CONVSCAN_STRING_(x) #x
+#define CONVSCAN_STRING(x) CONVSCAN_STRING_(x)
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    CONVSCAN_STRING(CONVSCAN_ISA),
+    ConvDirect,
+    ConvToeplitz,
+    ConvFft,
+    ConvRecurrence,
+    FftLength,
+    FilterGradientDirect,
+    FilterGradientFft,
+    ScanSequential,
+    ScanTiled,
+    ScanParallel,
+    ScanGradientSequential,
+};
+
+}  // namespace convscan::CONVSCAN_ISA

@@ -1,0 +1,169 @@
+/* convscan: causal convolutions and linear recurrences over (batch, time, channel) arrays.
+ *
+ * A plain C interface: no exceptions cross it, it needs neither Python nor PyTorch, and every function
+ * returns a status. All sizes are counts of elements, all strides are in elements (never bytes) and may
+ * be negative or zero except where noted. Arrays are aligned to their element type.
+ *
+ *   convolution   y[b,i,n] = act( sum_k h[k,n] x[b,i+origin-k,n] + bias[n] ),   0 <= k < taps
+ *   recurrence    y[b,i,n] = a[b,i,n] y[b,i-1,n] + x[b,i,n],   y[b,-1,n] = y_init[b,n]
+ *
+ * The output may be the input itself (same address, same strides); any other overlap is refused.
+ */
+#ifndef CONVSCAN_H
+#define CONVSCAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CONVSCAN_API __attribute__((visibility("default")))
+
+typedef enum convscan_status {
+  CONVSCAN_OK = 0,
+  CONVSCAN_OUT_OF_MEMORY = 1,    /* workspace could not be allocated; nothing was written */
+  CONVSCAN_INVALID_ARGUMENT = 2, /* null pointer, bad size or enumerator, misaligned or overlapping memory */
+  CONVSCAN_UNSUPPORTED = 3       /* this kernel does not run this dtype or these strides; another one does */
+} convscan_status;
+
+typedef enum convscan_dtype {
+  CONVSCAN_FLOAT32 = 0,
+  CONVSCAN_FLOAT64 = 1,
+  CONVSCAN_BFLOAT16 = 2, /* half types are stored half and computed in float32 */
+  CONVSCAN_FLOAT16 = 3,
+  CONVSCAN_COMPLEX64 = 4, /* interleaved real and imaginary parts */
+  CONVSCAN_COMPLEX128 = 5
+} convscan_dtype;
+
+typedef enum convscan_activation {
+  CONVSCAN_IDENTITY = 0,
+  CONVSCAN_SILU = 1, /* z / (1 + exp(-z)) */
+  CONVSCAN_GELU = 2  /* z (1 + erf(z / sqrt 2)) / 2 */
+} convscan_activation;
+
+typedef struct convscan_strides {
+  int64_t batch, time, channel;
+} convscan_strides;
+
+/* y[b,i,n] = act( sum_k h[k,n] x[b,i+origin-k,n] + bias[n] ). Samples of x outside 0 <= t < length are zero,
+ * except that, where `state` is given (origin = 0 only), x[b,-(taps-1)+j,n] = state[b,j,n], 0 <= j < taps-1. */
+typedef struct convscan_conv {
+  int64_t batch, length, channels, taps;
+  int64_t origin; /* 0 <= origin < taps: 0 is causal, taps-1 anti-causal */
+  convscan_dtype dtype;
+  convscan_activation activation;
+  const void *x;
+  convscan_strides x_strides;
+  const void *h;
+  int64_t h_tap_stride, h_channel_stride; /* channel stride 0: one filter for all channels */
+  const void *bias;                       /* null for none */
+  int64_t bias_stride;
+  const void *state; /* null for zeros */
+  convscan_strides state_strides;
+  void *y;
+  convscan_strides y_strides;
+  int threads; /* 0: as many as the host uses */
+} convscan_conv;
+
+/* Register-tiled sum, lanes over channels or over segments of time. */
+CONVSCAN_API convscan_status convscan_conv_direct(const convscan_conv *problem);
+/* Blocked product with the Toeplitz matrix T[i,j] = h[i-j], which is never stored. */
+CONVSCAN_API convscan_status convscan_conv_toeplitz(const convscan_conv *problem);
+/* One complex FFT per block of time (see fft/transform.h). transform_length is the number of complex points, one of
+ * convscan_fft_length()'s; 0 takes the smallest that needs a single block. Shorter ones overlap-save. */
+CONVSCAN_API convscan_status convscan_conv_fft(const convscan_conv *problem, int64_t transform_length);
+/* Companion form: one step at a time with taps-1 states per channel. */
+CONVSCAN_API convscan_status convscan_conv_recurrence(const convscan_conv *problem);
+
+/* Smallest supported transform of at least `points` complex points for dtype; 0 when there is none. */
+CONVSCAN_API int64_t convscan_fft_length(int64_t points, convscan_dtype dtype);
+
+/* dh[k,n] = sum_{b,i} dz[b,i,n] x[b,i-k,n], the gradient of a causal convolution with respect to its filter.
+ * x outside 0 <= t < length reads `state` (or zero) as above. dh is float32, or float64 for float64 inputs,
+ * and is overwritten. Sums over the batch in a fixed order. */
+typedef struct convscan_filter_gradient {
+  int64_t batch, length, channels, taps;
+  convscan_dtype dtype;
+  const void *x;
+  convscan_strides x_strides;
+  const void *dz;
+  convscan_strides dz_strides;
+  const void *state;
+  convscan_strides state_strides;
+  void *dh;
+  int64_t dh_tap_stride, dh_channel_stride; /* both non-zero: one gradient per channel */
+  int threads;
+} convscan_filter_gradient;
+
+CONVSCAN_API convscan_status convscan_filter_gradient_direct(const convscan_filter_gradient *problem);
+CONVSCAN_API convscan_status convscan_filter_gradient_fft(const convscan_filter_gradient *problem,
+                                                          int64_t transform_length);
+
+/* y[b,i,n] = a[b,i,n] y[b,i-1,n] + x[b,i,n]; with reverse, y[b,i,n] = a[b,i,n] y[b,i+1,n] + x[b,i,n] from the end.
+ * Any stride of a may be zero. Strides count elements of the dtype (a complex number is one element). */
+typedef struct convscan_scan {
+  int64_t batch, length, channels;
+  convscan_dtype dtype;
+  int reverse;
+  const void *x;
+  convscan_strides x_strides;
+  const void *a;
+  convscan_strides a_strides;
+  const void *y_init; /* null for zeros */
+  int64_t y_init_batch_stride, y_init_channel_stride;
+  void *y;
+  convscan_strides y_strides;
+  int threads;
+} convscan_scan;
+
+/* One pass in time order. */
+CONVSCAN_API convscan_status convscan_scan_sequential(const convscan_scan *problem);
+/* Two passes over tiles of time: products and last states of each tile, then the tiles with their true start. */
+CONVSCAN_API convscan_status convscan_scan_tiled(const convscan_scan *problem);
+/* Work-efficient scan inside vector registers along time. */
+CONVSCAN_API convscan_status convscan_scan_parallel(const convscan_scan *problem);
+
+/* Gradients of the scan, one fused pass: g[i] = dy[i] + conj(a[i+1]) g[i+1], dx = g, da[i] = g[i] conj(y[i-1]),
+ * dy_init = conj(a[0]) g[0] (mirrored for reverse). `forward` describes the forward call; its x is not read.
+ * da has the extent 1 where its stride is zero: those axes are summed (fixed order). */
+typedef struct convscan_scan_gradient {
+  convscan_scan forward; /* a, y, y_init, sizes, reverse, threads */
+  const void *dy;
+  convscan_strides dy_strides;
+  void *dx; /* may be dy itself */
+  convscan_strides dx_strides;
+  void *da; /* null when not needed */
+  convscan_strides da_strides;
+  void *dy_init; /* null when not needed */
+  int64_t dy_init_batch_stride, dy_init_channel_stride;
+} convscan_scan_gradient;
+
+CONVSCAN_API convscan_status convscan_scan_gradient_sequential(const convscan_scan_gradient *problem);
+
+/* Instruction sets. The best one the processor supports is used until convscan_set_isa names another. */
+CONVSCAN_API const char *convscan_isa(void);                  /* in use: "baseline", "avx2", "avx512", "neon" */
+CONVSCAN_API int convscan_isa_count(void);                    /* how many this build has and this processor runs */
+CONVSCAN_API const char *convscan_isa_name(int index);        /* null out of range */
+CONVSCAN_API convscan_status convscan_set_isa(const char *name); /* not thread-safe against running kernels */
+
+/* Threads used when `threads` is 0: OpenMP's setting in the Python package. 1 in a forked child. */
+CONVSCAN_API int convscan_thread_count(void);
+
+/* Workspace held by all threads together, in bytes, and its high-water mark since the last reset. Plan tables
+ * (twiddle factors), shared by all threads, are counted apart. */
+CONVSCAN_API int64_t convscan_workspace_current(void);
+CONVSCAN_API int64_t convscan_workspace_peak(void);
+CONVSCAN_API int64_t convscan_tables_current(void);
+CONVSCAN_API void convscan_workspace_reset_peak(void); /* also frees workspace of the calling thread and idle workers */
+
+/* Asks the kernel for huge pages over fresh memory of 2 MiB and more, before its first touch. Advice only. */
+CONVSCAN_API void convscan_advise_huge_pages(void *address, size_t bytes);
+
+CONVSCAN_API const char *convscan_status_message(convscan_status status);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

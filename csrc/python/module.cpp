@@ -1,0 +1,269 @@
+// The only code that knows Python. A call object holds everything of a problem but its addresses, so that running it
+// passes a few integers; PyTorch is not needed to build this.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "convscan.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Address = uintptr_t;
+
+void Raise(convscan_status status, const char *kernel) {
+  if (status == CONVSCAN_OUT_OF_MEMORY) throw std::bad_alloc();
+  if (status != CONVSCAN_OK)
+    throw nb::value_error((std::string(kernel) + ": " + convscan_status_message(status)).c_str());
+}
+
+template <class T>
+T *Pointer(Address address) {
+  return reinterpret_cast<T *>(address);
+}
+
+convscan_dtype ParseDtype(const std::string &name) {
+  static const std::pair<const char *, convscan_dtype> kNames[] = {
+      {"float32", CONVSCAN_FLOAT32},   {"float64", CONVSCAN_FLOAT64},     {"bfloat16", CONVSCAN_BFLOAT16},
+      {"float16", CONVSCAN_FLOAT16},   {"complex64", CONVSCAN_COMPLEX64}, {"complex128", CONVSCAN_COMPLEX128}};
+  for (const auto &[text, dtype] : kNames)
+    if (name == text) return dtype;
+  throw nb::value_error(("unknown dtype: " + name).c_str());
+}
+
+convscan_activation ParseActivation(const std::string &name) {
+  if (name == "identity") return CONVSCAN_IDENTITY;
+  if (name == "silu") return CONVSCAN_SILU;
+  if (name == "gelu") return CONVSCAN_GELU;
+  throw nb::value_error(("unknown activation: " + name).c_str());
+}
+
+using Triple = std::tuple<int64_t, int64_t, int64_t>;
+using Pair = std::tuple<int64_t, int64_t>;
+
+convscan_strides Strides(const Triple &t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
+
+struct ConvCall {
+  enum class Kernel { direct, toeplitz, fft, recurrence } kernel;
+  convscan_conv problem{};
+  int64_t transform_length;
+
+  ConvCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length, int64_t channels,
+           int64_t taps, const Triple &x_strides, const Pair &h_strides, const Triple &y_strides, int64_t bias_stride,
+           const Triple &state_strides, int64_t origin, const std::string &activation, int64_t transform_length)
+      : transform_length(transform_length) {
+    if (name == "direct") kernel = Kernel::direct;
+    else if (name == "toeplitz") kernel = Kernel::toeplitz;
+    else if (name == "fft") kernel = Kernel::fft;
+    else if (name == "recurrence") kernel = Kernel::recurrence;
+    else throw nb::value_error(("unknown kernel: " + name).c_str());
+    problem.batch = batch;
+    problem.length = length;
+    problem.channels = channels;
+    problem.taps = taps;
+    problem.origin = origin;
+    problem.dtype = ParseDtype(dtype);
+    problem.activation = ParseActivation(activation);
+    problem.x_strides = Strides(x_strides);
+    problem.h_tap_stride = std::get<0>(h_strides);
+    problem.h_channel_stride = std::get<1>(h_strides);
+    problem.y_strides = Strides(y_strides);
+    problem.bias_stride = bias_stride;
+    problem.state_strides = Strides(state_strides);
+  }
+
+  void Run(Address x, Address h, Address bias, Address state, Address y, int threads) const {
+    convscan_conv p = problem;
+    p.x = Pointer<const void>(x);
+    p.h = Pointer<const void>(h);
+    p.bias = Pointer<const void>(bias);
+    p.state = Pointer<const void>(state);
+    p.y = Pointer<void>(y);
+    p.threads = threads;
+    convscan_status status = CONVSCAN_UNSUPPORTED;
+    {
+      nb::gil_scoped_release release;
+      switch (kernel) {
+        case Kernel::direct: status = convscan_conv_direct(&p); break;
+        case Kernel::toeplitz: status = convscan_conv_toeplitz(&p); break;
+        case Kernel::fft: status = convscan_conv_fft(&p, transform_length); break;
+        case Kernel::recurrence: status = convscan_conv_recurrence(&p); break;
+      }
+    }
+    Raise(status, "causal_conv");
+  }
+};
+
+struct FilterGradientCall {
+  bool is_fft;
+  convscan_filter_gradient problem{};
+  int64_t transform_length;
+
+  FilterGradientCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length,
+                     int64_t channels, int64_t taps, const Triple &x_strides, const Triple &dz_strides,
+                     const Triple &state_strides, const Pair &dh_strides, int64_t transform_length)
+      : is_fft(name == "fft"), transform_length(transform_length) {
+    if (name != "fft" && name != "direct") throw nb::value_error(("unknown kernel: " + name).c_str());
+    problem.batch = batch;
+    problem.length = length;
+    problem.channels = channels;
+    problem.taps = taps;
+    problem.dtype = ParseDtype(dtype);
+    problem.x_strides = Strides(x_strides);
+    problem.dz_strides = Strides(dz_strides);
+    problem.state_strides = Strides(state_strides);
+    problem.dh_tap_stride = std::get<0>(dh_strides);
+    problem.dh_channel_stride = std::get<1>(dh_strides);
+  }
+
+  void Run(Address x, Address dz, Address state, Address dh, int threads) const {
+    convscan_filter_gradient p = problem;
+    p.x = Pointer<const void>(x);
+    p.dz = Pointer<const void>(dz);
+    p.state = Pointer<const void>(state);
+    p.dh = Pointer<void>(dh);
+    p.threads = threads;
+    convscan_status status;
+    {
+      nb::gil_scoped_release release;
+      status = is_fft ? convscan_filter_gradient_fft(&p, transform_length) : convscan_filter_gradient_direct(&p);
+    }
+    Raise(status, "causal_conv backward");
+  }
+};
+
+struct ScanCall {
+  enum class Kernel { sequential, tiled, parallel } kernel;
+  convscan_scan problem{};
+
+  ScanCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length, int64_t channels,
+           bool reverse, const Triple &x_strides, const Triple &a_strides, const Pair &y_init_strides,
+           const Triple &y_strides) {
+    if (name == "sequential") kernel = Kernel::sequential;
+    else if (name == "tiled") kernel = Kernel::tiled;
+    else if (name == "parallel") kernel = Kernel::parallel;
+    else throw nb::value_error(("unknown kernel: " + name).c_str());
+    problem.batch = batch;
+    problem.length = length;
+    problem.channels = channels;
+    problem.dtype = ParseDtype(dtype);
+    problem.reverse = reverse;
+    problem.x_strides = Strides(x_strides);
+    problem.a_strides = Strides(a_strides);
+    problem.y_init_batch_stride = std::get<0>(y_init_strides);
+    problem.y_init_channel_stride = std::get<1>(y_init_strides);
+    problem.y_strides = Strides(y_strides);
+  }
+
+  convscan_scan Bind(Address x, Address a, Address y_init, Address y, int threads) const {
+    convscan_scan p = problem;
+    p.x = Pointer<const void>(x);
+    p.a = Pointer<const void>(a);
+    p.y_init = Pointer<const void>(y_init);
+    p.y = Pointer<void>(y);
+    p.threads = threads;
+    return p;
+  }
+
+  void Run(Address x, Address a, Address y_init, Address y, int threads) const {
+    const convscan_scan p = Bind(x, a, y_init, y, threads);
+    convscan_status status = CONVSCAN_UNSUPPORTED;
+    {
+      nb::gil_scoped_release release;
+      switch (kernel) {
+        case Kernel::sequential: status = convscan_scan_sequential(&p); break;
+        case Kernel::tiled: status = convscan_scan_tiled(&p); break;
+        case Kernel::parallel: status = convscan_scan_parallel(&p); break;
+      }
+    }
+    Raise(status, "linear_recurrence");
+  }
+};
+
+struct ScanGradientCall {
+  ScanCall forward;
+  convscan_scan_gradient problem{};
+
+  ScanGradientCall(const ScanCall &forward, const Triple &dy_strides, const Triple &dx_strides,
+                   const Triple &da_strides, const Pair &dy_init_strides)
+      : forward(forward) {
+    problem.dy_strides = Strides(dy_strides);
+    problem.dx_strides = Strides(dx_strides);
+    problem.da_strides = Strides(da_strides);
+    problem.dy_init_batch_stride = std::get<0>(dy_init_strides);
+    problem.dy_init_channel_stride = std::get<1>(dy_init_strides);
+  }
+
+  void Run(Address a, Address y_init, Address y, Address dy, Address dx, Address da, Address dy_init,
+           int threads) const {
+    convscan_scan_gradient p = problem;
+    p.forward = forward.Bind(0, a, y_init, y, threads);
+    p.dy = Pointer<const void>(dy);
+    p.dx = Pointer<void>(dx);
+    p.da = Pointer<void>(da);
+    p.dy_init = Pointer<void>(dy_init);
+    convscan_status status;
+    {
+      nb::gil_scoped_release release;
+      status = convscan_scan_gradient_sequential(&p);
+    }
+    Raise(status, "linear_recurrence backward");
+  }
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  using namespace nb::literals;
+  nb::set_leak_warnings(false);  // interpreter exit order is not ours to judge
+  m.doc() = "Native kernels of convscan: addresses, sizes and strides in; nothing checked twice.";
+
+  nb::class_<ConvCall>(m, "ConvCall", "A convolution, all but its addresses.")
+      .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
+                    const Pair &, const Triple &, int64_t, const Triple &, int64_t, const std::string &, int64_t>(),
+           "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "h_strides"_a,
+           "y_strides"_a, "bias_stride"_a = 1, "state_strides"_a = Triple{0, 0, 0}, "origin"_a = 0,
+           "activation"_a = "identity", "transform_length"_a = 0)
+      .def("__call__", &ConvCall::Run, "x"_a, "h"_a, "bias"_a, "state"_a, "y"_a, "threads"_a = 0);
+  nb::class_<FilterGradientCall>(m, "FilterGradientCall", "The gradient of a convolution's filter.")
+      .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
+                    const Triple &, const Triple &, const Pair &, int64_t>(),
+           "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "dz_strides"_a,
+           "state_strides"_a, "dh_strides"_a, "transform_length"_a = 0)
+      .def("__call__", &FilterGradientCall::Run, "x"_a, "dz"_a, "state"_a, "dh"_a, "threads"_a = 0);
+  nb::class_<ScanCall>(m, "ScanCall", "A linear recurrence, all but its addresses.")
+      .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, bool, const Triple &,
+                    const Triple &, const Pair &, const Triple &>(),
+           "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "reverse"_a, "x_strides"_a, "a_strides"_a,
+           "y_init_strides"_a, "y_strides"_a)
+      .def("__call__", &ScanCall::Run, "x"_a, "a"_a, "y_init"_a, "y"_a, "threads"_a = 0);
+  nb::class_<ScanGradientCall>(m, "ScanGradientCall", "The gradients of a linear recurrence.")
+      .def(nb::init<const ScanCall &, const Triple &, const Triple &, const Triple &, const Pair &>(), "forward"_a,
+           "dy_strides"_a, "dx_strides"_a, "da_strides"_a, "dy_init_strides"_a)
+      .def("__call__", &ScanGradientCall::Run, "a"_a, "y_init"_a, "y"_a, "dy"_a, "dx"_a, "da"_a, "dy_init"_a,
+           "threads"_a = 0);
+
+  m.def("fft_length", [](int64_t points, const std::string &dtype) {
+    return convscan_fft_length(points, ParseDtype(dtype));
+  });
+  m.def("isa", [] { return std::string(convscan_isa()); });
+  m.def("isa_names", [] {
+    nb::list names;
+    for (int i = 0; i < convscan_isa_count(); ++i) names.append(convscan_isa_name(i));
+    return names;
+  });
+  m.def("set_isa", [](const std::string &name) { return convscan_set_isa(name.c_str()) == CONVSCAN_OK; });
+  m.def("thread_count", &convscan_thread_count);
+  m.def("workspace_current", &convscan_workspace_current);
+  m.def("workspace_peak", &convscan_workspace_peak);
+  m.def("tables_current", &convscan_tables_current);
+  m.def("reset_workspace_peak", &convscan_workspace_reset_peak);
+  m.def("advise_huge_pages",
+        [](Address address, size_t bytes) { convscan_advise_huge_pages(Pointer<void>(address), bytes); });
+}

@@ -1,0 +1,7 @@
+#include "core/kernels.h"
+#include "core/vector.h"
+
+namespace convscan::CONVSCAN_ISA {
+convscan_status ScanTiled(const convscan_scan &) { return CONVSCAN_UNSUPPORTED; }
+
+}  // namespace convscan::CONVSCAN_ISA
