@@ -5,6 +5,7 @@
 
 #include "core/isa.h"
 #include "core/parallel.h"
+#include "core/tables.h"
 #include "core/workspace.h"
 
 using namespace convscan;

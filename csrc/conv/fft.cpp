@@ -1,9 +1,345 @@
+// Convolution by FFT: one row at a time, the row and its filter's spectrum in cache (see fft/transform.h).
+//
+// A block of P = 2M - (K - 1) outputs needs one transform of M points. If that covers the row there is one block;
+// otherwise blocks overlap and save: the K - 1 samples before a block enter its transform at the end of the period.
+// An initial state is the same thing for the first block.
+//
+// Rows of a channel-contiguous array are read and written 16 channels at a time through the output array itself,
+// transposed in 16 x 16 tiles (TransposeTiles), so that every access is a whole chunk and no scratch is needed.
+#include "conv/activation.h"
 #include "core/kernels.h"
-#include "core/vector.h"
+#include "core/parallel.h"
+#include "core/storage.h"
+#include "core/workspace.h"
+#include "fft/rows.h"
+#include "fft/transform.h"
 
 namespace convscan::CONVSCAN_ISA {
-convscan_status ConvFft(const convscan_conv &, int64_t) { return CONVSCAN_UNSUPPORTED; }
-convscan_status FilterGradientFft(const convscan_filter_gradient &, int64_t) { return CONVSCAN_UNSUPPORTED; }
-int64_t FftLength(int64_t, convscan_dtype) { return 0; }
+namespace {
+
+// Below this many samples a second thread costs more than it saves.
+constexpr int64_t kParallelSamples = 1 << 14;
+
+// A length of M for `taps` and `length`, checked or chosen; and the outputs P of a block, 0 when M does not fit.
+template <class T>
+struct Blocks {
+  int64_t points, outputs;
+
+  Blocks(int64_t length, int64_t taps, int64_t transform_length) {
+    const int64_t span = length + taps - 1;
+    points = transform_length > 0 ? transform_length : TransformLength<T>(CeilDiv(span, 2));
+    if (2 * points >= span) {
+      outputs = length;
+    } else {
+      outputs = (2 * points - (taps - 1)) / kChunk * kChunk;
+      if (outputs < taps - 1 || outputs < kChunk) outputs = 0;  // a block's history must lie in the block before
+    }
+  }
+};
+
+// Carves arrays from one thread's workspace; with no memory it only counts.
+class Arena {
+ public:
+  explicit Arena(void *memory) : memory_(static_cast<char *>(memory)) {}
+  template <class E>
+  E *Take(int64_t count) {
+    constexpr int64_t kAlignment = 64;
+    E *taken = memory_ == nullptr ? nullptr : reinterpret_cast<E *>(memory_ + used_);
+    used_ += CeilDiv(count * static_cast<int64_t>(sizeof(E)), kAlignment) * kAlignment;
+    return taken;
+  }
+  size_t Used() const { return static_cast<size_t>(used_); }
+
+ private:
+  char *memory_;
+  int64_t used_ = 0;
+};
+
+// What the channels of one task are: 16 neighbours read through tiles, or one.
+struct Groups {
+  int64_t tiled, single;  // how many of each
+
+  Groups(int64_t channels, int64_t length, bool can_tile) {
+    tiled = can_tile && length >= kChunk ? channels / kChunk : 0;
+    single = channels - tiled * kChunk;
+  }
+  int64_t Count() const { return tiled + single; }
+  bool IsTiled(int64_t group) const { return group < tiled; }
+  int64_t First(int64_t group) const { return group < tiled ? group * kChunk : tiled * kChunk + (group - tiled); }
+  int64_t Size(int64_t group) const { return group < tiled ? kChunk : 1; }
+};
+
+template <class S>
+class FftConvolution {
+ public:
+  using T = Compute<S>;
+  using C = Complex<T>;
+
+  FftConvolution(const convscan_conv &p, const Transform<T> &transform, int64_t outputs)
+      : p_(p),
+        transform_(transform),
+        outputs_(outputs),
+        history_(p.taps - 1 - p.origin),
+        groups_(p.channels, p.length,
+                p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.channels >= kChunk) {}
+
+  convscan_status Run() {
+    // Channels first; where they are too few to share out, batches too, and each transforms the filter for itself.
+    const int threads = p_.batch * p_.length * p_.channels < kParallelSamples ? 1 : p_.threads;
+    const int64_t parts = groups_.Count() < 4 ? p_.batch : 1;
+    const int64_t batches = p_.batch / parts;
+    bool failed = false;
+    ParallelFor(groups_.Count() * parts, threads, [&](int64_t task) {
+      const int64_t part = task / groups_.Count();
+      if (!RunGroup(task % groups_.Count(), part * batches, (part + 1) * batches))
+        __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+    });
+    return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
+  }
+
+ private:
+  struct Scratch {
+    C *data, *spectrum;
+    T *history[2];
+  };
+
+  Scratch Carve(Arena &arena) const {
+    const bool keeps_history = history_ > 0 && (outputs_ < p_.length || p_.state != nullptr);
+    return {arena.Take<C>(transform_.Elements()), arena.Take<C>(transform_.Elements()),
+            {arena.Take<T>(keeps_history ? history_ : 0), arena.Take<T>(keeps_history ? history_ : 0)}};
+  }
+
+  bool RunGroup(int64_t group, int64_t batch_begin, int64_t batch_end) const {
+    Arena count(nullptr);
+    Carve(count);
+    void *const memory = Workspace(count.Used());
+    if (memory == nullptr) return false;
+    Arena arena(memory);
+    const Scratch scratch = Carve(arena);
+    const bool is_tiled = groups_.IsTiled(group);
+    const int64_t first = groups_.First(group);
+    if (is_tiled)
+      for (int64_t b = batch_begin; b < batch_end; ++b)
+        TransposeTiles(X(b, first), p_.x_strides.time, Y(b, first), p_.y_strides.time, p_.length / kChunk);
+    for (int64_t c = 0; c < groups_.Size(group); ++c) {
+      TransformFilter(first + c, scratch.spectrum);
+      for (int64_t b = batch_begin; b < batch_end; ++b) {
+        Row<S> out = Row<S>::Strided(Y(b, first + c), p_.y_strides.time, p_.length);
+        Row<const S> in = Row<const S>::Strided(X(b, first + c), p_.x_strides.time, p_.length);
+        if (is_tiled) {
+          S *const chunks = Y(b, first) + c * p_.y_strides.time;
+          const int64_t fast_length = p_.length / kChunk * kChunk;
+          out = {chunks, kChunk * p_.y_strides.time, fast_length, out.elements, out.stride};
+          in = {chunks, kChunk * p_.y_strides.time, fast_length, in.elements, in.stride};
+        }
+        ConvolveRow(b, first + c, in, out, scratch);
+      }
+    }
+    if (is_tiled)
+      for (int64_t b = batch_begin; b < batch_end; ++b)
+        TransposeTiles(Y(b, first), p_.y_strides.time, Y(b, first), p_.y_strides.time, p_.length / kChunk);
+    return true;
+  }
+
+  void TransformFilter(int64_t channel, C *spectrum) const {
+    const int64_t period = 2 * transform_.Points();
+    const Taps<S> taps{static_cast<const S *>(p_.h) + channel * p_.h_channel_stride, p_.h_tap_stride, p_.taps,
+                       p_.origin, period, T{1} / static_cast<T>(transform_.Points())};
+    transform_.FirstStep(taps, taps.UpperIsZero(transform_.Points()), spectrum);
+    transform_.Spectrum(spectrum);
+  }
+
+  void ConvolveRow(int64_t batch, int64_t channel, const Row<const S> &in, const Row<S> &out,
+                   const Scratch &scratch) const {
+    const T *history = nullptr;
+    if (p_.state != nullptr && history_ > 0) {
+      const S *state = static_cast<const S *>(p_.state) + batch * p_.state_strides.batch +
+                       channel * p_.state_strides.channel;
+      for (int64_t i = 0; i < history_; ++i) scratch.history[0][i] = LoadScalar(state + i * p_.state_strides.time);
+      history = scratch.history[0];
+    }
+    const T bias = p_.bias == nullptr
+                       ? T{0}
+                       : LoadScalar(static_cast<const S *>(p_.bias) + channel * p_.bias_stride);
+    for (int64_t start = 0; start < p_.length; start += outputs_) {
+      const int64_t rest = p_.length - start;
+      const Signal<S> signal(in.From(start), Min(outputs_ + p_.origin, rest), history, history_,
+                             transform_.Points());
+      if (outputs_ < rest && history_ > 0) {  // before the outputs overwrite it
+        T *const next = scratch.history[history == scratch.history[0]];
+        signal.Copy(outputs_, history_, next);
+        history = next;
+      }
+      transform_.FirstStep(signal, signal.UpperIsZero(transform_.Points()), scratch.data);
+      transform_.MultiplyBySpectrum(scratch.data, scratch.spectrum);
+      const Sink<S> sink{out.From(start), Min(outputs_, rest), bias, p_.activation};
+      transform_.LastStep(scratch.data, sink.length, sink);
+    }
+  }
+
+  const S *X(int64_t batch, int64_t channel) const {
+    return static_cast<const S *>(p_.x) + batch * p_.x_strides.batch + channel * p_.x_strides.channel;
+  }
+  S *Y(int64_t batch, int64_t channel) const {
+    return static_cast<S *>(p_.y) + batch * p_.y_strides.batch + channel * p_.y_strides.channel;
+  }
+
+  const convscan_conv &p_;
+  const Transform<T> &transform_;
+  const int64_t outputs_, history_;
+  const Groups groups_;
+};
+
+// dh by correlation: conj(X) DZ summed over blocks and batch before one inverse transform. Blocks of dz have P samples;
+// the lags 0 ... K-1 of x lie in the same samples and the K - 1 before them.
+template <class S>
+class FftFilterGradient {
+ public:
+  using T = Compute<S>;
+  using C = Complex<T>;
+
+  FftFilterGradient(const convscan_filter_gradient &p, const Transform<T> &transform, int64_t outputs)
+      : p_(p),
+        transform_(transform),
+        outputs_(outputs),
+        groups_(p.channels, p.length,
+                p.x_strides.channel == 1 && p.dz_strides.channel == 1 && p.channels >= kChunk &&
+                    p.batch * p.length * kChunk * static_cast<int64_t>(2 * sizeof(S)) <= kTileBytes) {}
+
+  convscan_status Run() {
+    const int threads = p_.batch * p_.length * p_.channels < kParallelSamples ? 1 : p_.threads;
+    bool failed = false;
+    ParallelFor(groups_.Count(), threads, [&](int64_t group) {
+      if (!RunGroup(group)) __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+    });
+    return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
+  }
+
+ private:
+  // Up to here 16 channels of both inputs are copied, transposed, into the workspace; larger ones are read in place.
+  static constexpr int64_t kTileBytes = int64_t{8} << 20;
+
+  struct Scratch {
+    C *x, *dz, *sum;
+    T *history;
+    S *x_tiles, *dz_tiles;
+  };
+
+  Scratch Carve(Arena &arena, bool is_tiled) const {
+    const int64_t tile = is_tiled ? p_.batch * p_.length * kChunk : 0;
+    return {arena.Take<C>(transform_.Elements()), arena.Take<C>(transform_.Elements()),
+            arena.Take<C>(transform_.Elements()), arena.Take<T>(p_.taps - 1), arena.Take<S>(tile),
+            arena.Take<S>(tile)};
+  }
+
+  bool RunGroup(int64_t group) const {
+    const bool is_tiled = groups_.IsTiled(group);
+    Arena count(nullptr);
+    Carve(count, is_tiled);
+    void *const memory = Workspace(count.Used());
+    if (memory == nullptr) return false;
+    Arena arena(memory);
+    const Scratch scratch = Carve(arena, is_tiled);
+    const int64_t first = groups_.First(group);
+    for (int64_t b = 0; is_tiled && b < p_.batch; ++b) {
+      const int64_t at = b * p_.length * kChunk;
+      TransposeTiles(X(b, first), p_.x_strides.time, scratch.x_tiles + at, kChunk, p_.length / kChunk);
+      TransposeTiles(Dz(b, first), p_.dz_strides.time, scratch.dz_tiles + at, kChunk, p_.length / kChunk);
+    }
+    for (int64_t c = 0; c < groups_.Size(group); ++c) RunChannel(first + c, scratch, is_tiled, c);
+    return true;
+  }
+
+  void RunChannel(int64_t channel, const Scratch &scratch, bool is_tiled, int64_t lane) const {
+    for (int64_t i = 0; i < transform_.Elements(); ++i) scratch.sum[i] = C{};
+    const int64_t points = transform_.Points(), history_length = p_.taps - 1;
+    const int64_t fast_length = p_.length / kChunk * kChunk;
+    for (int64_t b = 0; b < p_.batch; ++b) {
+      Row<const S> x = Row<const S>::Strided(X(b, channel), p_.x_strides.time, p_.length);
+      Row<const S> dz = Row<const S>::Strided(Dz(b, channel), p_.dz_strides.time, p_.length);
+      if (is_tiled) {
+        const int64_t at = b * p_.length * kChunk + lane * kChunk;
+        x = {scratch.x_tiles + at, kChunk * kChunk, fast_length, x.elements, x.stride};
+        dz = {scratch.dz_tiles + at, kChunk * kChunk, fast_length, dz.elements, dz.stride};
+      }
+      const T *history = nullptr;
+      if (p_.state != nullptr && history_length > 0) {
+        const S *state = static_cast<const S *>(p_.state) + b * p_.state_strides.batch +
+                         channel * p_.state_strides.channel;
+        for (int64_t i = 0; i < history_length; ++i) scratch.history[i] = LoadScalar(state + i * p_.state_strides.time);
+        history = scratch.history;
+      }
+      for (int64_t start = 0; start < p_.length; start += outputs_) {
+        const int64_t length = Min(outputs_, p_.length - start);
+        const Signal<S> signal(x.From(start), length, history, history_length, points);
+        transform_.FirstStep(signal, signal.UpperIsZero(points), scratch.x);
+        transform_.Spectrum(scratch.x);
+        const Signal<S> gradient(dz.From(start), length, nullptr, 0, points);
+        transform_.FirstStep(gradient, gradient.UpperIsZero(points), scratch.dz);
+        transform_.AccumulateCorrelation(scratch.dz, scratch.x, scratch.sum);
+        if (history_length > 0 && start + length < p_.length) {
+          signal.Copy(length, history_length, scratch.history);
+          history = scratch.history;
+        }
+      }
+    }
+    transform_.BackFromSpectrum(scratch.sum);
+    T *const dh = static_cast<T *>(p_.dh) + channel * p_.dh_channel_stride;
+    const T scale = T{1} / static_cast<T>(points);
+    transform_.LastStep(scratch.sum, p_.taps, [&](int64_t n, Vec<T> v) {
+      v *= scale;
+      for (int l = 0; l < kLanes<T> && n + l < p_.taps; ++l) dh[(n + l) * p_.dh_tap_stride] = v[l];
+    });
+  }
+
+  const S *X(int64_t batch, int64_t channel) const {
+    return static_cast<const S *>(p_.x) + batch * p_.x_strides.batch + channel * p_.x_strides.channel;
+  }
+  const S *Dz(int64_t batch, int64_t channel) const {
+    return static_cast<const S *>(p_.dz) + batch * p_.dz_strides.batch + channel * p_.dz_strides.channel;
+  }
+
+  const convscan_filter_gradient &p_;
+  const Transform<T> &transform_;
+  const int64_t outputs_;
+  const Groups groups_;
+};
+
+// Sets up the transform of a problem of either kind and runs it.
+template <class S, template <class> class Runner, class Problem>
+convscan_status RunBlocks(const Problem &p, int64_t transform_length) {
+  using T = Compute<S>;
+  const Blocks<T> blocks(p.length, p.taps, transform_length);
+  Steps<T> steps;
+  if (blocks.outputs <= 0 || !steps.Cut(blocks.points)) return CONVSCAN_UNSUPPORTED;
+  const Transform<T> transform(blocks.points);
+  if (!transform.IsValid()) return CONVSCAN_OUT_OF_MEMORY;
+  return Runner<S>(p, transform, blocks.outputs).Run();
+}
+
+}  // namespace
+
+convscan_status ConvFft(const convscan_conv &p, int64_t transform_length) {
+  return WithRealStorage(p.dtype, [&](auto type) {
+    return RunBlocks<typename decltype(type)::Storage, FftConvolution>(p, transform_length);
+  });
+}
+
+convscan_status FilterGradientFft(const convscan_filter_gradient &p, int64_t transform_length) {
+  return WithRealStorage(p.dtype, [&](auto type) {
+    using T = Compute<typename decltype(type)::Storage>;
+    if (p.batch == 0 || p.length == 0) {
+      for (int64_t k = 0; k < p.taps; ++k)
+        for (int64_t c = 0; c < p.channels; ++c)
+          static_cast<T *>(p.dh)[k * p.dh_tap_stride + c * p.dh_channel_stride] = T{0};
+      return CONVSCAN_OK;
+    }
+    return RunBlocks<typename decltype(type)::Storage, FftFilterGradient>(p, transform_length);
+  });
+}
+
+int64_t FftLength(int64_t points, convscan_dtype dtype) {
+  return dtype == CONVSCAN_FLOAT64 ? TransformLength<double>(points) : TransformLength<float>(points);
+}
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -14,7 +14,6 @@ constexpr size_t kKeep = size_t{1} << 20;
 
 std::atomic<int64_t> current{0};
 std::atomic<int64_t> peak{0};
-std::atomic<int64_t> tables{0};
 
 void Count(int64_t change) {
   const int64_t now = current.fetch_add(change, std::memory_order_relaxed) + change;
@@ -64,7 +63,5 @@ void ReleaseWorkspace() { block.Free(); }
 int64_t WorkspaceCurrent() { return current.load(std::memory_order_relaxed); }
 int64_t WorkspacePeak() { return peak.load(std::memory_order_relaxed); }
 void ResetWorkspacePeak() { peak.store(current.load(std::memory_order_relaxed), std::memory_order_relaxed); }
-void CountTables(int64_t bytes) { tables.fetch_add(bytes, std::memory_order_relaxed); }
-int64_t TablesCurrent() { return tables.load(std::memory_order_relaxed); }
 
 }  // namespace convscan

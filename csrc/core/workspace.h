@@ -18,8 +18,4 @@ int64_t WorkspaceCurrent();
 int64_t WorkspacePeak();
 void ResetWorkspacePeak();
 
-// Bytes held by tables shared between threads (twiddle factors); kernels that keep tables report them here.
-void CountTables(int64_t bytes);
-int64_t TablesCurrent();
-
 }  // namespace convscan

@@ -1,0 +1,182 @@
+// How a transform reads and writes one row (the time axis of one channel) of an array in any memory order.
+//
+// A row is either contiguous, or chunked: 16 samples together, then a jump (see TransposeTiles), or anything else,
+// which is read element by element.
+#pragma once
+
+#include "conv/activation.h"
+#include "core/vector.h"
+
+namespace convscan::CONVSCAN_ISA {
+
+inline constexpr int kChunk = 16;
+
+// A row's memory. Samples below fast_length lie in chunks: sample n at chunks[(n / 16) chunk_stride + n % 16];
+// all others, and all samples where fast_length is 0, at elements[n stride].
+template <class S>
+struct Row {
+  S *chunks;
+  int64_t chunk_stride;
+  int64_t fast_length;
+  S *elements;
+  int64_t stride;
+
+  static Row Strided(S *elements, int64_t stride, int64_t length) {
+    return {elements, kChunk, stride == 1 ? length : 0, elements, stride};
+  }
+  // The same row from sample `start` on, a multiple of 16.
+  Row From(int64_t start) const {
+    return {chunks + start / kChunk * chunk_stride, chunk_stride, Max(fast_length - start, 0),
+            elements + start * stride, stride};
+  }
+  CONVSCAN_INLINE S *At(int64_t n) const { return chunks + (n / kChunk) * chunk_stride + n % kChunk; }
+  CONVSCAN_INLINE S *Element(int64_t n) const { return n < fast_length ? At(n) : elements + n * stride; }
+};
+
+// Samples 0 <= n < length of a row, then zeros, then, from 2M - history_length on, minus the samples before the row:
+// modulo X^2M + 1 they come round with the sign changed.
+template <class S>
+struct Signal {
+  using T = Compute<S>;
+  static constexpr int kW = kLanes<T>;
+  Row<const S> row;
+  int64_t length;
+  const T *history;       // null for none
+  int64_t history_start;  // 2M - history_length; 2M for none
+
+  Signal(Row<const S> row, int64_t length, const T *history, int64_t history_length, int64_t points)
+      : row(row),
+        length(length),
+        history(history),
+        history_start(2 * points - (history == nullptr ? 0 : history_length)) {}
+
+  CONVSCAN_INLINE Vec<T> operator()(int64_t n) const {
+    if (__builtin_expect(n + kW <= Min(length, row.fast_length), 1)) return Load<kW>(row.At(n));
+    if (n >= length && n + kW <= history_start) return Vec<T>{};
+    return Edge(n);
+  }
+
+  __attribute__((noinline)) Vec<T> Edge(int64_t n) const {
+    Vec<T> v{};
+    for (int l = 0; l < kW; ++l) {
+      const int64_t i = n + l;
+      if (i < length) {
+        v[l] = LoadScalar(row.Element(i));
+      } else if (i >= history_start) {
+        v[l] = -history[i - history_start];
+      }
+    }
+    return v;
+  }
+
+  bool UpperIsZero(int64_t points) const { return length <= points && history == nullptr; }
+
+  // The `count` samples that end at sample `end`, into memory of the compute type.
+  void Copy(int64_t end, int64_t count, T *to) const {
+    for (int64_t i = 0; i < count; ++i) to[i] = LoadScalar(row.Element(end - count + i));
+  }
+};
+
+// Taps of a filter, tap `origin` at sample 0: earlier ones come round from 2M with the sign changed. Times scale.
+template <class S>
+struct Taps {
+  using T = Compute<S>;
+  static constexpr int kW = kLanes<T>;
+  const S *h;
+  int64_t stride, count, origin, period;  // period: 2M
+  T scale;
+
+  CONVSCAN_INLINE Vec<T> operator()(int64_t n) const {
+    const int64_t first = n + origin;
+    if (stride == 1 && first + kW <= count) return Load<kW>(h + first) * scale;
+    if (first >= count && n + kW <= period - origin) return Vec<T>{};
+    return Edge(n);
+  }
+
+  __attribute__((noinline)) Vec<T> Edge(int64_t n) const {
+    Vec<T> v{};
+    for (int l = 0; l < kW; ++l) {
+      const int64_t i = n + l;
+      if (i + origin < count) {
+        v[l] = LoadScalar(h + (i + origin) * stride) * scale;
+      } else if (i >= period - origin) {
+        v[l] = -(LoadScalar(h + (i + origin - period) * stride) * scale);
+      }
+    }
+    return v;
+  }
+
+  bool UpperIsZero(int64_t points) const { return origin == 0 && count <= points; }
+};
+
+// Writes samples 0 <= n < length of a row: activation(sample + bias).
+template <class S>
+struct Sink {
+  using T = Compute<S>;
+  static constexpr int kW = kLanes<T>;
+  Row<S> row;
+  int64_t length;
+  T bias;
+  convscan_activation activation;
+
+  CONVSCAN_INLINE void operator()(int64_t n, Vec<T> v) const {
+    v += bias;
+    if (__builtin_expect(activation != CONVSCAN_IDENTITY, 0)) v = Activated(v);
+    if (__builtin_expect(n + kW <= Min(length, row.fast_length), 1)) return Store<kW>(row.At(n), v);
+    Edge(n, v);
+  }
+
+  __attribute__((noinline)) Vec<T> Activated(Vec<T> v) const { return Activate<kW, T>(v, activation); }
+
+  __attribute__((noinline)) void Edge(int64_t n, Vec<T> v) const {
+    for (int l = 0; l < kW && n + l < length; ++l) StoreScalar(row.Element(n + l), v[l]);
+  }
+};
+
+// What a stored type is moved as.
+template <class S>
+struct StorableAs {
+  using Type = S;
+};
+template <>
+struct StorableAs<BFloat16> {
+  using Type = uint16_t;
+};
+template <>
+struct StorableAs<Float16> {
+  using Type = uint16_t;
+};
+
+// Time steps x channels become channels x time steps inside each 16 x 16 tile: row 16 i + c of `to` then holds samples
+// 16 i ... 16 i + 15 of channel c, one chunk. `from` and `to` are 16 channels wide; they may be the same memory, so an
+// output array is its own scratch. `tiles` is the number of tiles along time. Undoes itself.
+template <class S>
+void TransposeTiles(const S *from, int64_t from_stride, S *to, int64_t to_stride, int64_t tiles) {
+  using Bits = typename StorableAs<S>::Type;
+  constexpr int kW = kVectorBytes / static_cast<int>(sizeof(Bits)) < kChunk
+                         ? kVectorBytes / static_cast<int>(sizeof(Bits))
+                         : kChunk;
+  using V = Vec<Bits, kW>;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const Bits *source = reinterpret_cast<const Bits *>(from + tile * kChunk * from_stride);
+    Bits *target = reinterpret_cast<Bits *>(to + tile * kChunk * to_stride);
+    for (int i = 0; i < kChunk; i += kW)
+      for (int j = 0; j <= i; j += kW) {
+        V a[kW], b[kW];
+#pragma GCC unroll 16
+        for (int r = 0; r < kW; ++r) a[r] = Load<kW>(source + (i + r) * from_stride + j);
+        if (i != j) {
+#pragma GCC unroll 16
+          for (int r = 0; r < kW; ++r) b[r] = Load<kW>(source + (j + r) * from_stride + i);
+          Transpose<Bits, kW>(b);
+#pragma GCC unroll 16
+          for (int r = 0; r < kW; ++r) Store<kW>(target + (i + r) * to_stride + j, b[r]);
+        }
+        Transpose<Bits, kW>(a);
+#pragma GCC unroll 16
+        for (int r = 0; r < kW; ++r) Store<kW>(target + (j + r) * to_stride + i, a[r]);
+      }
+  }
+}
+
+}  // namespace convscan::CONVSCAN_ISA

@@ -1,0 +1,451 @@
+// Real linear convolution by one complex FFT of half its length.
+//
+// Everything happens modulo X^2M + 1 over the reals. Its roots come in conjugate pairs; evaluating a real polynomial
+// x of 2M coefficients at one of each pair, zeta_k = exp(-2πi (k - 1/4) / M), is a complex DFT of M points:
+//
+//   X[k] = sum_{n<M} (x[n] + i x[n+M]) w^(n (k - 1/4)),   w = exp(-2πi / M),
+//
+// since zeta_k^M = i for every k. Products of X[k] are therefore negacyclic convolutions of 2M real samples, with no
+// zero padding stored and no pass to untangle a real transform. Shifting k by 1/4 costs nothing: it only changes
+// twiddle factors (and turns the first butterfly's inputs by multiples of π / 2R).
+//
+// M = W N, where W is the number of lanes: sample n = W j + l sits in lane l of element j. The transform of each lane
+// over j is an ordinary one of N points in which an element is a whole vector, twiddle factors are scalars, and no
+// step needs a shuffle: decimation in frequency, radices 4, 2, 3 or 5 first, then 8, 4, 2, 3, 5, and W last. After
+// that last step the W elements of a group are transposed in registers, turned by w^(l (k - 1/4)) and transformed
+// over l. Nothing between the transforms needs the natural order, so the way back undoes the steps in reverse, block
+// by block: a sub-block goes forwards, is multiplied by the filter's spectrum and comes back while it is in cache.
+//
+// An element (real vector, imaginary vector) fills one cache line or two, so power-of-two strides waste no line.
+#pragma once
+
+#include <math.h>
+
+#include "core/tables.h"
+#include "core/vector.h"
+#include "fft/butterfly.h"
+
+namespace convscan::CONVSCAN_ISA {
+
+// exp(-2πi numerator / denominator), from the first octant so that both parts are good to the last place of a double.
+inline void UnitRoot(int64_t numerator, int64_t denominator, double &re, double &im) {
+  int64_t n = numerator % denominator;
+  if (n < 0) n += denominator;
+  // The angle is n / denominator of a turn; 8 n / denominator counts octants.
+  const int octant = static_cast<int>(8 * n / denominator);
+  int64_t m = 8 * n - octant * denominator;  // within the octant, in units of 1 / (8 denominator)
+  if (octant & 1) m = denominator - m;
+  const double angle = 0.78539816339744830962 * static_cast<double>(m) / static_cast<double>(denominator);
+  const double c = cos(angle), s = sin(angle);
+  static const signed char kSwap[8] = {0, 1, 1, 0, 0, 1, 1, 0};
+  static const signed char kCosineSign[8] = {1, 1, -1, -1, -1, -1, 1, 1};
+  static const signed char kSineSign[8] = {1, 1, 1, 1, -1, -1, -1, -1};
+  re = kCosineSign[octant] * (kSwap[octant] ? s : c);
+  im = -kSineSign[octant] * (kSwap[octant] ? c : s);
+}
+
+// How a transform of M points is cut into steps.
+template <class T>
+struct Steps {
+  static constexpr int kW = kLanes<T>;
+  static constexpr int kMost = 24;
+  int count = 0;  // without the last step of radix W
+  int radix[kMost];
+  int64_t elements = 0;  // N
+
+  // False when the length is not W² r (2,3,4,5,8)*, r in {2,3,4,5}.
+  bool Cut(int64_t points) {
+    constexpr int64_t kUnit = int64_t{kW} * kW;
+    if (points < 2 * kUnit || points % kUnit != 0) return false;
+    elements = points / kW;
+    int64_t rest = points / kUnit;
+    int twos = 0, threes = 0, fives = 0;
+    for (; rest % 2 == 0; rest /= 2) ++twos;
+    for (; rest % 3 == 0; rest /= 3) ++threes;
+    for (; rest % 5 == 0; rest /= 5) ++fives;
+    if (rest != 1) return false;
+    count = 0;
+    if (twos >= 2 && twos != 3) {
+      radix[count++] = 4;
+      twos -= 2;
+    } else if (twos >= 1) {
+      radix[count++] = 2;
+      twos -= 1;
+    } else if (threes >= 1) {
+      radix[count++] = 3;
+      threes -= 1;
+    } else {
+      radix[count++] = 5;
+      fives -= 1;
+    }
+    for (; fives > 0; --fives) radix[count++] = 5;
+    for (; threes > 0; --threes) radix[count++] = 3;
+    for (; twos >= 5 || twos == 3; twos -= 3) radix[count++] = 8;
+    for (; twos >= 2; twos -= 2) radix[count++] = 4;
+    if (twos == 1) radix[count++] = 2;
+    return count <= kMost;
+  }
+};
+
+// Twiddle factors of a transform of M points. About 2 M / W complex numbers for the steps and M / W for the lanes.
+template <class T>
+struct Twiddles {
+  static constexpr int kW = kLanes<T>;
+  Steps<T> steps;
+  int64_t step_offset[Steps<T>::kMost];  // into scalars, in complex numbers
+  int64_t lane_offset;                   // into scalars, likewise
+  Complex<T> fine[kW];                   // exp(-2πi l p / W²) in lane l of fine[p]
+  // exp(iπ q / 2R), R the first radix: what the quarter shift makes of the inputs of the first step.
+  T turn_re[5], turn_im[5];
+  // Followed by the scalars: interleaved complex numbers per step, then per group W real and W imaginary parts.
+
+  T *Scalars() { return reinterpret_cast<T *>(this + 1); }
+  const T *Scalars() const { return reinterpret_cast<const T *>(this + 1); }
+
+  static int64_t Bytes(const Steps<T> &steps) {
+    int64_t numbers = steps.elements;  // lanes
+    int64_t block = steps.elements;
+    for (int s = 0; s < steps.count; ++s) {
+      const int64_t m = block / steps.radix[s];
+      numbers += m * (s == 0 ? steps.radix[s] : steps.radix[s] - 1);
+      block = m;
+    }
+    return static_cast<int64_t>(sizeof(Twiddles)) + numbers * 2 * static_cast<int64_t>(sizeof(T));
+  }
+
+  static void Fill(void *table, int64_t points) {
+    Twiddles &t = *static_cast<Twiddles *>(table);
+    t.steps = Steps<T>{};
+    t.steps.Cut(points);
+    T *scalars = t.Scalars();
+    int64_t offset = 0;
+    int64_t block = t.steps.elements;
+    double re, im;
+    const auto put = [&](int64_t numerator, int64_t denominator) {
+      UnitRoot(numerator, denominator, re, im);
+      scalars[2 * offset] = static_cast<T>(re);
+      scalars[2 * offset + 1] = static_cast<T>(im);
+      ++offset;
+    };
+    for (int s = 0; s < t.steps.count; ++s) {
+      const int r = t.steps.radix[s];
+      const int64_t m = block / r;
+      t.step_offset[s] = offset;
+      for (int64_t j = 0; j < m; ++j) {
+        if (s == 0) {
+          for (int p = 0; p < r; ++p) put(j * (4 * p - 1), 4 * block);  // frequencies shifted by a quarter
+        } else {
+          for (int p = 1; p < r; ++p) put(j * p, block);
+        }
+      }
+      block = m;
+    }
+    t.lane_offset = offset;
+    const int64_t groups = t.steps.elements / kW;
+    for (int64_t g = 0; g < groups; ++g) {
+      // The group's digits, most significant first, are the outputs its steps chose: k = p1 + r1 p2 + r1 r2 p3 + ...
+      int64_t k = 0, weight = 1, rest = g, below = groups;
+      for (int s = 0; s < t.steps.count; ++s) {
+        below /= t.steps.radix[s];
+        k += weight * (rest / below);
+        rest %= below;
+        weight *= t.steps.radix[s];
+      }
+      T *lanes = scalars + 2 * (t.lane_offset + g * kW);
+      for (int l = 0; l < kW; ++l) {
+        UnitRoot(l * (4 * k - 1), 4 * points, re, im);
+        lanes[l] = static_cast<T>(re);
+        lanes[kW + l] = static_cast<T>(im);
+      }
+    }
+    for (int q = 0; q < t.steps.radix[0]; ++q) {
+      UnitRoot(-q, 4 * t.steps.radix[0], re, im);
+      t.turn_re[q] = static_cast<T>(re);
+      t.turn_im[q] = static_cast<T>(im);
+    }
+    for (int p = 0; p < kW; ++p)
+      for (int l = 0; l < kW; ++l) {
+        UnitRoot(l * p, kW * kW, re, im);
+        t.fine[p].re[l] = static_cast<T>(re);
+        t.fine[p].im[l] = static_cast<T>(im);
+      }
+  }
+};
+
+// Transforms of one length; holds its twiddle factors while it lives. Data is an array of N elements.
+template <class T>
+class Transform {
+ public:
+  static constexpr int kW = kLanes<T>;
+  using C = Complex<T>;
+  using V = Vec<T>;
+
+  // Not valid (see below) when the length is unsupported or memory is exhausted.
+  explicit Transform(int64_t points) : points_(points) {
+    static const char kKind = 0;
+    Steps<T> steps;
+    if (!steps.Cut(points)) return;
+    table_ = static_cast<const Twiddles<T> *>(AcquireTable(
+        {&kKind, points}, static_cast<size_t>(Twiddles<T>::Bytes(steps)), &Twiddles<T>::Fill));
+  }
+  ~Transform() {
+    if (table_ != nullptr) ReleaseTable(table_);
+  }
+  Transform(const Transform &) = delete;
+  Transform &operator=(const Transform &) = delete;
+
+  bool IsValid() const { return table_ != nullptr; }
+  int64_t Points() const { return points_; }
+  int64_t Elements() const { return points_ / kW; }
+  int64_t Bytes() const { return points_ * 2 * static_cast<int64_t>(sizeof(T)); }
+
+  // data := the transform of the 2M samples load(n) (vectors of W samples from sample n on), except the last steps
+  // inside groups of W, which the functions below do. upper_is_zero says that samples M and above are all zero.
+  template <class Load>
+  void FirstStep(const Load &load, bool upper_is_zero, C *data) const {
+    switch (table_->steps.radix[0]) {
+      case 2: return FirstStepOf<2>(load, upper_is_zero, data);
+      case 3: return FirstStepOf<3>(load, upper_is_zero, data);
+      case 4: return FirstStepOf<4>(load, upper_is_zero, data);
+      default: return FirstStepOf<5>(load, upper_is_zero, data);
+    }
+  }
+
+  // The way back: store(n, vector) for n = 0, W, 2W, ... < limit, limit <= 2M.
+  template <class Store>
+  void LastStep(const C *data, int64_t limit, const Store &store) const {
+    switch (table_->steps.radix[0]) {
+      case 2: return LastStepOf<2>(data, limit, store);
+      case 3: return LastStepOf<3>(data, limit, store);
+      case 4: return LastStepOf<4>(data, limit, store);
+      default: return LastStepOf<5>(data, limit, store);
+    }
+  }
+
+  // After FirstStep: data becomes the spectrum, in the order the other functions expect of it.
+  void Spectrum(C *data) const {
+    ForBlocks([&](int64_t from, int64_t elements) {
+      Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
+        C v[kW];
+        GroupForward(group, g, v);
+        for (int i = 0; i < kW; ++i) group[i] = v[i];
+      }, Forward{});
+    });
+  }
+
+  // After FirstStep: data becomes, before LastStep, the product with a spectrum (scaled by 1 / M beforehand).
+  void MultiplyBySpectrum(C *data, const C *spectrum) const {
+    ForBlocks([&](int64_t from, int64_t elements) {
+      Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
+        C v[kW];
+        GroupForward(group, g, v);
+        const C *s = spectrum + g * kW;
+#pragma GCC unroll 16
+        for (int i = 0; i < kW; ++i) v[i] = v[i] * s[i];
+        GroupBack(v, g, group);
+      }, RoundTrip{});
+    });
+  }
+
+  // After FirstStep: sum += transform of data times conj(spectrum), both in spectral order.
+  void AccumulateCorrelation(C *data, const C *spectrum, C *sum) const {
+    ForBlocks([&](int64_t from, int64_t elements) {
+      Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
+        C v[kW];
+        GroupForward(group, g, v);
+        for (int i = 0; i < kW; ++i) {
+          C &total = sum[g * kW + i];
+          total = total + MultiplyConjugate(v[i], spectrum[g * kW + i]);
+        }
+      }, Forward{});
+    });
+  }
+
+  // Spectral order to what LastStep expects. The caller scales by 1 / M.
+  void BackFromSpectrum(C *data) const {
+    ForBlocks([&](int64_t from, int64_t elements) {
+      Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
+        C v[kW];
+        for (int i = 0; i < kW; ++i) v[i] = group[i];
+        GroupBack(v, g, group);
+      }, Back{});
+    });
+  }
+
+ private:
+  struct Forward {
+    static constexpr bool kForward = true, kBack = false;
+  };
+  struct Back {
+    static constexpr bool kForward = false, kBack = true;
+  };
+  struct RoundTrip {
+    static constexpr bool kForward = true, kBack = true;
+  };
+
+  static CONVSCAN_INLINE C Scalar(const T *number) {
+    return {Broadcast<T>(number[0]), Broadcast<T>(number[1])};
+  }
+
+  const T *StepTwiddles(int step) const { return table_->Scalars() + 2 * table_->step_offset[step]; }
+
+  template <int R, class Load>
+  void FirstStepOf(const Load &load, bool upper_is_zero, C *data) const {
+    const T *const turn_re = table_->turn_re, *const turn_im = table_->turn_im;
+    const int64_t m = Elements() / R;
+    const T *twiddle = StepTwiddles(0);
+    for (int64_t j = 0; j < m; ++j, twiddle += 2 * R) {
+      C v[R];
+      if (upper_is_zero) {
+#pragma GCC unroll 8
+        for (int q = 0; q < R; ++q) {
+          const V low = load(kW * (j + m * q));
+          v[q] = {low * turn_re[q], low * turn_im[q]};
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int q = 0; q < R; ++q) {
+          const V low = load(kW * (j + m * q)), high = load(kW * (j + m * q) + points_);
+          v[q] = {low * turn_re[q] - high * turn_im[q], low * turn_im[q] + high * turn_re[q]};
+        }
+      }
+      Dft<false, R>(v);
+#pragma GCC unroll 8
+      for (int p = 0; p < R; ++p) data[j + m * p] = v[p] * Scalar(twiddle + 2 * p);
+    }
+  }
+
+  template <int R, class Store>
+  void LastStepOf(const C *data, int64_t limit, const Store &store) const {
+    const T *const turn_re = table_->turn_re, *const turn_im = table_->turn_im;
+    const int64_t m = Elements() / R;
+    const T *twiddle = StepTwiddles(0);
+    const bool upper = limit > points_;
+    for (int64_t j = 0; j < m; ++j, twiddle += 2 * R) {
+      C v[R];
+#pragma GCC unroll 8
+      for (int p = 0; p < R; ++p) v[p] = MultiplyConjugate(data[j + m * p], Scalar(twiddle + 2 * p));
+      Dft<true, R>(v);
+#pragma GCC unroll 8
+      for (int q = 0; q < R; ++q) {
+        const int64_t n = kW * (j + m * q);
+        if (n < limit) store(n, v[q].re * turn_re[q] + v[q].im * turn_im[q]);
+        if (upper && n + points_ < limit) store(n + points_, v[q].im * turn_re[q] - v[q].re * turn_im[q]);
+      }
+    }
+  }
+
+  template <class Block>
+  void ForBlocks(const Block &block) const {
+    const int64_t elements = Elements() / table_->steps.radix[0];
+    for (int64_t from = 0; from < Elements(); from += elements) block(from, elements);
+  }
+
+  // One block of `elements`: its step forwards, its sub-blocks one after the other, its step back.
+  template <class Group, class Direction>
+  void Descend(C *block, int64_t elements, int step, int64_t first_group, const Group &group,
+               Direction direction) const {
+    if (elements == kW) return group(block, first_group);
+    const int radix = table_->steps.radix[step];
+    if constexpr (Direction::kForward) Step<false>(block, elements, step);
+    const int64_t m = elements / radix;
+    for (int64_t from = 0; from < elements; from += m)
+      Descend(block + from, m, step + 1, first_group + from / kW, group, direction);
+    if constexpr (Direction::kBack) Step<true>(block, elements, step);
+  }
+
+  template <bool kInverse>
+  void Step(C *block, int64_t elements, int step) const {
+    switch (table_->steps.radix[step]) {
+      case 2: return StepOf<kInverse, 2>(block, elements, StepTwiddles(step));
+      case 3: return StepOf<kInverse, 3>(block, elements, StepTwiddles(step));
+      case 4: return StepOf<kInverse, 4>(block, elements, StepTwiddles(step));
+      case 5: return StepOf<kInverse, 5>(block, elements, StepTwiddles(step));
+      default: return StepOf<kInverse, 8>(block, elements, StepTwiddles(step));
+    }
+  }
+
+  template <bool kInverse, int R>
+  static __attribute__((noinline)) void StepOf(C *block, int64_t elements, const T *twiddle) {
+    const int64_t m = elements / R;
+    for (int64_t j = 0; j < m; ++j, ++block, twiddle += 2 * (R - 1)) {
+      C v[R];
+#pragma GCC unroll 8
+      for (int q = 0; q < R; ++q) v[q] = block[m * q];
+      if constexpr (kInverse) {
+#pragma GCC unroll 8
+        for (int p = 1; p < R; ++p) v[p] = MultiplyConjugate(v[p], Scalar(twiddle + 2 * p - 2));
+      }
+      Dft<kInverse, R>(v);
+      if constexpr (!kInverse) {
+#pragma GCC unroll 8
+        for (int p = 1; p < R; ++p) v[p] = v[p] * Scalar(twiddle + 2 * p - 2);
+      }
+#pragma GCC unroll 8
+      for (int q = 0; q < R; ++q) block[m * q] = v[q];
+    }
+  }
+
+  CONVSCAN_INLINE C LaneTwiddle(int64_t g) const {
+    const T *lanes = table_->Scalars() + 2 * (table_->lane_offset + g * kW);
+    return {Load<kW>(lanes), Load<kW>(lanes + kW)};
+  }
+
+  static CONVSCAN_INLINE void TransposeGroup(C (&v)[kW]) {
+    V part[kW];
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) part[i] = v[i].re;
+    Transpose<T>(part);
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) {
+      v[i].re = part[i];
+      part[i] = v[i].im;
+    }
+    Transpose<T>(part);
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) v[i].im = part[i];
+  }
+
+  CONVSCAN_INLINE void GroupForward(const C *group, int64_t g, C (&v)[kW]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) v[i] = group[i];
+    Dft<false, kW>(v);
+    const C lanes = LaneTwiddle(g);
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) v[i] = v[i] * (lanes * table_->fine[i]);
+    TransposeGroup(v);
+    Dft<false, kW>(v);
+  }
+
+  CONVSCAN_INLINE void GroupBack(C (&v)[kW], int64_t g, C *group) const {
+    Dft<true, kW>(v);
+    TransposeGroup(v);
+    const C lanes = LaneTwiddle(g);
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) v[i] = MultiplyConjugate(v[i], lanes * table_->fine[i]);
+    Dft<true, kW>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) group[i] = v[i];
+  }
+
+  int64_t points_;
+  const Twiddles<T> *table_ = nullptr;
+};
+
+// The smallest-cost length of at least `points`; 0 when there is none below 2^40.
+template <class T>
+int64_t TransformLength(int64_t points) {
+  constexpr int64_t kUnit = int64_t{kLanes<T>} * kLanes<T>;
+  constexpr int64_t kLargest = int64_t{1} << 40;
+  int64_t best = 0;
+  const int64_t units = Max(2, CeilDiv(points, kUnit));
+  for (int64_t fives = 1; fives <= 125; fives *= 5)
+    for (int64_t threes = fives; threes <= 243 * fives; threes *= 3) {
+      int64_t length = threes;
+      while (length < units) length *= 2;
+      if (length >= 2 && length * kUnit <= kLargest && (best == 0 || length < best)) best = length;
+    }
+  return best * kUnit;
+}
+
+}  // namespace convscan::CONVSCAN_ISA
