@@ -1,0 +1,55 @@
+# make profile    build everything and profile every implementation over real model shapes
+# make test       build everything and run the whole test suite
+# make lint       style and types
+# make format     apply the style
+# make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make clean      remove what the targets above made
+#
+# Everything happens in .venv and build/; a changed C++ file costs an incremental build, a changed Python file nothing.
+# Arguments go through ARGS: make profile ARGS="--quick", make test ARGS="-k recurrence".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := CMakeLists.txt $(shell find csrc -type f)
+SANITIZED := build/sanitize
+
+.PHONY: profile test lint format sanitize clean
+
+profile: $(VENV)/installed
+	$(BIN)/convscan profile $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sanitize: $(VENV)/tools
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON -DCONVSCAN_SANITIZE=address,undefined
+	$(BIN)/cmake --build $(SANITIZED)
+	ASAN_OPTIONS=allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	    $(SANITIZED)/tests/native/kernel_tests
+
+# The build's own tools come first: the package is then built in place, without a throw-away environment, so that the
+# next build is incremental.
+$(VENV)/tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt scikit-build-core nanobind cmake ninja setuptools torch numpy
+	touch $@
+
+$(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[rivals,test,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
