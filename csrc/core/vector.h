@@ -187,9 +187,22 @@ CONVSCAN_INLINE void StoreScalar(S *p, Compute<S> v) {
   }
 }
 
+
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndicesImpl : MakeIndicesImpl<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndicesImpl<0, I...> {
+  using Type = Indices<I...>;
+};
+template <int N>
+using MakeIndices = typename MakeIndicesImpl<N>::Type;
+
 template <class T, int W = kLanes<T>>
 CONVSCAN_INLINE Vec<T, W> Broadcast(T v) {
-  return Vec<T, W>{} + v;
+  // A list of lanes, which compiles to one broadcasting load; adding to a zero vector would cost an addition.
+  return [v]<int... I>(Indices<I...>) { return Vec<T, W>{((void)I, v)...}; }(MakeIndices<W>{});
 }
 
 // Store past the caches, for outputs too large to be read again soon. p must be aligned to the vector.
@@ -216,17 +229,6 @@ CONVSCAN_INLINE void StreamFence() {
 }
 
 // ---- transposes in registers ----
-
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct MakeIndicesImpl : MakeIndicesImpl<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeIndicesImpl<0, I...> {
-  using Type = Indices<I...>;
-};
-template <int N>
-using MakeIndices = typename MakeIndicesImpl<N>::Type;
 
 // One exchange step: lanes whose bit Distance differs from their row's are swapped between rows a and b.
 template <int Distance, class V, int... I>

@@ -228,6 +228,7 @@ class Transform {
       Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
         C v[kW];
         GroupForward(group, g, v);
+#pragma GCC unroll 16
         for (int i = 0; i < kW; ++i) group[i] = v[i];
       }, Forward{});
     });
@@ -253,6 +254,7 @@ class Transform {
       Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
         C v[kW];
         GroupForward(group, g, v);
+#pragma GCC unroll 16
         for (int i = 0; i < kW; ++i) {
           C &total = sum[g * kW + i];
           total = total + MultiplyConjugate(v[i], spectrum[g * kW + i]);
@@ -266,6 +268,7 @@ class Transform {
     ForBlocks([&](int64_t from, int64_t elements) {
       Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
         C v[kW];
+#pragma GCC unroll 16
         for (int i = 0; i < kW; ++i) v[i] = group[i];
         GroupBack(v, g, group);
       }, Back{});
