@@ -1,0 +1,131 @@
+// Arithmetic on vectors of real or complex numbers, so that every recurrence is written once over both.
+#pragma once
+
+#include "convscan.h"
+#include "core/vector.h"
+
+namespace convscan::CONVSCAN_ISA {
+
+// A number as it is stored (Storage) and computed (Part); a complex one is two neighbouring parts.
+template <class S>
+struct Real {
+  using Storage = S;
+  using Part = Compute<S>;
+  static constexpr int kParts = 1;
+};
+template <class S>
+struct Complex {
+  using Storage = S;
+  using Part = S;
+  static constexpr int kParts = 2;
+};
+
+// Numbers per vector register: at least one.
+template <class Element>
+inline constexpr int kNumbers = kLanes<typename Element::Part> / Element::kParts;
+
+// A vector of N numbers.
+template <class Element, int N>
+using Numbers = Vec<typename Element::Part, N * Element::kParts>;
+
+template <class V, int... I>
+CONVSCAN_INLINE V RealParts(V v, Indices<I...>) {
+  return __builtin_shufflevector(v, v, (I & ~1)...);
+}
+template <class V, int... I>
+CONVSCAN_INLINE V ImaginaryParts(V v, Indices<I...>) {  // with the sign they have in i * (p + iq) = -q + ip
+  return __builtin_shufflevector(v, v, (I | 1)...) * V{((I & 1) ? 1 : -1)...};
+}
+template <class V, int... I>
+CONVSCAN_INLINE V SwapParts(V v, Indices<I...>) {
+  return __builtin_shufflevector(v, v, (I ^ 1)...);
+}
+
+// a b + c
+template <class Element, int N>
+CONVSCAN_INLINE Numbers<Element, N> MultiplyAdd(Numbers<Element, N> a, Numbers<Element, N> b, Numbers<Element, N> c) {
+  if constexpr (Element::kParts == 1) {
+    return a * b + c;
+  } else {
+    constexpr MakeIndices<2 * N> kAll{};
+    return ImaginaryParts(a, kAll) * SwapParts(b, kAll) + (RealParts(a, kAll) * b + c);
+  }
+}
+
+template <class Element, int N>
+CONVSCAN_INLINE Numbers<Element, N> Multiply(Numbers<Element, N> a, Numbers<Element, N> b) {
+  if constexpr (Element::kParts == 1) {
+    return a * b;
+  } else {
+    constexpr MakeIndices<2 * N> kAll{};
+    return ImaginaryParts(a, kAll) * SwapParts(b, kAll) + RealParts(a, kAll) * b;
+  }
+}
+
+// conj(a) b
+template <class Element, int N>
+CONVSCAN_INLINE Numbers<Element, N> ConjugateMultiply(Numbers<Element, N> a, Numbers<Element, N> b) {
+  if constexpr (Element::kParts == 1) {
+    return a * b;
+  } else {
+    constexpr MakeIndices<2 * N> kAll{};
+    return RealParts(a, kAll) * b - ImaginaryParts(a, kAll) * SwapParts(b, kAll);
+  }
+}
+
+// N numbers at p, `stride` scalars apart.
+template <class Element, int N>
+CONVSCAN_INLINE Numbers<Element, N> LoadStrided(const typename Element::Storage *p, int64_t stride) {
+  Numbers<Element, N> v{};
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 2
+    for (int i = 0; i < Element::kParts; ++i) v[n * Element::kParts + i] = LoadScalar(p + n * stride + i);
+  return v;
+}
+
+template <class Element, int N>
+CONVSCAN_INLINE void StoreStrided(typename Element::Storage *p, int64_t stride, Numbers<Element, N> v) {
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 2
+    for (int i = 0; i < Element::kParts; ++i) StoreScalar(p + n * stride + i, v[n * Element::kParts + i]);
+}
+
+template <class Element, int N>
+CONVSCAN_INLINE Numbers<Element, N> LoadNumbers(const typename Element::Storage *p) {
+  return Load<N * Element::kParts>(p);
+}
+
+template <class Element, int N>
+CONVSCAN_INLINE void StoreNumbers(typename Element::Storage *p, Numbers<Element, N> v) {
+  Store<N * Element::kParts>(p, v);
+}
+
+// v[r] holds number c of row r where it held number r of row c.
+template <class Element, int N, int Distance = 1>
+CONVSCAN_INLINE void TransposeNumbers(Numbers<Element, N> (&v)[N]) {
+  if constexpr (Element::kParts == 1) {
+    Transpose<typename Element::Part, N>(v);
+  } else if constexpr (Distance < N) {
+#pragma GCC unroll 16
+    for (int r = 0; r < N; ++r)
+      if (!(r & Distance)) ExchangeLanes<2 * Distance>(v[r], v[r + Distance], MakeIndices<2 * N>{});
+    TransposeNumbers<Element, N, 2 * Distance>(v);
+  }
+}
+
+// function(Element{}) for the element a dtype names.
+template <class Function>
+CONVSCAN_INLINE auto WithElement(convscan_dtype dtype, const Function &function) {
+  switch (dtype) {
+    case CONVSCAN_FLOAT64: return function(Real<double>{});
+    case CONVSCAN_BFLOAT16: return function(Real<BFloat16>{});
+    case CONVSCAN_FLOAT16: return function(Real<Float16>{});
+    case CONVSCAN_COMPLEX64: return function(Complex<float>{});
+    case CONVSCAN_COMPLEX128: return function(Complex<double>{});
+    default: return function(Real<float>{});
+  }
+}
+
+}  // namespace convscan::CONVSCAN_ISA
