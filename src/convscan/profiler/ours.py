@@ -1,0 +1,110 @@
+"""convscan as a rival among rivals: the choice dispatch makes, and every registered implementation on its own."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+import convscan
+from convscan import _dispatch
+
+from .peer import Peer, Prepared
+from .problem import Problem
+
+
+def _call(problem: Problem, **keywords: Any) -> torch.Tensor:
+    if problem.op == "causal_conv":
+        return convscan.causal_conv(
+            problem.x, problem.filter, activation=problem.activation, initial_state=problem.state, **keywords
+        )
+    return convscan.linear_recurrence(problem.x, problem.initial, problem.coefficients, **keywords)
+
+
+def _forced(name: str | None) -> AbstractContextManager[None]:
+    return nullcontext() if name is None else _dispatch.force(name)
+
+
+def explain(problem: Problem) -> _dispatch.Explanation:
+    """Dispatch's view of the forward call."""
+    if problem.op == "causal_conv":
+        return _dispatch.explain(
+            problem.op, problem.x, problem.filter, activation=problem.activation, initial_state=problem.state
+        )
+    return _dispatch.explain(problem.op, problem.x, problem.initial, problem.coefficients)
+
+
+def chosen(problem: Problem) -> str:
+    """The implementation dispatch picks for the forward call."""
+    return explain(problem).chosen
+
+
+def _why_not(problem: Problem, name: str) -> list[str]:
+    return [reason for c in explain(problem).candidates if c.name == name for reason in c.reasons]
+
+
+def _workspace() -> int:
+    return convscan.workspace_memory().peak
+
+
+def _prepare(problem: Problem, name: str | None = None, fresh: bool = False) -> Prepared:
+    if problem.direction == "backward":
+        return _prepare_backward(problem, name)
+    y = None if fresh else torch.empty_like(problem.x)
+    force = partial(_forced, name)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad(), force():
+            return _call(problem) if fresh else _call(problem, out=y)
+
+    def run_chosen() -> torch.Tensor:
+        return _call(problem) if fresh else _call(problem, out=y)
+
+    return Prepared(run_chosen if name is None else run, lambda y: (y,), fresh=fresh, workspace_bytes=_workspace)
+
+
+def _prepare_backward(problem: Problem, name: str | None) -> Prepared:
+    leaves = [t.detach().requires_grad_() for t in problem.arguments]
+
+    def run() -> tuple[torch.Tensor, ...]:
+        with _forced(name):
+            if problem.op == "causal_conv":
+                y = convscan.causal_conv(*leaves, activation=problem.activation, initial_state=problem.state)
+            else:
+                y = convscan.linear_recurrence(*leaves)
+        return torch.autograd.grad(y, leaves, problem.gradient_of_output)
+
+    return Prepared(run, lambda g: g, workspace_bytes=_workspace)
+
+
+def peers(op: str) -> tuple[Peer, ...]:
+    """`convscan` (what a user gets, with ``out=``), the same with a fresh output, and a row per native implementation.
+
+    The reference loop is left out: it is the statement's loop, which is the baseline already.
+    """
+    rows = [
+        Peer("convscan", op, "convscan", lambda problem: [], _prepare, ours=True),
+        Peer(
+            "convscan, fresh output",
+            op,
+            "convscan",
+            lambda problem: ["allocates its gradients anyway"] if problem.direction == "backward" else [],
+            partial(_prepare, fresh=True),
+            ours=True,
+        ),
+    ]
+    for row in _dispatch.implementations(op):
+        if row.name != "reference":
+            rows.append(
+                Peer(
+                    f"convscan {row.name}",
+                    op,
+                    "convscan",
+                    partial(_why_not, name=row.name),
+                    partial(_prepare, name=row.name),
+                    ours=True,
+                )
+            )
+    return tuple(rows)

@@ -1,0 +1,115 @@
+"""What the profiler asks of an implementation. Every rival is one file in ``peers/`` holding a tuple ``PEERS``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+
+
+class CutOff(Exception):
+    """An implementation stopped itself because its time budget ran out."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An implementation bound to one problem.
+
+    ``run`` does the whole work once and returns what the implementation naturally returns; ``result`` turns that into
+    tensors of the operator's shapes and is not timed. ``kept_bytes`` counts what preparation allocated and keeps for
+    the calls (planned buffers, a kept spectrum): it belongs to the peak. ``fresh`` says whether every run allocates its
+    output, which is then subtracted from the measured peak. ``workspace_bytes`` is an exact account, where the
+    implementation keeps one. ``extrapolated`` gives the seconds a whole run would take when `run` did only a part.
+    """
+
+    run: Callable[[], Any]
+    result: Callable[[Any], Sequence[Tensor]]
+    kept_bytes: int = 0
+    fresh: bool = True
+    workspace_bytes: Callable[[], int] | None = None
+    extrapolated: Callable[[], float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation of one operator: what it is called, what it cannot do, and how it is run.
+
+    ``estimate`` is a lower bound in seconds that needs no run, for those whose cost grows beyond any budget;
+    ``setup`` the seconds of one-time work (compilation) worth asking before starting it.
+    """
+
+    name: str
+    op: str
+    package: str
+    why_not: Callable[[Problem], list[str]]
+    prepare: Callable[[Problem], Prepared]
+    estimate: Callable[[Problem], float] = lambda problem: 0.0
+    setup: Callable[[Problem], float] = lambda problem: 0.0
+    ours: bool = False
+    baseline: bool = False
+
+    def version(self) -> str:
+        """Version of the package that does the work, empty when it is not installed."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+
+def missing(*modules: str) -> list[str]:
+    """A reason for each module that cannot be imported; nothing is imported to find out."""
+    return [f"{name} is not installed" for name in modules if importlib.util.find_spec(name.split(".")[0]) is None]
+
+
+def unsupported(
+    problem: Problem,
+    *,
+    dtypes: Sequence[torch.dtype] | None = None,
+    backward: bool = False,
+    state: bool = False,
+) -> list[str]:
+    """Reasons that most rivals share: dtype, no gradient, no initial state of a convolution."""
+    reasons = []
+    if dtypes is not None and problem.dtype not in dtypes:
+        reasons.append(f"does not do {problem.dtype_name}")
+    if problem.direction == "backward" and not backward:
+        reasons.append("has no gradient")
+    if problem.state is not None and not state:
+        reasons.append("takes no initial state")
+    return reasons
+
+
+def from_torch(
+    problem: Problem,
+    function: Callable[..., Tensor],
+    arguments: Sequence[Tensor],
+    result: Callable[[Tensor], Tensor] = lambda y: y,
+    gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda g: g,
+    cotangent: Callable[[Tensor], Tensor] = lambda g: g,
+    kept_bytes: int = 0,
+) -> Prepared:
+    """A PyTorch function of differentiable arguments, forward alone or forward and autograd's backward.
+
+    `arguments` are in the rival's favourite memory order; `result`, `gradients` and `cotangent` translate views.
+    """
+    if problem.direction == "forward":
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return function(*arguments)
+
+        return Prepared(forward, lambda y: (result(y),), kept_bytes=kept_bytes)
+    leaves = [t.detach().requires_grad_() for t in arguments]
+    start = cotangent(problem.gradient_of_output)
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(*leaves), leaves, start)
+
+    return Prepared(backward, lambda g: gradients(g), kept_bytes=kept_bytes)

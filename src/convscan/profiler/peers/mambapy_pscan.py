@@ -1,0 +1,39 @@
+"""mambapy's ``pscan``: Blelloch's scan in PyTorch operations, as used by pure-PyTorch Mamba.
+
+It takes (B, L, D, N); here N = 1. The memory order of the case is kept, since it clones with the strides it gets.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..peer import Peer, Prepared, from_torch, missing, unsupported
+from ..problem import Problem
+
+
+def _prepare(problem: Problem) -> Prepared:
+    from mambapy.pscan import pscan
+
+    def scan(x: Tensor, y_init: Tensor, a: Tensor) -> Tensor:
+        a = a.expand(x.shape)
+        first = torch.addcmul(x[:, 0], a[:, 0], y_init)[:, None]
+        y: Tensor = pscan(a[..., None], torch.cat([first, x[:, 1:]], dim=1)[..., None])
+        return y[..., 0]
+
+    return from_torch(problem, scan, problem.arguments)
+
+
+PEERS = (
+    Peer(
+        "mambapy pscan",
+        "linear_recurrence",
+        "mambapy",
+        lambda problem: (
+            missing("mambapy")
+            + unsupported(problem, backward=True)
+            + (["needs at least two steps"] if problem.length < 2 else [])
+        ),
+        _prepare,
+    ),
+)

@@ -1,0 +1,65 @@
+"""PyTorch's real FFT as the statement writes it, ``irfft(rfft(x, n) * rfft(h, n))[:L]`` with n = L + K, and a second
+form that keeps the filter's spectrum between calls (its bytes count as memory).
+
+Both are given (B, D, L) memory, which PyTorch's FFT needs contiguous: the other order would be copied inside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..peer import Peer, Prepared, from_torch, unsupported
+from ..problem import Problem
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def _stated(problem: Problem) -> Prepared:
+    n, length = problem.length + problem.taps, problem.length
+
+    def conv(x: Tensor, h: Tensor) -> Tensor:
+        return problem.activate(torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(h, n), n)[..., :length])
+
+    return from_torch(
+        problem,
+        conv,
+        (problem.time_last(problem.x), problem.filter.t().contiguous()),
+        result=lambda y: y.transpose(1, 2),
+        gradients=lambda g: (g[0].transpose(1, 2), g[1].t()),
+        cotangent=problem.time_last,
+    )
+
+
+def _kept(problem: Problem) -> Prepared:
+    n, length = problem.length + problem.taps, problem.length
+    spectrum = torch.fft.rfft(problem.filter.t().contiguous(), n)
+
+    def conv(x: Tensor) -> Tensor:
+        return problem.activate(torch.fft.irfft(torch.fft.rfft(x, n) * spectrum, n)[..., :length])
+
+    return from_torch(
+        problem,
+        conv,
+        (problem.time_last(problem.x),),
+        result=lambda y: y.transpose(1, 2),
+        kept_bytes=spectrum.numel() * spectrum.element_size(),
+    )
+
+
+PEERS = (
+    Peer(
+        "torch fft as stated",
+        "causal_conv",
+        "torch",
+        lambda problem: unsupported(problem, dtypes=DTYPES, backward=True),
+        _stated,
+    ),
+    Peer(
+        "torch fft, spectrum kept",
+        "causal_conv",
+        "torch",
+        lambda problem: unsupported(problem, dtypes=DTYPES),
+        _kept,
+    ),
+)

@@ -1,0 +1,1 @@
+"""How a report is shown: a terminal table, a JSON document, a page of HTML."""

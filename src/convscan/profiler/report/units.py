@@ -1,0 +1,36 @@
+"""Numbers as people read them, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+
+def duration(microseconds: float) -> str:
+    """Three significant digits in µs, ms or s."""
+    for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e3, "ms")):
+        if microseconds < limit:
+            return f"{_three(microseconds / scale)} {unit}"
+    return f"{_three(microseconds / 1e6)} s"
+
+
+def size(count: int) -> str:
+    """Bytes in B, KiB, MiB or GiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{_three(value)} {unit}"
+        value /= 1024
+    return f"{_three(value)} GiB"
+
+
+def factor(value: float) -> str:
+    """A ratio: 0.031×, 1.5×, 34×, 12,000×."""
+    return f"{value:,.0f}×" if value >= 100 else f"{_three(value)}×"
+
+
+def _three(value: float) -> str:
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    if value >= 0.1:
+        return f"{value:.2f}"
+    return f"{value:.2g}"

@@ -1,0 +1,170 @@
+"""Runs implementations over cases: correctness first, then memory, then interleaved timing within a time budget."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import measure
+from .machine import Machine
+from .peer import Peer, Prepared
+from .problem import Problem, Truth, compare, truth
+from .records import Record, award, group_of
+
+# A rival may take this share of a case's budget for one call, and this many seconds of one-time work for the case.
+LONGEST_CALL_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds for one case, for one call of one rival, and for a rival's one-time work (compilation, planning)."""
+
+    case: float
+    call: float
+    setup: float
+
+
+@dataclass
+class Entrant:
+    """A peer on its way through a case: its record, and what is left to time."""
+
+    record: Record
+    prepared: Prepared | None = None
+    contestant: measure.Contestant | None = None
+
+
+Progress = Callable[[str], None]
+
+
+def new_record(problem: Problem, peer: Peer | str, status: str, reason: str = "") -> Record:
+    """A record with everything that does not need a run; of a peer, or of something known by its name only."""
+    return Record(
+        op=problem.op,
+        case=problem.name,
+        source=problem.case.source,
+        group=group_of(problem.op, problem.shape),
+        shape=problem.shape,
+        dtype=problem.dtype_name,
+        layout=problem.layout,
+        direction=problem.direction,
+        implementation=peer if isinstance(peer, str) else peer.name,
+        version="" if isinstance(peer, str) else peer.version(),
+        ours=not isinstance(peer, str) and peer.ours,
+        status=status,
+        reason=reason,
+        bytes=problem.bytes,
+        flops=problem.flops,
+    )
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Rivals warn about their own internals; a table is no place for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: bool = True) -> Entrant:
+    """Prepares, runs once, checks against the truth, measures memory. What goes wrong becomes the record's status."""
+    reasons = peer.why_not(problem)
+    if reasons:
+        return Entrant(new_record(problem, peer, "skipped", "; ".join(reasons)))
+    setup, estimate = peer.setup(problem), peer.estimate(problem)
+    if setup > budget.setup:
+        return Entrant(
+            new_record(problem, peer, "cut off", f"compiles for about {setup:.0f} s (limit {budget.setup:.0f} s)")
+        )
+    if estimate > budget.call:
+        reason = f"would take over {estimate:.2g} s a call (limit {budget.call:.2g} s)"
+        return Entrant(new_record(problem, peer, "cut off", reason))
+    record = new_record(problem, peer, "ok")
+    try:
+        with _quiet():
+            prepared = peer.prepare(problem)
+            begin = time.perf_counter()
+            result = prepared.run()
+            seconds = time.perf_counter() - begin
+            extrapolated = prepared.extrapolated() if prepared.extrapolated else None
+            if extrapolated is None:
+                error = compare(problem, tuple(prepared.result(result)), expected)
+                record.relative_rms, record.max_abs = error.relative_rms, error.max_abs
+                if error.wrong:
+                    record.status, record.reason = "wrong", error.wrong
+                    return Entrant(record)
+            del result
+            if extrapolated is not None:
+                record.status = "extrapolated"
+                if prepared.extrapolated is not None:
+                    prepared.run()
+                    extrapolated = prepared.extrapolated() or extrapolated
+                record.latency = measure.latency_of([extrapolated])
+                record.reason = f"a sample of the steps took {seconds:.1f} s"
+                return Entrant(record)
+            if weigh and seconds < budget.call:
+                _weigh(problem, prepared, record, repeats=2 if seconds < 0.1 else 1)
+            # The first call pays for page faults and lazy initialisation: a second one tells what a call costs.
+            second = measure.timed(prepared.run) if seconds < budget.call else seconds
+    except Exception as error:
+        record.status, record.reason = "error", f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return Entrant(record)
+    contestant = measure.Contestant(measure.bursts(prepared), min(seconds, second))
+    if seconds >= budget.call:
+        contestant.samples = [seconds]
+        contestant.spent = float("inf")
+        record.reason = "one call only"
+    return Entrant(record, prepared, contestant)
+
+
+def _weigh(problem: Problem, prepared: Prepared, record: Record, repeats: int) -> None:
+    if prepared.workspace_bytes is not None:
+        from convscan import reset_peak_workspace
+
+        reset_peak_workspace()
+        prepared.run()
+        record.workspace_bytes = prepared.workspace_bytes()
+    record.peak_bytes = measure.peak_bytes(prepared, problem.output_bytes, repeats)
+
+
+def finish(entrants: Sequence[Entrant], machine: Machine) -> list[Record]:
+    """Turns samples into latencies, and latencies into shares of the machine's limit, speed-ups and titles."""
+    for entrant in entrants:
+        record = entrant.record
+        if entrant.contestant is not None and entrant.contestant.samples:
+            record.latency = measure.latency_of(entrant.contestant.samples)
+        if record.latency is not None and record.latency.median > 0:
+            limit = machine.limit_seconds(record.op, record.bytes, record.flops)
+            record.roofline = limit * 1e6 / record.latency.median
+    records = [e.record for e in entrants]
+    award(records)
+    return records
+
+
+def run_case(
+    problem: Problem,
+    peers: Sequence[Peer],
+    machine: Machine,
+    budget: Budget,
+    progress: Progress = lambda text: None,
+    seed: int = 0,
+) -> list[Record]:
+    """All implementations of one problem."""
+    begin = time.perf_counter()
+    progress(f"{problem.name}: truth")
+    expected = truth(problem, seed)
+    entrants = []
+    for peer in peers:
+        progress(f"{problem.name}: {peer.name}")
+        entrants.append(enter(problem, peer, expected, budget))
+    progress(f"{problem.name}: timing")
+    left = budget.case - (time.perf_counter() - begin)
+    contestants = [e.contestant for e in entrants if e.contestant is not None]
+    with torch.no_grad() if problem.direction == "forward" else torch.enable_grad(), _quiet():
+        measure.interleave(contestants, max(left, 0.02 * len(contestants)))
+    return finish(entrants, machine)

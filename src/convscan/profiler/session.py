@@ -1,0 +1,184 @@
+"""A run of the profiler: which cases, which implementations, how much time for each, and the report at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convscan.ops.causal_conv import cases as conv_cases
+from convscan.ops.linear_recurrence import cases as recurrence_cases
+
+from . import machine, ours, peers, problem, runner
+from .peer import Peer
+from .problem import CaseLike, Problem
+from .records import Record, Report
+
+OPERATORS = ("causal_conv", "linear_recurrence")
+CASES: dict[str, Sequence[CaseLike]] = {
+    "causal_conv": conv_cases.CASES,
+    "linear_recurrence": recurrence_cases.CASES,
+}
+# Seconds for a whole run, reached by giving every case its share of what is left.
+DEFAULT_SECONDS, QUICK_SECONDS = 270.0, 36.0
+# A case never gets more than this: a long run has more cases, not longer ones.
+CASE_SECONDS = 12.0
+
+
+class UsageError(ValueError):
+    """The request cannot be carried out; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    operators: tuple[str, ...] = OPERATORS
+    cases: tuple[str, ...] = ()
+    grid: bool = False
+    large: bool = False
+    backward: bool = False
+    quick: bool = False
+    implementations: tuple[str, ...] = ()
+    seed: int = 0
+    signal: Tensor | None = field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the report stores it."""
+        return {
+            "operators": list(self.operators),
+            "cases": list(self.cases),
+            "grid": self.grid,
+            "large": self.large,
+            "backward": self.backward,
+            "quick": self.quick,
+            "implementations": list(self.implementations),
+            "seed": self.seed,
+            "input": None if self.signal is None else list(self.signal.shape),
+        }
+
+
+def all_peers(op: str) -> tuple[Peer, ...]:
+    """Baseline, ours, then the rivals."""
+    rivals = peers.peers(op)
+    return (*(p for p in rivals if p.baseline), *ours.peers(op), *(p for p in rivals if not p.baseline))
+
+
+def select_peers(op: str, wanted: Sequence[str]) -> tuple[Peer, ...]:
+    """The implementations whose name contains one of `wanted` (all when empty); the baseline always runs."""
+    return tuple(
+        p for p in all_peers(op) if not wanted or p.baseline or any(text.lower() in p.name.lower() for text in wanted)
+    )
+
+
+def select_cases(options: Options) -> list[tuple[str, CaseLike]]:
+    """The cases to run, in order, with their operator."""
+    chosen = [(op, case) for op in options.operators for case in CASES[op] if _is_chosen(case, options)]
+    known = {case.name for op in options.operators for case in CASES[op]}
+    unknown = [name for name in options.cases if name not in known]
+    if unknown:
+        listed = ", ".join(sorted(known))
+        raise UsageError(f"--case: no case is called {unknown[0]!r}; the cases are {listed}")
+    return chosen
+
+
+def _is_chosen(case: CaseLike, options: Options) -> bool:
+    if options.cases:
+        return case.name in options.cases
+    if options.quick:
+        return "quick" in case.tags
+    return "default" in case.tags or (options.grid and "grid" in case.tags) or (options.large and "large" in case.tags)
+
+
+def check(options: Options) -> None:
+    """Raises UsageError when a case or an implementation does not exist, before anything is measured."""
+    select_cases(options)
+    names = sorted({p.name for op in options.operators for p in all_peers(op)})
+    for text in options.implementations:
+        if not any(text.lower() in name.lower() for name in names):
+            raise UsageError(f"--implementations: nothing is called {text!r}; there are {', '.join(names)}")
+
+
+def problem_of(op: str, case: Any, seed: int, direction: str = "forward") -> Problem:
+    """The problem of a named case with its seeded inputs."""
+    module: Any = conv_cases if op == "causal_conv" else recurrence_cases
+    return problem.make(op, case, module.inputs(case, seed), direction, seed)
+
+
+def problems(options: Options) -> Iterator[Callable[[], Problem]]:
+    """What to run, made one at a time: inputs of a large case take gigabytes."""
+    directions = problem.DIRECTIONS if options.backward else problem.DIRECTIONS[:1]
+    for op, case in select_cases(options) if options.signal is None else []:
+        for direction in directions:
+            # A start that is given is a decoding step: nobody trains through it.
+            if direction == "backward" and getattr(case, "state", False) and case.length == 1:
+                continue
+            yield partial(problem_of, op, case, options.seed, direction)
+    if options.signal is not None:
+        for op in options.operators:
+            for case, arguments in signal_cases(op, options.signal, options.seed):
+                for direction in directions:
+                    yield partial(problem.make, op, case, arguments, direction, options.seed)
+
+
+def signal_cases(op: str, signal: Tensor, seed: int) -> list[tuple[CaseLike, dict[str, Any]]]:
+    """The user's signal (L, D) under a short, a medium and a long decaying filter, or under a smoothing recurrence."""
+    length, channels = signal.shape
+    x = signal[None]
+    source = f"your signal, {length} samples of {channels} channel{'s' if channels > 1 else ''}"
+    if op == "linear_recurrence":
+        case = recurrence_cases.Case("input", source, 1, length, channels)
+        return [(case, recurrence_cases.inputs(case, seed) | {"x": x})]
+    found: list[tuple[CaseLike, dict[str, Any]]] = []
+    for taps in sorted({4, min(128, length), min(48000, length)}):
+        conv = conv_cases.Case(f"input-k{taps}", source, 1, length, channels, taps)
+        arguments = conv_cases.inputs(conv, seed)
+        envelope = torch.exp(-6.9 * torch.arange(taps) / taps)[:, None]
+        found.append((conv, arguments | {"x": x, "h": arguments["h"] * envelope}))
+    return found
+
+
+def run(
+    options: Options,
+    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+    on_block: Callable[[list[Record]], None] = lambda block: None,
+) -> Report:
+    """Runs everything `options` asks for. `progress` gets (what, cases done, cases in all)."""
+    check(options)
+    makers = list(problems(options))
+    if not makers:
+        raise UsageError("no case to run; see --case, --grid and --large")
+    begin = time.perf_counter()
+    progress("measuring the machine", 0, len(makers))
+    report = Report(machine.measure(0.04 if options.quick else 0.08), [], options.to_json())
+    # A run somebody asked to be longer (the grid, large cases, gradients) has more cases at the usual time for each.
+    total = (
+        QUICK_SECONDS if options.quick else max(DEFAULT_SECONDS, 6.0 * len(makers) * (options.grid or options.large))
+    )
+    for done, make in enumerate(makers):
+        left = total - (time.perf_counter() - begin)
+        share = max(0.3, min(CASE_SECONDS, left / (len(makers) - done)))
+        current = make()
+        block = runner.run_case(
+            current,
+            select_peers(current.op, options.implementations),
+            report.machine,
+            runner.Budget(
+                case=share,
+                call=max(0.15, 0.2 * share),
+                # Someone who names an implementation waits for it to compile.
+                setup=120.0 if options.implementations else 0.5 * share,
+            ),
+            lambda text, done=done: progress(text, done, len(makers)),  # type: ignore[misc]
+            options.seed,
+        )
+        report.records += block
+        on_block(block)
+        del current
+    report.seconds = time.perf_counter() - begin
+    return report
