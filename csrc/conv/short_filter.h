@@ -1,0 +1,280 @@
+// Direct convolution with a few taps, bound by memory: every sample is read once, in the order memory likes, and what
+// the taps look back on stays in the first-level cache.
+//
+// Channels adjacent: blocks of a few rows of time by some hundreds of channels. The taps-1 rows before a block are
+// kept in workspace, which also makes the edges, the state and working in place nothing special.
+// Otherwise: row after row, tiles of time with their past packed into workspace, vectors along time.
+// Outputs that no cache could hold are streamed past it in whole lines.
+#pragma once
+
+#include "conv/signal.h"
+
+namespace convscan::CONVSCAN_ISA {
+
+inline constexpr int kShortTaps = 16;
+
+// Rows of time per step of the channel form: each history row is read and moved once per step.
+inline constexpr int kShortRows = 4;
+
+// Workspace per task: half of the first-level cache, the rest is for the rows passing through.
+inline constexpr int64_t kShortBytes = 24 << 10;
+
+template <class S>
+struct ShortStep {
+  using T = Compute<S>;
+  const S *x[kShortRows];  // current samples
+  T *y[kShortRows];
+  T *history;  // [taps-1][stride], oldest first; moved on by the rows of the step
+  const T *taps;  // [taps][stride]
+  const T *bias;  // [stride]
+  int64_t stride;
+
+  // R rows of `width` channels, a multiple of W. Older samples are added first, whatever R is.
+  template <int K, int R>
+  void Run(int64_t width) const {
+    constexpr int W = kLanes<T>;
+    for (int64_t n = 0; n < width; n += W) {
+      Vec<T, W> sum[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sum[r] = Load<W>(bias + n);
+#pragma GCC unroll 32
+      for (int j = 0; j < K - 1 + R; ++j) {
+        const Vec<T, W> sample = j < K - 1 ? Load<W>(history + j * stride + n) : Load<W>(x[j < K - 1 ? 0 : j - (K - 1)] + n);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          const int k = r + K - 1 - j;
+          if (k >= 0 && k < K) sum[r] += sample * Load<W>(taps + k * stride + n);
+        }
+        if (j >= R) Store<W>(history + (j - R) * stride + n, sample);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) Store<W>(y[r] + n, sum[r]);
+    }
+  }
+};
+
+template <class S, int K = kShortTaps>
+void RunShortStep(const ShortStep<S> &step, int64_t taps, bool single_row, int64_t width) {
+  if (taps == K) {
+    if (single_row) step.template Run<K, 1>(width);
+    else step.template Run<K, kShortRows>(width);
+  } else if constexpr (K > 1) {
+    RunShortStep<S, K - 1>(step, taps, single_row, width);
+  }
+}
+
+// Workspace of one block of channels.
+template <class S>
+struct ShortColumns {
+  using T = Compute<S>;
+  static constexpr int W = kLanes<T>;
+
+  const convscan_conv &p;
+  int64_t width, stride;
+  T *history, *taps, *bias, *rows;
+  S *zeros, *edge;
+  size_t bytes;
+
+  ShortColumns(const convscan_conv &p, int64_t width, void *workspace) : p(p), width(width), stride(RoundUp(width, W)) {
+    Arena arena(workspace);
+    history = arena.Take<T>((p.taps - 1) * stride);
+    taps = arena.Take<T>(p.taps * stride);
+    bias = arena.Take<T>(stride);
+    rows = arena.Take<T>(kShortRows * stride);
+    zeros = arena.Take<S>(stride);
+    edge = arena.Take<S>(kShortRows * W);
+    bytes = arena.used();
+  }
+
+  static int64_t BytesPerChannel(int64_t taps) {
+    return (2 * taps + kShortRows) * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(sizeof(S));
+  }
+
+  // Outputs [begin, end) of channels [n, n + width) of batch b.
+  void Run(int64_t b, int64_t n, int64_t begin, int64_t end, bool stream) {
+    const Signal<S> x = InputOf<S>(p);
+    x.PackColumns(b, n, stride / W, begin + p.origin - (p.taps - 1), p.taps - 1, history, stride, W);
+    PackParameters(n);
+    const bool is_direct = kSame<S, T> && p.activation == CONVSCAN_IDENTITY && !stream;
+    const int64_t whole = width / W * W;
+    for (int64_t t = begin; t < end;) {
+      const int count = end - t >= kShortRows ? kShortRows : 1;
+      S *y[kShortRows];
+      ShortStep<S> step{{}, {}, history, taps, bias, stride};
+      for (int r = 0; r < count; ++r) {
+        y[r] = static_cast<S *>(p.y) + b * p.y_strides.batch + (t + r) * p.y_strides.time + n * p.y_strides.channel;
+        step.y[r] = rows + r * stride;
+        if constexpr (kSame<S, T>)
+          if (is_direct) step.y[r] = y[r];
+        step.x[r] = t + r + p.origin < p.length ? x.At(b, t + r + p.origin, n) : zeros;
+      }
+      if (whole < width) RunEdge(step, whole, count);
+      RunShortStep<S>(step, p.taps, count == 1, whole);
+      for (int r = 0; r < count; ++r) {
+        const int64_t first = is_direct ? whole : 0;
+        T *z = rows + r * stride;
+        ActivateRow<T>(z + first, width - first, p.activation);
+        StoreRow<S>(y[r] + first, 1, z + first, width - first, stream);
+      }
+      t += count;
+    }
+    if (stream) StreamFence();
+  }
+
+ private:
+  void PackParameters(int64_t n) {
+    for (int64_t i = 0; i < stride; ++i) {
+      zeros[i] = S{};
+      bias[i] = i < width ? BiasOf<S>(p, n + i) : T(0);
+    }
+    const S *h = FilterOf<S>(p) + n * p.h_channel_stride;
+    for (int64_t k = 0; k < p.taps; ++k) {
+      const S *from = h + k * p.h_tap_stride;
+      T *to = taps + k * stride;
+      int64_t i = 0;
+      if (p.h_channel_stride == 1)
+        for (; i + W <= width; i += W) Store<W>(to + i, Load<W>(from + i));
+      for (; i < width; ++i) to[i] = LoadScalar(from + i * p.h_channel_stride);
+      for (; i < stride; ++i) to[i] = T(0);
+    }
+  }
+
+  // The channels left over by whole vectors, through a padded copy of their samples into `rows`.
+  void RunEdge(const ShortStep<S> &step, int64_t whole, int count) {
+    ShortStep<S> last{{}, {}, history + whole, taps + whole, bias + whole, stride};
+    for (int r = 0; r < count; ++r) {
+      for (int64_t i = 0; i < W; ++i) edge[r * W + i] = whole + i < width ? step.x[r][whole + i] : S{};
+      last.x[r] = edge + r * W;
+      last.y[r] = rows + r * stride + whole;
+    }
+    RunShortStep<S>(last, p.taps, count == 1, W);
+  }
+};
+
+template <class S>
+convscan_status ConvShortColumns(const convscan_conv &p) {
+  using T = Compute<S>;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));
+  const int threads = Threads(p.threads, p.batch * p.length * p.channels * p.taps);
+  int64_t widest = kShortBytes / ShortColumns<S>::BytesPerChannel(p.taps);
+  if (IsInPlace<S>(p) && p.batch < threads) widest = Min(widest, CeilDiv(p.channels * p.batch, threads));
+  widest = Max(kLine, widest / kLine * kLine);
+  const int64_t width = RoundUp(CeilDiv(p.channels, CeilDiv(p.channels, widest)), kLine);
+  const int64_t blocks = CeilDiv(p.channels, width);
+  const int64_t pieces = TimePieces(p.batch * blocks, threads, p.length, 16 * p.taps, IsInPlace<S>(p));
+  const int64_t piece = RoundUp(CeilDiv(p.length, pieces), kShortRows);
+  const bool stream = StreamsOutput<S>(p);
+  bool failed = false;
+  ParallelFor(p.batch * blocks * pieces, threads, [&](int64_t task) {
+    const int64_t n = task % blocks * width, b = task / blocks % p.batch, begin = task / blocks / p.batch * piece;
+    const int64_t channels = Min(width, p.channels - n), end = Min(begin + piece, p.length);
+    if (begin >= end) return;
+    void *workspace = Workspace(ShortColumns<S>(p, width, nullptr).bytes);
+    if (workspace == nullptr) return __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+    ShortColumns<S>(p, channels, workspace).Run(b, n, begin, end, stream);
+  });
+  static_assert(sizeof(T) >= sizeof(S));
+  return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
+}
+
+// Times per tile of the row form, and vectors per register tile (the tap's vector is loaded once for all of them).
+inline constexpr int64_t kShortTile = 2048;
+inline constexpr int kShortVectors = 4;
+
+// z[i] = bias + sum_k taps[k] x[i + K-1 - k], 0 <= i < count rounded up to W; taps[k] stands in all lanes.
+template <class T>
+void ShortRow(const T *x, const T *taps, int64_t K, T bias, T *z, int64_t count) {
+  constexpr int W = kLanes<T>, R = kShortVectors;
+  int64_t i = 0;
+  for (; i + R * W <= count; i += R * W) {
+    Vec<T, W> sum[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) sum[r] = Broadcast<T, W>(bias);
+    for (int64_t k = K - 1; k >= 0; --k) {
+      const Vec<T, W> tap = Load<W>(taps + k * W);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sum[r] += tap * Load<W>(x + i + r * W + K - 1 - k);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) Store<W>(z + i + r * W, sum[r]);
+  }
+  for (; i < count; i += W) {
+    Vec<T, W> sum = Broadcast<T, W>(bias);
+    for (int64_t k = K - 1; k >= 0; --k) sum += Load<W>(taps + k * W) * Load<W>(x + i + K - 1 - k);
+    Store<W>(z + i, sum);
+  }
+}
+
+template <class S>
+struct ShortRows {
+  using T = Compute<S>;
+  static constexpr int W = kLanes<T>;
+
+  const convscan_conv &p;
+  int64_t tile;
+  T *x, *z, *taps;
+  size_t bytes;
+
+  ShortRows(const convscan_conv &p, void *workspace) : p(p), tile(Min(kShortTile, RoundUp(p.length, W))) {
+    Arena arena(workspace);
+    x = arena.Take<T>(p.taps - 1 + tile + W);
+    z = arena.Take<T>(tile);
+    taps = arena.Take<T>(p.taps * W);
+    bytes = arena.used();
+  }
+
+  // Outputs [begin, end) of one row.
+  void Run(int64_t b, int64_t n, int64_t begin, int64_t end, bool stream) {
+    const Signal<S> input = InputOf<S>(p);
+    const S *h = FilterOf<S>(p) + n * p.h_channel_stride;
+    for (int64_t k = 0; k < p.taps; ++k) Store<W>(taps + k * W, Broadcast<T, W>(LoadScalar(h + k * p.h_tap_stride)));
+    const T bias = BiasOf<S>(p, n);
+    S *y = static_cast<S *>(p.y) + b * p.y_strides.batch + n * p.y_strides.channel;
+    const int64_t history = p.taps - 1;
+    input.PackRow(b, n, begin + p.origin - history, history, x);
+    for (int64_t t = begin; t < end; t += tile) {
+      const int64_t count = Min(tile, end - t);
+      input.PackRow(b, n, t + p.origin, count, x + history);
+      for (int64_t i = count; i < RoundUp(count, W); ++i) x[history + i] = T(0);
+      ShortRow<T>(x, taps, p.taps, bias, z, count);
+      ActivateRow<T>(z, count, p.activation);
+      StoreRow<S>(y + t * p.y_strides.time, p.y_strides.time, z, count, stream);
+      for (int64_t i = 0; i < history; ++i) x[i] = x[count + i];
+    }
+    if (stream) StreamFence();
+  }
+};
+
+template <class S>
+convscan_status ConvShortRows(const convscan_conv &p) {
+  const int threads = Threads(p.threads, p.batch * p.length * p.channels * p.taps);
+  const int64_t rows = p.batch * p.channels;
+  const int64_t pieces = TimePieces(rows, threads, p.length, 16 * p.taps, IsInPlace<S>(p));
+  const int64_t piece = RoundUp(CeilDiv(p.length, pieces), 64);
+  // Rows are handed out several at a time, for a few microseconds of work each.
+  const int64_t chunk = pieces > 1 ? 1 : Max(1, Min(CeilDiv(rows, 4 * threads), kSerialWork / (p.length * p.taps) + 1));
+  const bool stream = StreamsOutput<S>(p);
+  bool failed = false;
+  ParallelFor(CeilDiv(rows, chunk) * pieces, threads, [&](int64_t task) {
+    void *workspace = Workspace(ShortRows<S>(p, nullptr).bytes);
+    if (workspace == nullptr) return __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+    ShortRows<S> kernel(p, workspace);
+    const int64_t first = task / pieces * chunk, begin = task % pieces * piece;
+    const int64_t end = Min(begin + piece, p.length);
+    for (int64_t row = first; row < Min(first + chunk, rows); ++row)
+      kernel.Run(row / p.channels, row % p.channels, begin, end, stream);
+  });
+  return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
+}
+
+// Every array has its channels side by side (or only one time step, whose rows are then one vector of channels).
+inline bool ChannelsAreAdjacent(const convscan_conv &p) {
+  return p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.channels > 1;
+}
+
+template <class S>
+convscan_status ConvShort(const convscan_conv &p) {
+  return ChannelsAreAdjacent(p) ? ConvShortColumns<S>(p) : ConvShortRows<S>(p);
+}
+
+}  // namespace convscan::CONVSCAN_ISA

@@ -1,0 +1,234 @@
+// Reading the input of a convolution from any layout into packed tiles, and writing its output back.
+//
+// Two packed forms: a row (one batch and channel, consecutive times) and lanes (rows of W values, one per time, a lane
+// being a channel or a segment of time). Both are in the compute type, and whatever surrounds the sequence is filled
+// in, so that the arithmetic meets neither edges nor strides nor half types.
+#pragma once
+
+#include <string.h>
+
+#include "conv/activation.h"
+#include "convscan.h"
+#include "core/parallel.h"
+#include "core/vector.h"
+#include "core/workspace.h"
+
+namespace convscan::CONVSCAN_ISA {
+
+// Multiply-adds below which waking a second thread costs more than it saves (a few microseconds of one thread).
+inline constexpr int64_t kSerialWork = 32768;
+
+CONVSCAN_INLINE int Threads(int asked, int64_t work) {
+  if (work < kSerialWork) return 1;
+  return asked > 0 ? asked : ThreadCount();
+}
+
+// How many pieces of time each of `tasks` independent sequences is cut into, so that threads finish together.
+// Working in place, a sequence is one piece: the next piece's past would be overwritten.
+inline int64_t TimePieces(int64_t tasks, int threads, int64_t length, int64_t smallest, bool in_place) {
+  if (threads == 1 || in_place || tasks >= 8 * threads) return 1;
+  return Max(1, Min(CeilDiv(8 * threads, tasks), length / smallest));
+}
+
+CONVSCAN_INLINE int64_t RoundUp(int64_t n, int64_t multiple) { return CeilDiv(n, multiple) * multiple; }
+
+// Hands out aligned pieces of a thread's workspace; run once with a null base, it counts them.
+class Arena {
+ public:
+  explicit Arena(void *base) : base_(static_cast<char *>(base)) {}
+
+  template <class T>
+  T *Take(int64_t count) {
+    const int64_t at = used_;
+    used_ += RoundUp(count * static_cast<int64_t>(sizeof(T)), 64);
+    return reinterpret_cast<T *>(base_ + at);
+  }
+  size_t used() const { return static_cast<size_t>(used_); }
+
+ private:
+  char *base_;
+  int64_t used_ = 0;
+};
+
+// One lane of a packed tile: row 0 of the tile is time `start` of this sequence.
+struct Lane {
+  int64_t batch, channel, start;
+};
+
+// The samples of one array and what lies around them: zeros, or `state` just before time 0.
+template <class S>
+struct Signal {
+  using T = Compute<S>;
+  static constexpr int W = kLanes<T>;
+
+  const S *x;
+  convscan_strides strides;
+  const S *state;
+  convscan_strides state_strides;
+  int64_t length, channels, history;  // history: samples in state
+
+  const S *At(int64_t b, int64_t t, int64_t n) const {
+    return x + b * strides.batch + t * strides.time + n * strides.channel;
+  }
+  const S *StateAt(int64_t b, int64_t t, int64_t n) const {
+    return state + b * state_strides.batch + (t + history) * state_strides.time + n * state_strides.channel;
+  }
+  T Sample(int64_t b, int64_t t, int64_t n) const {
+    if (t >= 0) return t < length ? LoadScalar(At(b, t, n)) : T(0);
+    return state != nullptr && t >= -history ? LoadScalar(StateAt(b, t, n)) : T(0);
+  }
+
+  // out[i] = x[b, t + i, n], 0 <= i < count.
+  void PackRow(int64_t b, int64_t n, int64_t t, int64_t count, T *out) const {
+    int64_t i = 0;
+    for (; i < count && t + i < 0; ++i) out[i] = Sample(b, t + i, n);
+    const int64_t inside = Min(count, length - t);
+    if (i < inside) {
+      const S *from = At(b, t, n);
+      if (strides.time == 1)
+        for (; i + W <= inside; i += W) Store<W>(out + i, Load<W>(from + i));
+      for (; i < inside; ++i) out[i] = LoadScalar(from + i * strides.time);
+    }
+    for (; i < count; ++i) out[i] = T(0);
+  }
+
+  // x[b, t + i, n + c W + lane] to out[i row + c plane + lane], 0 <= i < count; zero beyond the last channel. Rows in
+  // order, so that memory sees whole rows of channels.
+  void PackColumns(int64_t b, int64_t n, int64_t columns, int64_t t, int64_t count, T *out, int64_t row,
+                   int64_t plane) const {
+    const int64_t width = Min(columns * W, channels - n);
+    for (int64_t i = 0; i < count; ++i) {
+      const bool inside = t + i >= 0 && t + i < length;
+      const bool before = t + i < 0 && state != nullptr && t + i >= -history;
+      const S *from = inside ? At(b, t + i, n) : before ? StateAt(b, t + i, n) : nullptr;
+      PackChannels(from, inside ? strides.channel : state_strides.channel, width, columns, out + i * row, plane);
+    }
+  }
+
+  // out[i][lane] = x at time start + t + i of each lane, 0 <= i < count.
+  void PackLanes(const Lane (&lanes)[W], int64_t t, int64_t count, T *out) const {
+    int64_t low = -t, high = length - t;
+    const S *from[W];
+    for (int l = 0; l < W; ++l) {
+      from[l] = At(lanes[l].batch, lanes[l].start + t, lanes[l].channel);
+      low = Max(low, -lanes[l].start - t);
+      high = Min(high, length - lanes[l].start - t);
+    }
+    low = Min(Max(low, 0), count);
+    high = Max(Min(high, count), low);
+    PackEdge(lanes, t, 0, low, out);
+    int64_t i = low;
+    if (strides.time == 1) {
+      for (; i + W <= high; i += W) {
+        Vec<T, W> v[W];
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) v[l] = Load<W>(from[l] + i);
+        Transpose<T, W>(v);
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) Store<W>(out + (i + l) * W, v[l]);
+      }
+    }
+    for (; i < high; ++i)
+      for (int l = 0; l < W; ++l) out[i * W + l] = LoadScalar(from[l] + i * strides.time);
+    PackEdge(lanes, t, high, count, out);
+  }
+
+ private:
+  static void PackChannels(const S *from, int64_t stride, int64_t width, int64_t columns, T *out, int64_t plane) {
+    int64_t c = 0;
+    if (from == nullptr) {
+      for (; c < columns; ++c) Store<W>(out + c * plane, Vec<T, W>{});
+      return;
+    }
+    if (stride == 1)
+      for (; (c + 1) * W <= width; ++c) Store<W>(out + c * plane, Load<W>(from + c * W));
+    for (; c < columns; ++c)
+      for (int l = 0; l < W; ++l)
+        out[c * plane + l] = c * W + l < width ? LoadScalar(from + (c * W + l) * stride) : T(0);
+  }
+
+  void PackEdge(const Lane (&lanes)[W], int64_t t, int64_t begin, int64_t end, T *out) const {
+    for (int64_t i = begin; i < end; ++i)
+      for (int l = 0; l < W; ++l) out[i * W + l] = Sample(lanes[l].batch, lanes[l].start + t + i, lanes[l].channel);
+  }
+};
+
+template <class S, class Problem>
+Signal<S> InputOf(const Problem &p) {
+  return {static_cast<const S *>(p.x),
+          p.x_strides,
+          p.taps > 1 ? static_cast<const S *>(p.state) : nullptr,
+          p.state_strides,
+          p.length,
+          p.channels,
+          p.taps - 1};
+}
+
+// Samples before an output that can matter: all of the filter's, unless only zeros lie there.
+inline int64_t Reach(const convscan_conv &p) {
+  return p.state != nullptr ? p.taps - 1 : Min(p.taps - 1, p.length - 1 + p.origin);
+}
+
+template <class S>
+const S *FilterOf(const convscan_conv &p) {
+  return static_cast<const S *>(p.h);
+}
+template <class S>
+Compute<S> BiasOf(const convscan_conv &p, int64_t n) {
+  return p.bias == nullptr ? Compute<S>(0) : LoadScalar(static_cast<const S *>(p.bias) + n * p.bias_stride);
+}
+
+template <class S>
+bool IsInPlace(const convscan_conv &p) {
+  return p.x == p.y;
+}
+
+// ---- output ----
+
+// Stores beyond this many bytes of output bypass the caches, which could not hold it until it is read again.
+inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+template <class S>
+bool StreamsOutput(const convscan_conv &p) {
+  return p.x != p.y && p.batch * p.length * p.channels * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+}
+
+// z[i] = act(z[i]), 0 <= i < count; may also touch up to the next multiple of W.
+template <class T>
+void ActivateRow(T *z, int64_t count, convscan_activation activation) {
+  constexpr int W = kLanes<T>;
+  if (activation == CONVSCAN_SILU)
+    for (int64_t i = 0; i < count; i += W) Store<W>(z + i, Silu<W, T>(Load<W>(z + i)));
+  else if (activation == CONVSCAN_GELU)
+    for (int64_t i = 0; i < count; i += W) Store<W>(z + i, Gelu<W, T>(Load<W>(z + i)));
+}
+
+template <int W, class S>
+CONVSCAN_INLINE void StoreStreamAs(S *p, Vec<Compute<S>, W> v) {
+  if constexpr (kSame<S, BFloat16>) {
+    StoreStream<W, uint16_t>(&p->bits, ToBFloat16<W>(v));
+  } else if constexpr (kSame<S, Float16>) {
+    StoreStream<W, uint16_t>(&p->bits, ToFloat16<W>(v));
+  } else {
+    StoreStream<W, S>(p, v);
+  }
+}
+
+// y[i stride] = z[i], 0 <= i < count.
+template <class S>
+void StoreRow(S *y, int64_t stride, const Compute<S> *z, int64_t count, bool stream) {
+  constexpr int W = kLanes<Compute<S>>;
+  int64_t i = 0;
+  if (stride == 1) {
+    if (stream) {
+      // From the first whole line on, so that no line is written in two pieces.
+      for (; i < count && reinterpret_cast<uintptr_t>(y + i) % 64 != 0; ++i) StoreScalar(y + i, z[i]);
+      for (; i + W <= count; i += W) StoreStreamAs<W, S>(y + i, Load<W>(z + i));
+    } else {
+      for (; i + W <= count; i += W) Store<W>(y + i, Load<W>(z + i));
+    }
+  }
+  for (; i < count; ++i) StoreScalar(y + i * stride, z[i]);
+}
+
+}  // namespace convscan::CONVSCAN_ISA
