@@ -56,7 +56,9 @@ class Peer:
     baseline: bool = False
 
     def version(self) -> str:
-        """Version of the package that does the work, empty when it is not installed."""
+        """Version of the package that does the work, empty when it has none."""
+        if not self.package:
+            return ""
         try:
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:

@@ -180,7 +180,7 @@ class Problem:
 
 
 def make(op: str, case: CaseLike, arguments: dict[str, Any], direction: str = "forward", seed: int = 0) -> Problem:
-    """The problem of a case and its ``inputs``. A recurrence without a start gets an explicit zero, as everyone does."""
+    """The problem of a case and its ``inputs``. A recurrence without a start gets an explicit zero for all."""
     x = arguments["x"]
     cotangent = _cotangent(x, seed) if direction == "backward" else None
     if op == "causal_conv":

@@ -30,7 +30,7 @@ def read(path: Path) -> Tensor:
         samples = samples[:, None]
     if samples.ndim != 2 or samples.shape[0] == 0 or samples.shape[1] == 0:
         raise SignalError(f"--input: expected samples (L,) or (L, D), not empty; got shape {samples.shape}")
-    tensor = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    tensor = torch.from_numpy(np.array(samples, dtype=np.float32, order="C"))
     if not bool(torch.isfinite(tensor).all()):
         raise SignalError("--input: the signal holds NaN or infinity; remove them first")
     return tensor

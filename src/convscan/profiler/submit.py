@@ -48,7 +48,7 @@ from .session import UsageError
 MEMORY_BYTES = 4 << 30
 # Importing PyTorch on a busy machine takes seconds; one call on these shapes takes milliseconds outside Python loops.
 START_SECONDS, CALL_SECONDS = 60.0, 10.0
-HELD_OUT = 8
+HELD_OUT, HELD_OUT_ELEMENTS = 8, 1 << 20
 PUBLIC = {
     "causal_conv": ("small-64", "small-512", "small-1024-long", "grid-c512-l4096-k4", "lfm2-prefill"),
     "linear_recurrence": ("small", "grid-c512-l1024", "mingru"),
@@ -174,8 +174,7 @@ class Submission:
 def enter(submission: Submission, problem: Problem, again: Problem, record: Record) -> measure.Contestant | None:
     """Checks a submission on a problem and on another draw in the same memory; a contestant when both are right."""
     try:
-        submission.load(problem)
-        # Of a submission that hoards results by address, the second draw shows the stale ones.
+        # The second draw lands in the first one's memory: a submission that keeps results by address shows stale ones.
         for draw in (problem, again):
             submission.load(draw)
             y, seconds = submission.answer()
@@ -219,8 +218,8 @@ def held_out(op: str, count: int, seed: int) -> list[CaseLike]:
     found: list[CaseLike] = []
     for k in range(count):
         length = int(np.exp(random.uniform(0, np.log(8192)))) | 1 if k else 1
-        channels = int(random.integers(1, 300))
         batch = int(random.integers(1, 4))
+        channels = int(min(random.integers(1, 300), max(1, HELD_OUT_ELEMENTS // (batch * length))))
         layout = ("BLD", "BDL")[int(random.integers(2))]
         source = "held out, drawn at random"
         if op == "linear_recurrence":

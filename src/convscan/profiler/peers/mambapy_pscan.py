@@ -12,6 +12,15 @@ from ..peer import Peer, Prepared, from_torch, missing, unsupported
 from ..problem import Problem
 
 
+def _why_not(problem: Problem) -> list[str]:
+    reasons = missing("mambapy") + unsupported(problem, backward=True)
+    if problem.length < 2:
+        reasons.append("needs at least two steps")
+    if problem.direction == "backward" and problem.dtype.is_complex:
+        reasons.append("its gradient does not conjugate: wrong for complex numbers")
+    return reasons
+
+
 def _prepare(problem: Problem) -> Prepared:
     from mambapy.pscan import pscan
 
@@ -24,16 +33,4 @@ def _prepare(problem: Problem) -> Prepared:
     return from_torch(problem, scan, problem.arguments)
 
 
-PEERS = (
-    Peer(
-        "mambapy pscan",
-        "linear_recurrence",
-        "mambapy",
-        lambda problem: (
-            missing("mambapy")
-            + unsupported(problem, backward=True)
-            + (["needs at least two steps"] if problem.length < 2 else [])
-        ),
-        _prepare,
-    ),
-)
+PEERS = (Peer("mambapy pscan", "linear_recurrence", "mambapy", _why_not, _prepare),)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..machine import Machine
 from ..records import Record, Report, Summary, summarise
-from .units import duration, factor, size
+from .units import duration, factor, interval, size
 
 MARKS = {"fastest": "★", "leanest": "▼", "pareto": "●"}
 LEGEND = "★ fastest (within 2 %)   ▼ leanest   ● Pareto set of latency and memory   ≈ extrapolated"
@@ -43,11 +43,11 @@ def block_table(block: Sequence[Record]) -> RenderableType:
         (first.case, "bold cyan"),
         f"  {shape_text(first)}  {first.dtype}, {order}, {_direction(first.direction)}",
     )
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim", expand=False)
-    table.add_column("implementation", min_width=28, no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=False)
+    table.add_column("", no_wrap=True, width=len(MARKS) + 2)
+    table.add_column("implementation", no_wrap=True, min_width=30)
     for name in ("median", "p10 – p90", "speed-up", "memory", "error", "limit"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
     ranked = sorted(block, key=lambda r: (ORDER[r.status], r.latency.median if r.latency else 0.0))
     for record in ranked:
         if record.latency is None:
@@ -82,8 +82,9 @@ def _cells(record: Record) -> tuple[str, ...]:
     latency = record.latency
     assert latency is not None
     about = "≈ " if record.status == "extrapolated" else ""
-    spread = f"{duration(latency.p10)} – {duration(latency.p90)}" if latency.samples > 1 else record.reason[:24]
+    spread = interval(latency.p10, latency.p90) if latency.samples > 1 else "one call"
     return (
+        marks,
         record.implementation,
         about + duration(latency.median),
         spread,
@@ -91,7 +92,6 @@ def _cells(record: Record) -> tuple[str, ...]:
         "" if record.peak_bytes is None else size(record.peak_bytes),
         _error(record),
         "" if record.roofline is None or about else f"{100 * record.roofline:.0f} %",
-        marks,
     )
 
 

@@ -11,6 +11,12 @@ def duration(microseconds: float) -> str:
     return f"{_three(microseconds / 1e6)} s"
 
 
+def interval(low: float, high: float) -> str:
+    """Two durations, the unit once when they share it."""
+    first, second = duration(low), duration(high)
+    return f"{first.split()[0] if first.split()[1] == second.split()[1] else first} – {second}"
+
+
 def size(count: int) -> str:
     """Bytes in B, KiB, MiB or GiB."""
     value = float(count)

@@ -1,0 +1,381 @@
+"""The profiler end to end: rivals are right, numbers are what they claim, reports say what was found."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from convscan.ops.causal_conv.cases import Case as ConvCase
+from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
+from convscan.profiler import cli, machine, measure, peers, runner, session, signal
+from convscan.profiler.peer import Peer, Prepared
+from convscan.profiler.problem import Problem, truth
+from convscan.profiler.records import STATUSES, Record, Report, award, group_of, summarise
+from convscan.profiler.report import html, table, units
+from convscan.profiler.report import json as json_report
+
+MACHINE = machine.Machine(
+    "test", 2, 2, "none", 1 << 30, "Linux", "3", "2", ((1 << 20, 1e10),), ((1 << 20, 1e10),), 1e11
+)
+BUDGET = runner.Budget(case=0.5, call=30.0, setup=1.0)
+SMALL: dict[str, list[Any]] = {
+    "causal_conv": [
+        ConvCase("few", "test", 2, 50, 6, 4, activation="silu"),
+        ConvCase("long", "test", 1, 40, 3, 40, layout="BDL"),
+        ConvCase("longer", "test", 1, 12, 3, 30),
+        ConvCase("step", "test", 2, 1, 5, 3, state=True),
+        ConvCase("double", "test", 1, 33, 4, 7, dtype="float64"),
+    ],
+    "linear_recurrence": [
+        RecurrenceCase("few", "test", 2, 50, 6, state=True),
+        RecurrenceCase("time", "test", 1, 40, 3, layout="BDL"),
+        RecurrenceCase("constant", "test", 1, 33, 3, "complex64", constant=True),
+        RecurrenceCase("step", "test", 1, 1, 4, state=True),
+    ],
+}
+RIVALS = [(op, peer) for op in session.OPERATORS for peer in peers.peers(op)]
+
+
+def problem_of(op: str, case: Any, direction: str = "forward") -> Problem:
+    return session.problem_of(op, case, 1, direction)
+
+
+@pytest.mark.parametrize(("op", "peer"), RIVALS, ids=[f"{op}-{peer.name}" for op, peer in RIVALS])
+def test_rivals_are_right_or_say_why_not(op: str, peer: Peer) -> None:
+    """A rival that is prepared wrongly would be beaten for free."""
+    ran = 0
+    for case in SMALL[op]:
+        for direction in ("forward", "backward"):
+            if direction == "backward" and case.state and case.length == 1:
+                continue
+            problem = problem_of(op, case, direction)
+            record = runner.enter(problem, peer, truth(problem), BUDGET, weigh=False).record
+            assert record.status in ("ok", "skipped", "cut off"), f"{case.name} {direction}: {record.reason}"
+            assert record.status == "ok" or record.reason
+            ran += record.status == "ok"
+    assert ran or peer.why_not(problem_of(op, SMALL[op][0])) or peer.setup(problem_of(op, SMALL[op][0])) > BUDGET.setup
+
+
+def test_inputs_survive_the_rivals() -> None:
+    problem = problem_of("causal_conv", SMALL["causal_conv"][0])
+    before = [t.clone() for t in problem.arguments]
+    expected = truth(problem)
+    for peer in peers.peers("causal_conv"):
+        runner.enter(problem, peer, expected, BUDGET, weigh=False)
+    for old, new in zip(before, problem.arguments, strict=True):
+        assert torch.equal(old, new)
+
+
+def stand_in(run: Any, name: str = "stand-in", **keywords: Any) -> Peer:
+    def prepare(problem: Problem) -> Prepared:
+        return Prepared(lambda: run(problem), lambda y: (y,))
+
+    return Peer(name, "causal_conv", "", lambda problem: [], prepare, **keywords)
+
+
+def test_a_wrong_answer_gets_no_time() -> None:
+    problem = problem_of("causal_conv", SMALL["causal_conv"][0])
+    record = runner.run_case(problem, [stand_in(lambda p: torch.zeros_like(p.x))], MACHINE, BUDGET)[0]
+    assert (record.status, record.latency, record.titles) == ("wrong", None, [])
+
+
+def test_an_exception_is_an_error_with_its_text() -> None:
+    def fail(problem: Problem) -> None:
+        raise RuntimeError("no luck\nsecond line")
+
+    problem = problem_of("causal_conv", SMALL["causal_conv"][0])
+    record = runner.run_case(problem, [stand_in(fail)], MACHINE, BUDGET)[0]
+    assert (record.status, record.reason) == ("error", "RuntimeError: no luck")
+
+
+def test_what_would_take_too_long_is_cut_off_unrun() -> None:
+    problem = problem_of("causal_conv", SMALL["causal_conv"][0])
+    slow = stand_in(lambda p: pytest.fail("was run"), estimate=lambda p: 99.0)
+    compiled = stand_in(lambda p: pytest.fail("was compiled"), setup=lambda p: 99.0)
+    for peer, text in ((slow, "would take over 99 s"), (compiled, "compiles for about 99 s")):
+        record = runner.run_case(problem, [peer], MACHINE, BUDGET)[0]
+        assert record.status == "cut off"
+        assert text in record.reason
+
+
+def test_a_long_time_loop_is_extrapolated_and_wins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from convscan.profiler.peers import time_loop
+
+    monkeypatch.setattr(time_loop, "BUDGET_SECONDS", 0.01)
+    problem = problem_of("causal_conv", ConvCase("long", "test", 1, 20000, 4, 64))
+    loop = next(p for p in peers.peers("causal_conv") if p.baseline)
+    record = runner.run_case(problem, [loop], MACHINE, BUDGET)[0]
+    assert record.status == "extrapolated"
+    assert record.latency is not None
+    assert record.latency.median > 1e4
+    assert (record.relative_rms, record.titles) == (None, [])
+
+
+def test_latency_quantiles() -> None:
+    latency = measure.latency_of([k * 1e-6 for k in range(1, 12)])
+    assert (latency.p10, latency.median, latency.p90, latency.samples) == pytest.approx((2.0, 6.0, 10.0, 11))
+
+
+def test_interleaving_serves_everyone() -> None:
+    calls: list[str] = []
+
+    def contestant(name: str, seconds: float) -> measure.Contestant:
+        def burst(count: int) -> list[float]:
+            calls.append(name)
+            return [seconds] * count
+
+        return measure.Contestant(burst, seconds)
+
+    fast, slow = contestant("fast", 1e-6), contestant("slow", 1e-3)
+    measure.interleave([fast, slow], 0.05)
+    assert calls[:4] == ["fast", "slow", "fast", "slow"]
+    assert len(fast.samples) > len(slow.samples) >= 3
+
+
+@pytest.mark.skipif(not measure.memory_is_measurable(), reason="this kernel cannot reset the high-water mark")
+@pytest.mark.parametrize("mebibytes", [8, 64])
+def test_peak_memory_is_what_was_touched(mebibytes: int) -> None:
+    def run() -> torch.Tensor:
+        scratch = torch.ones(mebibytes << 18)
+        return torch.full((4 << 18,), float(scratch[0]))
+
+    prepared = Prepared(run, lambda y: (y,), kept_bytes=1 << 20)
+    peak = measure.peak_bytes(prepared, output_bytes=4 << 20)
+    assert peak is not None
+    assert peak == pytest.approx((mebibytes + 1) << 20, abs=2 * measure.MEMORY_RESOLUTION)
+
+
+def test_machine_limits_are_positive_and_bind() -> None:
+    found = machine.measure(0.005)
+    assert all(b > 0 for _, b in (*found.copy_bandwidth, *found.triad_bandwidth))
+    assert found.peak_flops > 0
+    assert MACHINE.limit_seconds("causal_conv", 10**10, 1) == pytest.approx(1.0)
+    assert MACHINE.limit_seconds("causal_conv", 1, 10**11) == pytest.approx(1.0)
+
+
+def made(implementation: str, median: float, peak: int | None, status: str = "ok", case: str = "c") -> Record:
+    ours = implementation.startswith("convscan")
+    latency = measure.Latency(median, median, median, 5) if status in ("ok", "extrapolated") else None
+    return Record(
+        op="causal_conv",
+        case=case,
+        source="a <source> & more",
+        group="convolution, K ≤ 16",
+        shape=(1, 4096, 8, 4),
+        dtype="float32",
+        layout="BLD",
+        direction="forward",
+        implementation=implementation,
+        version="1",
+        ours=ours,
+        status=status,
+        reason="" if status == "ok" else "a reason </script>",
+        latency=latency,
+        peak_bytes=peak,
+        relative_rms=1e-7 if status == "ok" else math.inf if status == "wrong" else None,
+        max_abs=1e-6 if status == "ok" else math.inf if status == "wrong" else None,
+    )
+
+
+def block() -> list[Record]:
+    records = [
+        made("time loop", 1000.0, 0, "extrapolated"),
+        made("convscan", 1.0, 4 << 20),
+        made("convscan direct", 1.01, 0),
+        made("rival", 10.0, 0),
+        made("big rival", 5.0, 64 << 20),
+        made("impostor", 0.1, None, "wrong"),
+        made("absent", 0.0, None, "skipped"),
+    ]
+    award(records)
+    return records
+
+
+def report() -> Report:
+    return Report(MACHINE, block(), session.Options().to_json(), 1.0)
+
+
+def test_titles_and_speedups() -> None:
+    titles = {r.implementation: r.titles for r in block()}
+    assert titles == {
+        "time loop": [],
+        "convscan": ["fastest", "pareto"],
+        "convscan direct": ["fastest", "leanest", "pareto"],
+        "rival": [],
+        "big rival": [],
+        "impostor": [],
+        "absent": [],
+    }
+    assert [r.speedup for r in block()[:4]] == pytest.approx([1.0, 1000.0, 1000 / 1.01, 100.0])
+
+
+def test_summary_compares_with_the_best_rival() -> None:
+    (row,) = summarise(report())
+    assert (row.cases, row.wins, row.rival, row.worst_case) == (1, 1, "big rival", "c")
+    assert (row.against_best, row.against_baseline) == pytest.approx((5.0, 1000.0))
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "group"),
+    [
+        ("causal_conv", (1, 1, 2048, 3), "convolution, one step"),
+        ("causal_conv", (1, 2048, 8, 16), "convolution, K ≤ 16"),
+        ("causal_conv", (1, 2048, 8, 17), "convolution, 16 < K < 1024"),
+        ("causal_conv", (1, 2048, 8, 2048), "convolution, K ≥ 1024"),
+        ("linear_recurrence", (1, 1000000, 4), "recurrence, few channels"),
+        ("linear_recurrence", (1, 64, 512), "recurrence, D ≥ 512"),
+    ],
+)
+def test_groups(op: str, shape: tuple[int, ...], group: str) -> None:
+    assert group_of(op, shape) == group
+
+
+def test_json_is_the_documented_schema(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    json_report.write(report(), path)
+    document = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+    assert document["schema"] == "convscan-profile/1"
+    text = (Path(__file__).parent.parent / "docs" / "profiler.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([a-z0-9_]+)` \|", text, flags=re.MULTILINE))
+    for record in document["records"]:
+        assert set(record) <= documented
+        assert record["status"] in STATUSES
+    assert set(document["machine"]) <= documented
+    assert len(path.read_text(encoding="utf-8").splitlines()) > len(document["records"])
+
+
+def test_html_is_self_contained() -> None:
+    page = html.render(report())
+    assert html.MARKER not in page
+    assert page.count("</script>") == 1
+    for pattern in (r"<link\b", r"<script[^>]+src", r"@import", r"\bfetch\(", r"https?://(?!www\.w3\.org/2000/svg)"):
+        assert not re.search(pattern, page), pattern
+
+
+def browser() -> str | None:
+    return next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="no Chromium on this machine")
+def test_html_draws_in_a_browser(tmp_path: Path) -> None:
+    path = tmp_path / "profile.html"
+    html.write(report(), path)
+    command = [
+        str(browser()),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+    ]
+    dom = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    # The script sets the attribute last: it ran to the end, without an exception.
+    assert f'data-ready="{len(block())}"' in dom
+    assert dom.count("<svg") == 3
+    assert dom.count("<circle") >= 8
+    assert "5.00×" in dom
+    shot = tmp_path / "shot.png"
+    command = [*command[:-1], "--window-size=1280,1800", f"--screenshot={shot}", path.as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert shot.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_the_table_fits_the_terminal(width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table.block_table(block()))
+    table.print_summary(console, report())
+    text = console.export_text()
+    assert "…" not in text
+    row = next(line for line in text.splitlines() if "convscan direct" in line)
+    for part in ("1.01 µs", "990×", "0 B", "1.0e-07", "★ ▼ ●"):
+        assert part in row
+    assert "≈ 1.00 ms" in text
+    assert "wrong: impostor (a reason </script>)" in text
+
+
+@pytest.mark.parametrize(("us", "text"), [(0.5, "0.50 µs"), (12.34, "12.3 µs"), (4321, "4.32 ms"), (2e6, "2.00 s")])
+def test_durations(us: float, text: str) -> None:
+    assert units.duration(us) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (4096, "4.00 KiB"), (3 << 20, "3.00 MiB"), (5 << 30, "5.00 GiB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    assert units.size(count) == text
+
+
+def wav(kind: int, bits: int, channels: int, body: bytes) -> bytes:
+    frame = bits // 8 * channels
+    header = struct.pack("<HHIIHH", kind, channels, 8000, 8000 * frame, frame, bits)
+    chunks = b"fmt " + struct.pack("<I", 16) + header + b"LIST" + struct.pack("<I", 3) + b"abc\0"
+    chunks += b"data" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "body"),
+    [
+        (1, 8, bytes([192, 64])),
+        (1, 16, struct.pack("<2h", 1 << 14, -(1 << 14))),
+        (1, 24, b"\x00\x00\x40\x00\x00\xc0"),
+        (1, 32, struct.pack("<2i", 1 << 30, -(1 << 30))),
+        (3, 32, struct.pack("<2f", 0.5, -0.5)),
+        (3, 64, struct.pack("<2d", 0.5, -0.5)),
+    ],
+)
+def test_wav_formats(tmp_path: Path, kind: int, bits: int, body: bytes) -> None:
+    path = tmp_path / "s.wav"
+    path.write_bytes(wav(kind, bits, 1, body))
+    assert signal.read(path).tolist() == [[0.5], [-0.5]]
+    path.write_bytes(wav(kind, bits, 2, body))
+    assert signal.read(path).tolist() == [[0.5, -0.5]]
+
+
+def test_npy_signals(tmp_path: Path) -> None:
+    path = tmp_path / "s.npy"
+    np.save(path, np.arange(6.0).reshape(3, 2))
+    assert signal.read(path).shape == (3, 2)
+    np.save(path, np.array([1, "a", None], dtype=object), allow_pickle=True)
+    with pytest.raises(signal.SignalError, match="not a plain"):
+        signal.read(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["profile", "--case", "nonsense"], "no case is called 'nonsense'"),
+        (["profile", "--implementations", "nonsense"], "nothing is called 'nonsense'"),
+        (["profile", "--input", "missing.wav"], "missing.wav does not exist"),
+        (["profile", "--submit", "missing.py"], "expected a Python file"),
+        (["profile", "--json", "no/such/folder/x.json"], "does not exist"),
+        (["explain", "conv"], "name a case"),
+        (["explain", "conv", "--shape", "1,2,3"], "--taps"),
+        (["explain", "conv", "--shape", "1,2,3", "--taps", "2", "--dtype", "float33"], "--dtype"),
+    ],
+)
+def test_user_errors_are_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["profile", "--op", "sum"], ["profile", "--threads", "0"], ["nonsense"], []])
+def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

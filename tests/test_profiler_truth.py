@@ -1,0 +1,155 @@
+"""The profiler's judge is itself judged: right answers pass, every known way of being wrong fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from convscan.ops.causal_conv.cases import Case as ConvCase
+from convscan.ops.causal_conv.cases import inputs as conv_inputs
+from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
+from convscan.ops.linear_recurrence.cases import inputs as recurrence_inputs
+from convscan.profiler import problem
+from convscan.profiler.problem import Problem, compare, truth
+
+CONV_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 4), (1, 33, 5, 33), (1, 16, 2, 40), (3, 64, 4, 20)]
+RECURRENCE_SHAPES = [(1, 1, 1), (2, 7, 3), (1, 97, 4), (1, 1000, 2)]
+
+
+def conv(
+    shape: tuple[int, int, int, int], direction: str = "forward", layout: str = "BLD", **options: object
+) -> Problem:
+    case = ConvCase("test", "test", *shape, layout=layout, **options)  # type: ignore[arg-type]
+    return problem.make("causal_conv", case, conv_inputs(case, 3), direction, 3)
+
+
+def recurrence(shape: tuple[int, int, int], direction: str = "forward", **options: object) -> Problem:
+    case = RecurrenceCase("test", "test", *shape, state=True, **options)  # type: ignore[arg-type]
+    return problem.make("linear_recurrence", case, recurrence_inputs(case, 3), direction, 3)
+
+
+def conv_loop(x: Tensor, h: Tensor, state: Tensor | None = None) -> Tensor:
+    y = torch.zeros_like(x)
+    for i in range(x.shape[1]):
+        for k in range(h.shape[0]):
+            if i - k >= 0:
+                y[:, i] += h[k] * x[:, i - k]
+            elif state is not None:
+                y[:, i] += h[k] * state[:, state.shape[1] + i - k]
+    return y
+
+
+def recurrence_loop(x: Tensor, y_init: Tensor, a: Tensor) -> Tensor:
+    y, rows = y_init, []
+    for i in range(x.shape[1]):
+        y = a.expand(x.shape)[:, i] * y + x[:, i]
+        rows.append(y)
+    return torch.stack(rows, dim=1)
+
+
+@pytest.mark.parametrize("shape", CONV_SHAPES)
+@pytest.mark.parametrize("layout", ["BLD", "BDL"])
+def test_convolution_truth_is_the_double_loop(shape: tuple[int, int, int, int], layout: str) -> None:
+    p = conv(shape, layout=layout)
+    torch.testing.assert_close(truth(p).values[0], conv_loop(p.x.double(), p.filter.double()))
+    assert compare(p, (conv_loop(p.x, p.filter),), truth(p)).wrong is None
+
+
+@pytest.mark.parametrize("shape", CONV_SHAPES)
+def test_convolution_gradients_are_autograds(shape: tuple[int, int, int, int]) -> None:
+    p = conv(shape, "backward", activation="silu")
+    x, h = (t.double().requires_grad_() for t in p.arguments)
+    y = torch.nn.functional.silu(conv_loop_functional(x, h))
+    expected = torch.autograd.grad(y, (x, h), p.gradient_of_output.double())
+    for got, want in zip(truth(p).values, expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def conv_loop_functional(x: Tensor, h: Tensor) -> Tensor:
+    padded = torch.cat([x.new_zeros((x.shape[0], h.shape[0] - 1, x.shape[2])), x], dim=1)
+    return torch.stack([(padded[:, i : i + h.shape[0]] * h.flip(0)).sum(1) for i in range(x.shape[1])], dim=1)
+
+
+def test_a_state_counts() -> None:
+    p = conv((2, 6, 3, 4), state=True)
+    assert p.state is not None
+    right = conv_loop(p.x.double(), p.filter.double(), p.state.double())
+    torch.testing.assert_close(truth(p).values[0], right)
+    assert compare(p, (conv_loop(p.x, p.filter),), truth(p)).wrong is not None
+
+
+@pytest.mark.parametrize("shape", RECURRENCE_SHAPES)
+@pytest.mark.parametrize("options", [{}, {"constant": True}, {"dtype": "complex64"}, {"layout": "BDL"}])
+def test_recurrence_truth_is_the_loop(shape: tuple[int, int, int], options: dict[str, object]) -> None:
+    p = recurrence(shape, **options)
+    wide = [t.to(torch.complex128 if t.dtype.is_complex else torch.float64) for t in p.arguments]
+    torch.testing.assert_close(truth(p).values[0], recurrence_loop(*wide))
+    assert compare(p, (recurrence_loop(*p.arguments),), truth(p)).wrong is None
+
+
+@pytest.mark.parametrize("shape", RECURRENCE_SHAPES)
+@pytest.mark.parametrize("options", [{}, {"constant": True}, {"dtype": "complex64"}])
+def test_recurrence_gradients_are_autograds(shape: tuple[int, int, int], options: dict[str, object]) -> None:
+    p = recurrence(shape, "backward", **options)
+    wide = torch.complex128 if p.dtype.is_complex else torch.float64
+    leaves = [t.to(wide).requires_grad_() for t in p.arguments]
+    expected = torch.autograd.grad(recurrence_loop(*leaves), leaves, p.gradient_of_output.to(wide))
+    for got, want in zip(truth(p).values, expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+CONV_IMPOSTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "all zeros": lambda x, h: torch.zeros_like(x),
+    "one step late": lambda x, h: torch.roll(conv_loop(x, h), 1, dims=1),
+    "wrong channel": lambda x, h: conv_loop(x, h).roll(1, dims=-1),
+    "one channel wrong": lambda x, h: torch.cat([conv_loop(x, h)[..., :-1], conv_loop(x, h)[..., :1]], dim=-1),
+    "filter reversed": lambda x, h: conv_loop(x, h.flip(0)),
+    "last tap dropped": lambda x, h: conv_loop(x, h[:-1]),
+    "tail aliased": lambda x, h: torch.fft.irfft(
+        torch.fft.rfft(x, x.shape[1], dim=1) * torch.fft.rfft(h, x.shape[1], dim=0), x.shape[1], dim=1
+    ),
+    "not a number": lambda x, h: conv_loop(x, h) * float("nan"),
+    "one sample infinite": lambda x, h: conv_loop(x, h).index_fill(1, torch.tensor([x.shape[1] // 2]), float("inf")),
+    "wrong shape": lambda x, h: conv_loop(x, h)[:, :-1],
+    "wrong type": lambda x, h: conv_loop(x, h).double(),
+    "rounded to half": lambda x, h: conv_loop(x, h).bfloat16().float(),
+}
+RECURRENCE_IMPOSTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "all zeros": lambda x, s, a: torch.zeros_like(x),
+    "one step late": lambda x, s, a: torch.roll(recurrence_loop(x, s, a), 1, dims=1),
+    "dropped state": lambda x, s, a: recurrence_loop(x, torch.zeros_like(s), a),
+    "wrong channel": lambda x, s, a: recurrence_loop(x, s, a).roll(1, dims=-1),
+    "coefficients shifted": lambda x, s, a: recurrence_loop(x, s, a.roll(1, dims=1)),
+    "state dropped midway": lambda x, s, a: torch.cat(
+        [recurrence_loop(x[:, :32], s, a[:, :32]), recurrence_loop(x[:, 32:], torch.zeros_like(s), a[:, 32:])], dim=1
+    ),
+    "not a number": lambda x, s, a: recurrence_loop(x, s, a) * float("nan"),
+}
+
+
+@pytest.mark.parametrize("name", CONV_IMPOSTORS)
+def test_convolution_impostors_are_wrong(name: str) -> None:
+    p = conv((2, 64, 5, 64))
+    assert compare(p, (CONV_IMPOSTORS[name](p.x, p.filter),), truth(p)).wrong
+
+
+@pytest.mark.parametrize("name", RECURRENCE_IMPOSTORS)
+def test_recurrence_impostors_are_wrong(name: str) -> None:
+    p = recurrence((2, 64, 5))
+    assert compare(p, (RECURRENCE_IMPOSTORS[name](*p.arguments),), truth(p)).wrong
+
+
+def test_sampled_truth_still_sees_every_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem, "TRUTH_ELEMENTS", 64 * 4)
+    p = conv((1, 64, 40, 16))
+    expected = truth(p)
+    assert len(expected.channels) == 4
+    right = conv_loop(p.x, p.filter)
+    assert compare(p, (right,), expected).wrong is None
+    unseen = next(n for n in range(40) if n not in expected.channels.tolist())
+    wrong = right.clone()
+    wrong[..., unseen] = right[..., unseen].roll(1, dims=1)
+    assert compare(p, (wrong,), expected).wrong
