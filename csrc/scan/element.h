@@ -73,25 +73,6 @@ CONVSCAN_INLINE Numbers<Element, N> ConjugateMultiply(Numbers<Element, N> a, Num
   }
 }
 
-// N numbers at p, `stride` scalars apart.
-template <class Element, int N>
-CONVSCAN_INLINE Numbers<Element, N> LoadStrided(const typename Element::Storage *p, int64_t stride) {
-  Numbers<Element, N> v{};
-#pragma GCC unroll 16
-  for (int n = 0; n < N; ++n)
-#pragma GCC unroll 2
-    for (int i = 0; i < Element::kParts; ++i) v[n * Element::kParts + i] = LoadScalar(p + n * stride + i);
-  return v;
-}
-
-template <class Element, int N>
-CONVSCAN_INLINE void StoreStrided(typename Element::Storage *p, int64_t stride, Numbers<Element, N> v) {
-#pragma GCC unroll 16
-  for (int n = 0; n < N; ++n)
-#pragma GCC unroll 2
-    for (int i = 0; i < Element::kParts; ++i) StoreScalar(p + n * stride + i, v[n * Element::kParts + i]);
-}
-
 template <class Element, int N>
 CONVSCAN_INLINE Numbers<Element, N> LoadNumbers(const typename Element::Storage *p) {
   return Load<N * Element::kParts>(p);

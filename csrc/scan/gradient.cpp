@@ -21,130 +21,131 @@ struct Sums {
   int64_t step = 0, channel = 0;
 };
 
-template <class Element>
-struct GradientPlanes {
-  // Time runs as the gradient does; y is one step late already.
-  Plane<Element> dy, a, y, dx, da;
-  Sums sums;
-};
-
-template <int N, int R, class Element>
-CONVSCAN_INLINE void AddToSums(const Sums &sums, int64_t t, int64_t c, const Numbers<Element, N> (&v)[R]) {
-  constexpr int kParts = Element::kParts;
-  double *entry = sums.entries + ((t - sums.first) * sums.step + c * sums.channel) * kParts;
-  if (sums.channel != 0 && sums.step == 0) {
-    Numbers<Element, N> total = v[0];
-#pragma GCC unroll 16
-    for (int r = 1; r < R; ++r) total += v[r];
-    Store<N * kParts>(entry, Load<N * kParts>(entry) + __builtin_convertvector(total, Vec<double, N * kParts>));
-    return;
-  }
-  for (int r = 0; r < R; ++r, entry += sums.step * kParts) {
+// Adds a tile of da, in rows of tile.channels numbers.
+template <class Part>
+void AddToSums(const Sums &sums, const Tile &tile, int parts, const Part *row) {
+  for (int64_t r = 0; r < tile.steps; ++r, row += tile.channels * parts) {
+    double *entry = sums.entries + ((tile.t + r - sums.first) * sums.step + tile.c * sums.channel) * parts;
     if (sums.channel != 0) {
-      Store<N * kParts>(entry, Load<N * kParts>(entry) + __builtin_convertvector(v[r], Vec<double, N * kParts>));
+      for (int64_t i = 0; i < tile.channels * parts; ++i) entry[i] += static_cast<double>(row[i]);
     } else {
-      for (int i = 0; i < N * kParts; ++i) entry[i % kParts] += v[r][i];
+      for (int64_t i = 0; i < tile.channels * parts; i += parts)
+        for (int part = 0; part < parts; ++part) entry[part] += static_cast<double>(row[i + part]);
     }
   }
 }
 
-// Steps [t, t + R) of N channels; y_before replaces what is read of y where it is given.
-template <int N, int R, class Element>
-CONVSCAN_INLINE Numbers<Element, N> GradientTile(const GradientPlanes<Element> &p, int64_t t, int64_t c,
-                                                 Numbers<Element, N> carried,
-                                                 const Numbers<Element, N> *y_before = nullptr) {
-  Numbers<Element, N> g[R], a[R];
-  LoadTile<N, R>(p.dy, t, c, g);
-  LoadTile<N, R>(p.a, t, c, a);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    g[r] += carried;
-    carried = ConjugateMultiply<Element, N>(a[r], g[r]);
-  }
-  StoreTile<N, R>(p.dx, t, c, g);
-  if (p.da.base == nullptr) return carried;
-  if (y_before != nullptr) {
-    a[0] = *y_before;
-  } else {
-    LoadTile<N, R>(p.y, t, c, a);
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) g[r] = ConjugateMultiply<Element, N>(a[r], g[r]);
-  if (p.sums.entries != nullptr) {
-    AddToSums<N, R, Element>(p.sums, t, c, g);
-  } else {
-    StoreTile<N, R>(p.da, t, c, g);
-  }
-  return carried;
-}
+// What the kernel reads and writes of one tile. The gradient of a is stored like a, or as computed when it is summed.
+template <class Element, class Gradient>
+struct GradientRows {
+  Rows<const typename Element::Storage> dy, a, y;
+  Rows<typename Element::Storage> dx;
+  Rows<Gradient> da;
+};
 
-// Steps [t, end) of channels [c, channels), R at a time.
-template <int N, int R, class Element>
-CONVSCAN_INLINE void GradientTiles(const GradientPlanes<Element> &p, int64_t t, int64_t end, int64_t c,
-                                   int64_t channels, typename Element::Part *state) {
-  constexpr int kParts = Element::kParts;
+// `count` rows of N channels at a time, from channel c on.
+template <int N, bool kGradient, class Element, class Gradient>
+CONVSCAN_INLINE void GradientColumns(const GradientRows<Element, Gradient> &rows, int64_t count, int64_t c,
+                                     int64_t channels, typename Element::Part *state) {
+  constexpr int kParts = Element::kParts, kScalars = N * kParts;
   for (; c + N <= channels; c += N) {
-    Numbers<Element, N> carried = Load<N * kParts>(state + c * kParts);
-    int64_t step = t;
-    for (; step + R <= end; step += R) carried = GradientTile<N, R>(p, step, c, carried);
-    for (; step < end; ++step) carried = GradientTile<N, 1>(p, step, c, carried);
-    Store<N * kParts>(state + c * kParts, carried);
+    Numbers<Element, N> carried = Load<kScalars>(state + c * kParts);
+    int64_t dy = c * kParts, a = dy, y = dy, dx = dy, da = dy;
+    for (int64_t r = 0; r < count; ++r) {
+      const Numbers<Element, N> g = Load<kScalars>(rows.dy.base + dy) + carried;
+      Store<kScalars>(rows.dx.base + dx, g);
+      carried = ConjugateMultiply<Element, N>(Load<kScalars>(rows.a.base + a), g);
+      if constexpr (kGradient) {
+        Store<kScalars>(rows.da.base + da, ConjugateMultiply<Element, N>(Load<kScalars>(rows.y.base + y), g));
+        y += rows.y.stride;
+        da += rows.da.stride;
+      }
+      dy += rows.dy.stride;
+      a += rows.a.stride;
+      dx += rows.dx.stride;
+    }
+    Store<kScalars>(state + c * kParts, carried);
   }
   if constexpr (N > 1) {
-    if (c < channels) GradientTiles<N / 2, kTileSteps<N / 2>>(p, t, end, c, channels, state);
+    if (c < channels) GradientColumns<N / 2, kGradient>(rows, count, c, channels, state);
   }
 }
 
-// The last step, whose y[t-1] is y_init.
-template <int N, class Element>
-CONVSCAN_INLINE void FirstStepGradient(const GradientPlanes<Element> &p, int64_t t, int64_t c, int64_t channels,
-                                       const Plane<Element> &y_init, typename Element::Part *state) {
-  constexpr int kParts = Element::kParts;
-  for (; c + N <= channels; c += N) {
-    Numbers<Element, N> before[1] = {};
-    if (y_init.base != nullptr) LoadTile<N, 1>(y_init, 0, c, before);
-    Store<N * kParts>(state + c * kParts, GradientTile<N, 1>(p, t, c, Load<N * kParts>(state + c * kParts), before));
+template <class Element>
+struct GradientPlanes {
+  // Time runs as the gradient does; y is one step late already.
+  Plane<Element> dy, a, y, dx, da;
+};
+
+// One tile, with `y` read from y_rows where they are given.
+template <class Element>
+void GradientTile(const GradientPlanes<Element> &p, const Sums &sums, const Tile &tile,
+                  const Rows<const typename Element::Storage> *y_rows, typename Element::Part *state) {
+  using Storage = typename Element::Storage;
+  using Part = typename Element::Part;
+  constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
+  constexpr int64_t kScalars = kTileNumbers<Element> * kParts;
+  alignas(64) Storage copies[4][kScalars];
+  alignas(64) Part da_copy[kScalars];
+  const int64_t stride = tile.channels * kParts;
+  state += tile.c * kParts;
+  const Rows<const Storage> dy = RowsToRead(p.dy, tile, copies[0]), a = RowsToRead(p.a, tile, copies[1]);
+  const Rows<Storage> dx = RowsToWrite(p.dx, tile, copies[2]);
+  if (p.da.base == nullptr) {
+    GradientColumns<kN, false>(GradientRows<Element, Storage>{dy, a, {}, dx, {}}, tile.steps, 0, tile.channels, state);
+  } else {
+    const Rows<const Storage> y = y_rows != nullptr ? *y_rows : RowsToRead(p.y, tile, copies[3]);
+    if (sums.entries != nullptr) {
+      GradientColumns<kN, true>(GradientRows<Element, Part>{dy, a, y, dx, {da_copy, stride}}, tile.steps, 0,
+                                tile.channels, state);
+      AddToSums(sums, tile, kParts, da_copy);
+    } else {
+      // A half type's copy lies in the same memory as a full one's would.
+      auto *copy = reinterpret_cast<Storage *>(da_copy);
+      GradientColumns<kN, true>(GradientRows<Element, Storage>{dy, a, y, dx, RowsToWrite(p.da, tile, copy)}, tile.steps,
+                                0, tile.channels, state);
+      PutRows(p.da, tile, copy);
+    }
   }
-  if constexpr (N > 1) {
-    if (c < channels) FirstStepGradient<N / 2>(p, t, c, channels, y_init, state);
-  }
+  PutRows(p.dx, tile, copies[2]);
 }
 
 // The gradients of batch entry b, channels [c, c + channels), steps [t, end) as the gradient counts them.
 template <class Element>
 void RunGradient(const convscan_scan_gradient &problem, int64_t b, int64_t t, int64_t end, int64_t c,
                  int64_t channels, const Sums &sums, typename Element::Part *state) {
+  using Storage = typename Element::Storage;
   const convscan_scan &f = problem.forward;
-  constexpr int kN = kNumbers<Element>;
   const int64_t bytes = StorageBytes(f.dtype);
   const auto plane = [&](const void *address, const convscan_strides &s, int64_t late) -> Plane<Element> {
     if (address == nullptr) return {};
     const int64_t direction = f.reverse ? 1 : -1;
     const int64_t start = (f.reverse ? 0 : f.length - 1) + late * direction;
-    return {Advance(address, bytes * (b * s.batch + start * s.time + c * s.channel)), direction * s.time, s.channel};
+    return {Advance(address, bytes * (b * s.batch + start * s.time + c * s.channel)), direction * s.time, s.channel,
+            channels};
   };
-  GradientPlanes<Element> p = {plane(problem.dy, problem.dy_strides, 0), plane(f.a, f.a_strides, 0),
-                               plane(f.y, f.y_strides, 1), plane(problem.dx, problem.dx_strides, 0),
-                               plane(problem.da, problem.da_strides, 0), sums};
+  const GradientPlanes<Element> p = {plane(problem.dy, problem.dy_strides, 0), plane(f.a, f.a_strides, 0),
+                                     plane(f.y, f.y_strides, 1), plane(problem.dx, problem.dx_strides, 0),
+                                     plane(problem.da, problem.da_strides, 0)};
   const int64_t last = Min(end, f.length - 1);
-  const bool channel_order = p.dy.order == Order::channel && p.a.order == Order::channel &&
-                             p.y.order == Order::channel && p.dx.order == Order::channel &&
-                             (p.da.base == nullptr || sums.entries != nullptr || p.da.order == Order::channel);
-  if (channel_order) {
-    constexpr int kRows = 4;
-    p.dy.order = p.a.order = p.y.order = p.dx.order = p.da.order = Order::channel;
-    for (; t < last; t += kRows) GradientTiles<kN, kRows>(p, t, Min(t + kRows, last), 0, channels, state);
-  } else {
-    const int64_t steps = p.dy.order == Order::channel ? kTileSteps<kN> : f.length;
-    for (; t < last; t += steps) GradientTiles<kN, kTileSteps<kN>>(p, t, Min(t + steps, last), 0, channels, state);
-  }
-  if (end == f.length && f.length > 0) {
-    Plane<Element> y_init;
-    if (f.y_init != nullptr)
-      y_init = {Advance(f.y_init, bytes * (b * f.y_init_batch_stride + c * f.y_init_channel_stride)), 0,
-                f.y_init_channel_stride};
-    FirstStepGradient<kN>(p, f.length - 1, 0, channels, y_init, state);
-  }
+  ForEachTile<Element>(p.dy.order, last - t, channels, [&](Tile tile) {
+    tile.t += t;
+    GradientTile(p, sums, tile, nullptr, state);
+  });
+  if (end != f.length || f.length == 0) return;
+  // The first step of the recurrence, whose y[t-1] is y_init.
+  alignas(64) Storage before[kTileNumbers<Element> * Element::kParts];
+  const Rows<const Storage> y_rows = {before, 0};
+  ForEachTile<Element>(Order::channel, 1, channels, [&](Tile tile) {
+    tile.t = f.length - 1;
+    if (f.y_init == nullptr) {
+      __builtin_memset(before, 0, sizeof(before));
+    } else {
+      const Plane<Element> y_init(Advance(f.y_init, bytes * b * f.y_init_batch_stride), 0, f.y_init_channel_stride, 0);
+      MoveTile<true>(y_init, {0, c + tile.c, 1, tile.channels}, before);
+    }
+    GradientTile(p, sums, tile, &y_rows, state);
+  });
 }
 
 // Writes the sums of `steps` steps from t on, as the gradient counts them.

@@ -1,10 +1,18 @@
-// One array of a recurrence as its kernels see it: a (time, channel) plane of any strides, read and written in tiles
-// of N channels by R steps that hold a vector of channels per step.
+// One array of a recurrence as its kernels see it: a (time, channel) plane of any strides.
+//
+// The kernels work on rows: channels next to each other, one row a step. A plane that is stored so is used in place;
+// any other passes through a small tile in the first-level cache, transposed in registers where time is contiguous.
 #pragma once
 
 #include "scan/element.h"
 
 namespace convscan::CONVSCAN_ISA {
+
+template <class Storage>
+struct Rows {
+  Storage *base;
+  int64_t stride;  // in scalars
+};
 
 enum class Order {
   channel,  // neighbouring channels are neighbours in memory
@@ -18,78 +26,139 @@ struct Plane {
 
   Storage *base = nullptr;
   int64_t time = 0, channel = 0;  // strides, in scalars
-  Order order = Order::any;
+  Order order = Order::channel;
 
   Plane() = default;
   // Strides count numbers, as in the C interface.
-  Plane(const void *address, int64_t time_stride, int64_t channel_stride)
+  Plane(const void *address, int64_t time_stride, int64_t channel_stride, int64_t channels)
       : base(static_cast<Storage *>(const_cast<void *>(address))),
         time(time_stride * Element::kParts),
         channel(channel_stride * Element::kParts),
-        order(channel_stride == 1                     ? Order::channel
+        order(channel_stride == 1 || channels == 1            ? Order::channel
               : time_stride == 1 || time_stride == -1 ? Order::time
                                                       : Order::any) {}
 
-  // Of `steps` neighbouring steps, the one that comes first in memory.
-  CONVSCAN_INLINE int64_t Lowest(int steps) const { return time > 0 ? 0 : steps - 1; }
   CONVSCAN_INLINE Storage *At(int64_t t, int64_t c) const { return base + t * time + c * channel; }
 };
 
-template <int N, int R, class Element>
-CONVSCAN_INLINE void LoadTile(const Plane<Element> &plane, int64_t t, int64_t c, Numbers<Element, N> (&v)[R]) {
-  if (plane.order == Order::channel) {
+// A part of a plane: `steps` steps from t on, of `channels` channels from c on.
+struct Tile {
+  int64_t t, c, steps, channels;
+};
+
+// Bytes of a tile's copy in the type computed in. Five arrays of them fit the first-level cache.
+inline constexpr int64_t kTileBytes = 4096;
+
+template <class Element>
+inline constexpr int64_t kTileNumbers = kTileBytes / static_cast<int64_t>(sizeof(typename Element::Part)) /
+                                        Element::kParts;
+
+// Tiles follow memory: where channels are contiguous a few rows of many channels, else a cache line of channels for
+// many steps.
+template <class Element>
+struct TileShape {
+  int64_t steps, channels;
+
+  explicit TileShape(Order order)
+      : steps(order == Order::channel ? 4 : 64), channels(kTileNumbers<Element> / steps) {}
+};
+
+// Moves squares of N x N numbers between a plane whose time is contiguous and a tile's rows; returns the channel of
+// the tile after the last one moved.
+template <bool kToRows, int N, class Element>
+CONVSCAN_INLINE int64_t MoveSquares(const Plane<Element> &plane, const Tile &tile, int64_t c, int64_t squares_end,
+                                    typename Element::Storage *rows) {
+  constexpr int kParts = Element::kParts;
+  const bool forwards = plane.time > 0;
+  for (; c + N <= tile.channels; c += N) {
+    for (int64_t t = 0; t < squares_end; t += N) {
+      typename Element::Storage *memory = plane.At(tile.t + t + (forwards ? 0 : N - 1), tile.c + c);
+      typename Element::Storage *row = rows + (t * tile.channels + c) * kParts;
+      // Row n of the square is step n where time runs forwards through memory, else step N - 1 - n.
+      const int64_t row_stride = (forwards ? tile.channels : -tile.channels) * kParts;
+      if (!forwards) row += (N - 1) * tile.channels * kParts;
+      Numbers<Element, N> v[N];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) v[r] = LoadNumbers<Element, N>(plane.At(t + r, c));
-    return;
-  }
-  if constexpr (R % N == 0) {
-    if (plane.order == Order::time) {
+      for (int n = 0; n < N; ++n)
+        v[n] = LoadNumbers<Element, N>(kToRows ? memory + n * plane.channel : row + n * row_stride);
+      TransposeNumbers<Element, N>(v);
 #pragma GCC unroll 16
-      for (int first = 0; first < R; first += N) {
-        Numbers<Element, N> w[N];
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) w[n] = LoadNumbers<Element, N>(plane.At(t + first + plane.Lowest(N), c + n));
-        TransposeNumbers<Element, N>(w);
-        if (plane.time > 0) {
-#pragma GCC unroll 16
-          for (int n = 0; n < N; ++n) v[first + n] = w[n];
-        } else {
-#pragma GCC unroll 16
-          for (int n = 0; n < N; ++n) v[first + n] = w[N - 1 - n];
-        }
-      }
-      return;
+      for (int n = 0; n < N; ++n)
+        StoreNumbers<Element, N>(kToRows ? row + n * row_stride : memory + n * plane.channel, v[n]);
     }
   }
-  for (int r = 0; r < R; ++r) v[r] = LoadStrided<Element, N>(plane.At(t + r, c), plane.channel);
+  if constexpr (N > 2) {
+    if (c < tile.channels) return MoveSquares<kToRows, N / 2>(plane, tile, c, squares_end, rows);
+  }
+  return c;
 }
 
-template <int N, int R, class Element>
-CONVSCAN_INLINE void StoreTile(const Plane<Element> &plane, int64_t t, int64_t c, Numbers<Element, N> (&v)[R]) {
-  if (plane.order == Order::channel) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) StoreNumbers<Element, N>(plane.At(t + r, c), v[r]);
-    return;
-  }
-  if constexpr (R % N == 0) {
-    if (plane.order == Order::time) {
-#pragma GCC unroll 16
-      for (int first = 0; first < R; first += N) {
-        Numbers<Element, N> w[N];
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) w[n] = plane.time > 0 ? v[first + n] : v[first + N - 1 - n];
-        TransposeNumbers<Element, N>(w);
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) StoreNumbers<Element, N>(plane.At(t + first + plane.Lowest(N), c + n), w[n]);
+// Copies a tile of any plane into rows of tile.channels numbers, or back.
+template <bool kToRows, class Element>
+__attribute__((noinline)) void MoveTile(const Plane<Element> &plane, const Tile &tile,
+                                        typename Element::Storage *rows) {
+  constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
+  const auto move = [&](int64_t t, int64_t c) {
+    typename Element::Storage *memory = plane.At(tile.t + t, tile.c + c), *row = rows + (t * tile.channels + c) * kParts;
+    for (int i = 0; i < kParts; ++i) {
+      if constexpr (kToRows) {
+        row[i] = memory[i];
+      } else {
+        memory[i] = row[i];
       }
-      return;
+    }
+  };
+  int64_t squares_end = 0, c = 0;
+  if constexpr (kN > 1) {
+    if (plane.order == Order::time) {
+      squares_end = tile.steps / kN * kN;
+      c = MoveSquares<kToRows, kN>(plane, tile, 0, squares_end, rows);
     }
   }
-  for (int r = 0; r < R; ++r) StoreStrided<Element, N>(plane.At(t + r, c), plane.channel, v[r]);
+  for (int64_t n = c; n < tile.channels; ++n)
+    for (int64_t t = 0; t < squares_end; ++t) move(t, n);
+  for (int64_t t = squares_end; t < tile.steps; ++t)
+    for (int64_t n = 0; n < tile.channels; ++n) move(t, n);
 }
 
-// Steps of a tile of N channels: enough to use whole vectors along time.
-template <int N>
-inline constexpr int kTileSteps = N < 8 ? 8 : N;
+// The rows of a tile to read, copied into `copy` unless the plane itself has them.
+template <class Element>
+CONVSCAN_INLINE Rows<const typename Element::Storage> RowsToRead(const Plane<Element> &plane, const Tile &tile,
+                                                                 typename Element::Storage *copy) {
+  if (plane.order == Order::channel) return {plane.At(tile.t, tile.c), plane.time};
+  MoveTile<true>(plane, tile, copy);
+  return {copy, tile.channels * Element::kParts};
+}
+
+// The rows of a tile to write; PutRows brings them home.
+template <class Element>
+CONVSCAN_INLINE Rows<typename Element::Storage> RowsToWrite(const Plane<Element> &plane, const Tile &tile,
+                                                            typename Element::Storage *copy) {
+  if (plane.order == Order::channel) return {plane.At(tile.t, tile.c), plane.time};
+  return {copy, tile.channels * Element::kParts};
+}
+template <class Element>
+CONVSCAN_INLINE void PutRows(const Plane<Element> &plane, const Tile &tile, typename Element::Storage *copy) {
+  if (plane.order != Order::channel) MoveTile<false>(plane, tile, copy);
+}
+
+// Calls run(tile) for tiles that cover `channels` channels of `length` steps, each channel's in the order of time.
+template <class Element, class Run>
+CONVSCAN_INLINE void ForEachTile(Order order, int64_t length, int64_t channels, const Run &run) {
+  const TileShape<Element> shape(order);
+  const bool by_rows = order == Order::channel;
+  const int64_t outer_end = by_rows ? length : channels, inner_end = by_rows ? channels : length;
+  const int64_t outer_step = by_rows ? shape.steps : shape.channels, inner_step = by_rows ? shape.channels : shape.steps;
+  for (int64_t outer = 0; outer < outer_end; outer += outer_step) {
+    for (int64_t inner = 0; inner < inner_end; inner += inner_step) {
+      const int64_t outer_size = Min(outer_step, outer_end - outer), inner_size = Min(inner_step, inner_end - inner);
+      if (by_rows) {
+        run(Tile{outer, inner, outer_size, inner_size});
+      } else {
+        run(Tile{inner, outer, inner_size, outer_size});
+      }
+    }
+  }
+}
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -12,117 +12,75 @@ namespace convscan::CONVSCAN_ISA {
 namespace {
 
 template <class Element>
-struct Planes {
-  Plane<Element> x, a, y;
-};
-
-template <class Element>
 using State = typename Element::Part *;
 
-// Steps [t, t + R) of N channels.
-template <int N, int R, class Element>
-CONVSCAN_INLINE Numbers<Element, N> ScanTile(const Planes<Element> &p, int64_t t, int64_t c,
-                                             Numbers<Element, N> state) {
-  Numbers<Element, N> x[R], a[R];
-  LoadTile<N, R>(p.x, t, c, x);
-  LoadTile<N, R>(p.a, t, c, a);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) x[r] = state = MultiplyAdd<Element, N>(a[r], state, x[r]);
-  if (p.y.base != nullptr) StoreTile<N, R>(p.y, t, c, x);
-  return state;
-}
-
-// Steps [t, end) of channels [c, channels), N at a time and the rest by narrower vectors.
-template <int N, class Element>
-void ScanTiles(const Planes<Element> &p, int64_t t, int64_t end, int64_t c, int64_t channels, State<Element> state) {
-  constexpr int kParts = Element::kParts, kSteps = kTileSteps<N>;
-  for (; c + N <= channels; c += N) {
-    Numbers<Element, N> s = Load<N * kParts>(state + c * kParts);
-    int64_t step = t;
-    for (; step + kSteps <= end; step += kSteps) s = ScanTile<N, kSteps>(p, step, c, s);
-    for (; step < end; ++step) s = ScanTile<N, 1>(p, step, c, s);
-    Store<N * kParts>(state + c * kParts, s);
-  }
-  if constexpr (N > 1) {
-    if (c < channels) ScanTiles<N / 2>(p, t, end, c, channels, state);
-  }
-}
-
-// Channels contiguous in x, a and y: R rows of time, U vectors of N channels at a time.
-template <int N, int U, int R, bool kStream, class Element>
-CONVSCAN_INLINE int64_t ScanRows(const Planes<Element> &p, int64_t t, int64_t c, int64_t channels,
-                                 State<Element> state) {
-  constexpr int kParts = Element::kParts;
-  using Storage = typename Element::Storage;
-  const Storage *x[R], *a[R];
-  Storage *y[R];
-  for (int r = 0; r < R; ++r) {
-    x[r] = p.x.At(t + r, 0);
-    a[r] = p.a.At(t + r, 0);
-    y[r] = p.y.At(t + r, 0);
-  }
+// `count` rows, U vectors of N channels at a time, from channel c on; returns the first channel not reached.
+template <int N, int U, bool kStream, class Element, class Storage = typename Element::Storage>
+CONVSCAN_INLINE int64_t ScanColumns(Element, Rows<const Storage> x, Rows<const Storage> a, Rows<Storage> y,
+                                    int64_t count, int64_t c, int64_t channels, State<Element> state) {
+  constexpr int kParts = Element::kParts, kScalars = N * kParts;
   for (; c + N * U <= channels; c += N * U) {
     Numbers<Element, N> s[U];
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) s[u] = Load<N * kParts>(state + (c + u * N) * kParts);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
+    for (int u = 0; u < U; ++u) s[u] = Load<kScalars>(state + c * kParts + u * kScalars);
+    const Storage *x_row = x.base + c * kParts, *a_row = a.base + c * kParts;
+    Storage *y_row = y.base + c * kParts;
+    for (int64_t r = 0; r < count; ++r, x_row += x.stride, a_row += a.stride, y_row += y.stride) {
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
-        const int64_t at = (c + u * N) * kParts;
-        s[u] = MultiplyAdd<Element, N>(LoadNumbers<Element, N>(a[r] + at), s[u], LoadNumbers<Element, N>(x[r] + at));
+        s[u] = MultiplyAdd<Element, N>(Load<kScalars>(a_row + u * kScalars), s[u], Load<kScalars>(x_row + u * kScalars));
         if constexpr (kStream) {
-          StoreStream<N * kParts>(y[r] + at, s[u]);
+          StoreStream<kScalars>(y_row + u * kScalars, s[u]);
         } else {
-          StoreNumbers<Element, N>(y[r] + at, s[u]);
+          Store<kScalars>(y_row + u * kScalars, s[u]);
         }
       }
     }
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) Store<N * kParts>(state + (c + u * N) * kParts, s[u]);
+    for (int u = 0; u < U; ++u) Store<kScalars>(state + c * kParts + u * kScalars, s[u]);
+  }
+  if constexpr (U > 1) {
+    return ScanColumns<N, 1, false>(Element{}, x, a, y, count, c, channels, state);
+  } else if constexpr (N > 1) {
+    if (c < channels) return ScanColumns<N / 2, 1, false>(Element{}, x, a, y, count, c, channels, state);
   }
   return c;
 }
 
-template <int N, int R, class Element>
-CONVSCAN_INLINE void ScanRowTail(const Planes<Element> &p, int64_t t, int64_t c, int64_t channels,
-                                 State<Element> state) {
-  c = ScanRows<N, 1, R, false>(p, t, c, channels, state);
-  if constexpr (N > 1) {
-    if (c < channels) ScanRowTail<N / 2, R>(p, t, c, channels, state);
-  }
-}
-
-template <int R, class Element>
-void ScanRowBlock(const Planes<Element> &p, bool streams, int64_t t, int64_t channels, State<Element> state) {
+template <class Element, class Storage = typename Element::Storage>
+CONVSCAN_INLINE void ScanRows(Element, Rows<const Storage> x, Rows<const Storage> a, Rows<Storage> y, bool streams,
+                              int64_t count, int64_t channels, State<Element> state) {
   constexpr int kN = kNumbers<Element>;
-  int64_t c = 0;
-  if constexpr (sizeof(typename Element::Storage) == sizeof(typename Element::Part)) {
-    constexpr int kLineVectors = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
-    if (streams) c = ScanRows<kN, kLineVectors, R, true>(p, t, c, channels, state);
+  if constexpr (sizeof(Storage) == sizeof(typename Element::Part)) {
+    constexpr int kLine = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
+    if (streams) return (void)ScanColumns<kN, kLine, true>(Element{}, x, a, y, count, 0, channels, state);
   }
-  c = ScanRows<kN, 2, R, false>(p, t, c, channels, state);
-  if (c < channels) ScanRowTail<kN, R>(p, t, c, channels, state);
+  ScanColumns<kN, 2, false>(Element{}, x, a, y, count, 0, channels, state);
 }
 
 template <class Element>
 void RunSegment(const Segment &s, void *state_memory) {
-  const Planes<Element> p = {{s.x, s.x_time, s.x_channel}, {s.a, s.a_time, s.a_channel}, {s.y, s.y_time, s.y_channel}};
+  using Storage = typename Element::Storage;
+  constexpr int kParts = Element::kParts;
+  const Plane<Element> x(s.x, s.x_time, s.x_channel, s.channels), a(s.a, s.a_time, s.a_channel, s.channels);
+  const Plane<Element> y(s.y, s.y_time, s.y_channel, s.channels);
   const State<Element> state = static_cast<State<Element>>(state_memory);
-  const bool rows = p.x.order == Order::channel && p.a.order == Order::channel && p.y.order == Order::channel;
-  int64_t t = 0;
-  if (rows && s.y != nullptr) {
-    constexpr int kRows = 4;
-    for (; t + kRows <= s.length; t += kRows) ScanRowBlock<kRows>(p, s.streams, t, s.channels, state);
-    for (; t < s.length; ++t) ScanRowBlock<1>(p, s.streams, t, s.channels, state);
+  if (x.order == Order::channel && a.order == Order::channel && y.order == Order::channel && s.y != nullptr) {
+    constexpr int64_t kRows = 4;
+    for (int64_t t = 0; t < s.length; t += kRows)
+      ScanRows(Element{}, {x.At(t, 0), x.time}, {a.At(t, 0), a.time}, {y.At(t, 0), y.time}, s.streams,
+               Min(kRows, s.length - t), s.channels, state);
     if (s.streams) StreamFence();
     return;
   }
-  // Where channels are contiguous in x, a few rows at a time: one column down all of time would meet a new page each
-  // step and use a fraction of every line it reads.
-  constexpr int kN = kNumbers<Element>;
-  const int64_t steps = p.x.order == Order::channel ? kTileSteps<kN> : s.length;
-  for (; t < s.length; t += steps) ScanTiles<kN>(p, t, Min(t + steps, s.length), 0, s.channels, state);
+  alignas(64) Storage copies[3][kTileNumbers<Element> * kParts];
+  ForEachTile<Element>(x.order, s.length, s.channels, [&](const Tile &tile) {
+    const Rows<const Storage> x_rows = RowsToRead(x, tile, copies[0]), a_rows = RowsToRead(a, tile, copies[1]);
+    Rows<Storage> y_rows = {copies[2], tile.channels * kParts};
+    if (s.y != nullptr) y_rows = RowsToWrite(y, tile, copies[2]);
+    ScanRows(Element{}, x_rows, a_rows, y_rows, false, tile.steps, tile.channels, state + tile.c * kParts);
+    if (s.y != nullptr) PutRows(y, tile, copies[2]);
+  });
 }
 
 // Bytes of state a task keeps: a quarter of the smallest first-level cache in use, so that rows stream past it.
