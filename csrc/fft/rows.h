@@ -29,6 +29,12 @@ struct Row {
     return {chunks + start / kChunk * chunk_stride, chunk_stride, Max(fast_length - start, 0),
             elements + start * stride, stride};
   }
+  // Chunks lie too far apart for the hardware to prefetch them.
+  template <int kWrite>
+  CONVSCAN_INLINE void Prefetch(int64_t n) const {
+    constexpr int kAhead = 6;  // chunks; 1.4 ns an element without, 0.3 with, for 16384 x 256
+    if (chunk_stride != kChunk) __builtin_prefetch(chunks + (n / kChunk + kAhead) * chunk_stride, kWrite);
+  }
   CONVSCAN_INLINE S *At(int64_t n) const { return chunks + (n / kChunk) * chunk_stride + n % kChunk; }
   CONVSCAN_INLINE S *Element(int64_t n) const { return n < fast_length ? At(n) : elements + n * stride; }
 };
@@ -51,7 +57,10 @@ struct Signal {
         history_start(2 * points - (history == nullptr ? 0 : history_length)) {}
 
   CONVSCAN_INLINE Vec<T> operator()(int64_t n) const {
-    if (__builtin_expect(n + kW <= Min(length, row.fast_length), 1)) return Load<kW>(row.At(n));
+    if (__builtin_expect(n + kW <= Min(length, row.fast_length), 1)) {
+      row.template Prefetch<0>(n);
+      return Load<kW>(row.At(n));
+    }
     if (n >= length && n + kW <= history_start) return Vec<T>{};
     return Edge(n);
   }
@@ -122,7 +131,10 @@ struct Sink {
   CONVSCAN_INLINE void operator()(int64_t n, Vec<T> v) const {
     v += bias;
     if (__builtin_expect(activation != CONVSCAN_IDENTITY, 0)) v = Activated(v);
-    if (__builtin_expect(n + kW <= Min(length, row.fast_length), 1)) return Store<kW>(row.At(n), v);
+    if (__builtin_expect(n + kW <= Min(length, row.fast_length), 1)) {
+      row.template Prefetch<1>(n);
+      return Store<kW>(row.At(n), v);
+    }
     Edge(n, v);
   }
 
@@ -160,23 +172,50 @@ void TransposeTiles(const S *from, int64_t from_stride, S *to, int64_t to_stride
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const Bits *source = reinterpret_cast<const Bits *>(from + tile * kChunk * from_stride);
     Bits *target = reinterpret_cast<Bits *>(to + tile * kChunk * to_stride);
-    for (int i = 0; i < kChunk; i += kW)
-      for (int j = 0; j <= i; j += kW) {
-        V a[kW], b[kW];
+    // Rows lie a stride apart, where no hardware prefetcher follows.
+    for (int r = 0; r < kChunk; ++r) {
+      __builtin_prefetch(source + (2 * kChunk + r) * from_stride, 0);
+      __builtin_prefetch(target + (2 * kChunk + r) * to_stride, 1);
+    }
+    // Whole lines in, whole lines out: with rows 4 KiB apart all 16 fall into one set of the first-level cache.
+    alignas(64) Bits tile_rows[kChunk][kChunk];
+    for (int r = 0; r < kChunk; ++r)
 #pragma GCC unroll 16
-        for (int r = 0; r < kW; ++r) a[r] = Load<kW>(source + (i + r) * from_stride + j);
-        if (i != j) {
+      for (int j = 0; j < kChunk; j += kW) Store<kW>(&tile_rows[r][j], Load<kW>(source + r * from_stride + j));
+    for (int i = 0; i < kChunk; i += kW) {
+      V v[kChunk / kW][kW];
 #pragma GCC unroll 16
-          for (int r = 0; r < kW; ++r) b[r] = Load<kW>(source + (j + r) * from_stride + i);
-          Transpose<Bits, kW>(b);
+      for (int j = 0; j < kChunk; j += kW) {
 #pragma GCC unroll 16
-          for (int r = 0; r < kW; ++r) Store<kW>(target + (i + r) * to_stride + j, b[r]);
-        }
-        Transpose<Bits, kW>(a);
-#pragma GCC unroll 16
-        for (int r = 0; r < kW; ++r) Store<kW>(target + (j + r) * to_stride + i, a[r]);
+        for (int r = 0; r < kW; ++r) v[j / kW][r] = Load<kW>(&tile_rows[j + r][i]);
+        Transpose<Bits, kW>(v[j / kW]);
       }
+#pragma GCC unroll 16
+      for (int r = 0; r < kW; ++r)
+#pragma GCC unroll 16
+        for (int j = 0; j < kChunk; j += kW) Store<kW>(target + (i + r) * to_stride + j, v[j / kW][r]);
+    }
   }
+}
+
+// kColumns neighbouring columns of an array with `count` rows become contiguous rows of `to`, row r at to + r count.
+// Reading one column at a time would fetch every cache line once per column.
+template <int kColumns, class S>
+void CopyColumns(const S *from, int64_t stride, int64_t count, S *to) {
+  using Bits = typename StorableAs<S>::Type;
+  const Bits *source = reinterpret_cast<const Bits *>(from);
+  Bits *target = reinterpret_cast<Bits *>(to);
+  int64_t n = 0;
+  for (; n + kColumns <= count; n += kColumns) {
+    Vec<Bits, kColumns> v[kColumns];
+#pragma GCC unroll 16
+    for (int r = 0; r < kColumns; ++r) v[r] = Load<kColumns>(source + (n + r) * stride);
+    Transpose<Bits, kColumns>(v);
+#pragma GCC unroll 16
+    for (int r = 0; r < kColumns; ++r) Store<kColumns>(target + r * count + n, v[r]);
+  }
+  for (; n < count; ++n)
+    for (int r = 0; r < kColumns; ++r) target[r * count + n] = source[n * stride + r];
 }
 
 }  // namespace convscan::CONVSCAN_ISA
