@@ -244,36 +244,46 @@ class FftFilterGradient {
 
   struct Scratch {
     C *x, *dz, *sum;
-    T *history;
+    T *history, *dh;
     S *x_tiles, *dz_tiles;
   };
 
-  Scratch Carve(Arena &arena, bool is_tiled) const {
+  Scratch Carve(Arena &arena, bool is_tiled, bool writes_columns) const {
     const int64_t tile = is_tiled ? p_.batch * p_.length * kChunk : 0;
     return {arena.Take<C>(transform_.Elements()), arena.Take<C>(transform_.Elements()),
-            arena.Take<C>(transform_.Elements()), arena.Take<T>(p_.taps - 1), arena.Take<S>(tile),
-            arena.Take<S>(tile)};
+            arena.Take<C>(transform_.Elements()), arena.Take<T>(p_.taps - 1),
+            arena.Take<T>(writes_columns ? p_.taps * kChunk : 0), arena.Take<S>(tile), arena.Take<S>(tile)};
   }
 
   bool RunGroup(int64_t group) const {
     const bool is_tiled = groups_.IsWide(group);
+    const bool writes_columns = is_tiled && p_.dh_channel_stride == 1 && p_.dh_tap_stride != 1;
     Arena count(nullptr);
-    Carve(count, is_tiled);
+    Carve(count, is_tiled, writes_columns);
     void *const memory = Workspace(count.Used());
     if (memory == nullptr) return false;
     Arena arena(memory);
-    const Scratch scratch = Carve(arena, is_tiled);
+    const Scratch scratch = Carve(arena, is_tiled, writes_columns);
     const int64_t first = groups_.First(group);
     for (int64_t b = 0; is_tiled && b < p_.batch; ++b) {
       const int64_t at = b * p_.length * kChunk;
       TransposeTiles(X(b, first), p_.x_strides.time, scratch.x_tiles + at, kChunk, p_.length / kChunk);
       TransposeTiles(Dz(b, first), p_.dz_strides.time, scratch.dz_tiles + at, kChunk, p_.length / kChunk);
     }
-    for (int64_t c = 0; c < groups_.Size(group); ++c) RunChannel(first + c, scratch, is_tiled, c);
+    T *const dh = static_cast<T *>(p_.dh) + first * p_.dh_channel_stride;
+    for (int64_t c = 0; c < groups_.Size(group); ++c) {
+      if (writes_columns) {
+        RunChannel(first + c, scratch, is_tiled, c, scratch.dh + c * p_.taps, 1);
+      } else {
+        RunChannel(first + c, scratch, is_tiled, c, dh + c * p_.dh_channel_stride, p_.dh_tap_stride);
+      }
+    }
+    if (writes_columns) RowsToColumns(scratch.dh, p_.taps, dh, p_.dh_tap_stride);
     return true;
   }
 
-  void RunChannel(int64_t channel, const Scratch &scratch, bool is_tiled, int64_t lane) const {
+  void RunChannel(int64_t channel, const Scratch &scratch, bool is_tiled, int64_t lane, T *dh,
+                  int64_t dh_stride) const {
     for (int64_t i = 0; i < transform_.Elements(); ++i) scratch.sum[i] = C{};
     const int64_t points = transform_.Points(), history_length = p_.taps - 1;
     const int64_t fast_length = p_.length / kChunk * kChunk;
@@ -307,11 +317,10 @@ class FftFilterGradient {
       }
     }
     transform_.BackFromSpectrum(scratch.sum);
-    T *const dh = static_cast<T *>(p_.dh) + channel * p_.dh_channel_stride;
     const T scale = T{1} / static_cast<T>(points);
     transform_.LastStep(scratch.sum, p_.taps, [&](int64_t n, Vec<T> v) {
       v *= scale;
-      for (int l = 0; l < kLanes<T> && n + l < p_.taps; ++l) dh[(n + l) * p_.dh_tap_stride] = v[l];
+      for (int l = 0; l < kLanes<T> && n + l < p_.taps; ++l) dh[(n + l) * dh_stride] = v[l];
     });
   }
 

@@ -159,43 +159,57 @@ struct StorableAs<Float16> {
   using Type = uint16_t;
 };
 
-// Time steps x channels become channels x time steps inside each 16 x 16 tile: row 16 i + c of `to` then holds samples
-// 16 i ... 16 i + 15 of channel c, one chunk. `from` and `to` are 16 channels wide; they may be the same memory, so an
-// output array is its own scratch. `tiles` is the number of tiles along time. Undoes itself.
+// A 16 x 16 tile, rows and columns exchanged; `from` and `to` may be the same memory.
 template <class S>
-void TransposeTiles(const S *from, int64_t from_stride, S *to, int64_t to_stride, int64_t tiles) {
+void TransposeTile(const S *from, int64_t from_stride, S *to, int64_t to_stride) {
   using Bits = typename StorableAs<S>::Type;
   constexpr int kW = kVectorBytes / static_cast<int>(sizeof(Bits)) < kChunk
                          ? kVectorBytes / static_cast<int>(sizeof(Bits))
                          : kChunk;
-  using V = Vec<Bits, kW>;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const Bits *source = reinterpret_cast<const Bits *>(from + tile * kChunk * from_stride);
-    Bits *target = reinterpret_cast<Bits *>(to + tile * kChunk * to_stride);
+  const Bits *source = reinterpret_cast<const Bits *>(from);
+  Bits *target = reinterpret_cast<Bits *>(to);
+  // Whole lines in, whole lines out: with rows 4 KiB apart all 16 fall into one set of the first-level cache.
+  alignas(64) Bits lines[kChunk][kChunk];
+  for (int r = 0; r < kChunk; ++r)
+#pragma GCC unroll 16
+    for (int j = 0; j < kChunk; j += kW) Store<kW>(&lines[r][j], Load<kW>(source + r * from_stride + j));
+  for (int i = 0; i < kChunk; i += kW) {
+    Vec<Bits, kW> v[kChunk / kW][kW];
+#pragma GCC unroll 16
+    for (int j = 0; j < kChunk; j += kW) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kW; ++r) v[j / kW][r] = Load<kW>(&lines[j + r][i]);
+      Transpose<Bits, kW>(v[j / kW]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kW; ++r)
+#pragma GCC unroll 16
+      for (int j = 0; j < kChunk; j += kW) Store<kW>(target + (i + r) * to_stride + j, v[j / kW][r]);
+  }
+}
+
+// Time steps x channels become channels x time steps inside each tile: row 16 i + c of `to` then holds samples
+// 16 i ... 16 i + 15 of channel c, one chunk. `from` and `to` are 16 channels wide; they may be the same memory, so an
+// output array is its own scratch. `tiles` is the number of tiles along time. Undoes itself.
+template <class S>
+void TransposeTiles(const S *from, int64_t from_stride, S *to, int64_t to_stride, int64_t tiles) {
+  for (int64_t tile = 0; tile < tiles; ++tile, from += kChunk * from_stride, to += kChunk * to_stride) {
     // Rows lie a stride apart, where no hardware prefetcher follows.
     for (int r = 0; r < kChunk; ++r) {
-      __builtin_prefetch(source + (2 * kChunk + r) * from_stride, 0);
-      __builtin_prefetch(target + (2 * kChunk + r) * to_stride, 1);
+      __builtin_prefetch(from + (2 * kChunk + r) * from_stride, 0);
+      __builtin_prefetch(to + (2 * kChunk + r) * to_stride, 1);
     }
-    // Whole lines in, whole lines out: with rows 4 KiB apart all 16 fall into one set of the first-level cache.
-    alignas(64) Bits tile_rows[kChunk][kChunk];
-    for (int r = 0; r < kChunk; ++r)
-#pragma GCC unroll 16
-      for (int j = 0; j < kChunk; j += kW) Store<kW>(&tile_rows[r][j], Load<kW>(source + r * from_stride + j));
-    for (int i = 0; i < kChunk; i += kW) {
-      V v[kChunk / kW][kW];
-#pragma GCC unroll 16
-      for (int j = 0; j < kChunk; j += kW) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kW; ++r) v[j / kW][r] = Load<kW>(&tile_rows[j + r][i]);
-        Transpose<Bits, kW>(v[j / kW]);
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < kW; ++r)
-#pragma GCC unroll 16
-        for (int j = 0; j < kChunk; j += kW) Store<kW>(target + (i + r) * to_stride + j, v[j / kW][r]);
-    }
+    TransposeTile(from, from_stride, to, to_stride);
   }
+}
+
+// 16 contiguous rows of `count` samples become the columns of `to`, whose rows lie `stride` apart.
+template <class T>
+void RowsToColumns(const T *rows, int64_t count, T *to, int64_t stride) {
+  int64_t n = 0;
+  for (; n + kChunk <= count; n += kChunk) TransposeTile(rows + n, count, to + n * stride, stride);
+  for (; n < count; ++n)
+    for (int c = 0; c < kChunk; ++c) to[n * stride + c] = rows[c * count + n];
 }
 
 // kColumns neighbouring columns of an array with `count` rows become contiguous rows of `to`, row r at to + r count.
