@@ -19,6 +19,10 @@ using Address = uintptr_t;
 
 void Raise(convscan_status status, const char *kernel) {
   if (status == CONVSCAN_OUT_OF_MEMORY) throw std::bad_alloc();
+  // The operators have checked everything else by now.
+  if (status == CONVSCAN_INVALID_ARGUMENT)
+    throw nb::value_error((std::string(kernel) + ": out must be x itself or memory that no input and no other element "
+                                                 "of out shares; it overlaps. Pass another out, or none").c_str());
   if (status != CONVSCAN_OK)
     throw nb::value_error((std::string(kernel) + ": " + convscan_status_message(status)).c_str());
 }
@@ -42,6 +46,14 @@ convscan_activation ParseActivation(const std::string &name) {
   if (name == "silu") return CONVSCAN_SILU;
   if (name == "gelu") return CONVSCAN_GELU;
   throw nb::value_error(("unknown activation: " + name).c_str());
+}
+
+// One number that changes whenever a prepared choice may: the threads in use and the instruction set.
+int64_t Configuration() {
+  const char *isa = convscan_isa();
+  int index = 0;
+  while (convscan_isa_name(index) != nullptr && convscan_isa_name(index) != isa) ++index;
+  return int64_t{8} * convscan_thread_count() + index;
 }
 
 using Triple = std::tuple<int64_t, int64_t, int64_t>;
@@ -260,6 +272,7 @@ NB_MODULE(_native, m) {
   });
   m.def("set_isa", [](const std::string &name) { return convscan_set_isa(name.c_str()) == CONVSCAN_OK; });
   m.def("thread_count", &convscan_thread_count);
+  m.def("configuration", &Configuration);
   m.def("workspace_current", &convscan_workspace_current);
   m.def("workspace_peak", &convscan_workspace_peak);
   m.def("tables_current", &convscan_tables_current);

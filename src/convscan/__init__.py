@@ -1,5 +1,22 @@
 """Sequence operators for PyTorch: causal convolutions of any length and linear recurrences."""
 
+from . import tuning
+from ._dispatch import explain, force, implementations, workspace_limit
+from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
+from .ops.causal_conv.api import causal_conv
+from .ops.linear_recurrence.api import linear_recurrence
 
-__all__ = ["__version__"]
+__all__ = [
+    "__version__",
+    "causal_conv",
+    "explain",
+    "force",
+    "implementations",
+    "linear_recurrence",
+    "reset_peak_workspace",
+    "set_num_threads",
+    "tuning",
+    "workspace_limit",
+    "workspace_memory",
+]

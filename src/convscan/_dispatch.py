@@ -63,6 +63,23 @@ def register(op: str, implementations: tuple[Implementation, ...], describe: Cal
     _operators[op] = _Operator(implementations, describe)
 
 
+_caches: list[dict[Any, Any]] = []
+
+
+def prepared_cache() -> dict[Any, Any]:
+    """A dictionary for calls that an operator has prepared; emptied whenever selection may change its mind."""
+    cache: dict[Any, Any] = {}
+    _caches.append(cache)
+    return cache
+
+
+def forget() -> None:
+    """Forgets every selection and every prepared call, after the cost constants have changed."""
+    select.cache_clear()
+    for cache in _caches:
+        cache.clear()
+
+
 def operators() -> tuple[str, ...]:
     """The registered operators."""
     return tuple(_operators)

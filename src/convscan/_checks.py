@@ -1,0 +1,72 @@
+"""Checks of arguments that operators share. Kernels trust what passes; a failure says what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._errors import message
+from ._layout import dtype_name
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """``(2, 7, 3)``, for a ``torch.Size`` too."""
+    return str(tuple(shape))
+
+
+def signal(function: str, name: str, tensor: Tensor) -> None:
+    """A signal has time and channels as its last two axes."""
+    if not isinstance(tensor, Tensor):
+        remedy = f"Convert it with torch.as_tensor({name})"
+        raise TypeError(message(function, f"{name} must be a torch.Tensor", type(tensor).__name__, remedy))
+    if tensor.ndim < 2:
+        remedy = "Add the missing axis with unsqueeze"
+        raise ValueError(message(function, f"{name} must have the shape (..., L, D)", shape_text(tensor.shape), remedy))
+
+
+def tensor_like(function: str, name: str, tensor: Tensor, x: Tensor) -> None:
+    """An argument beside x is a tensor on the device of x."""
+    if not isinstance(tensor, Tensor):
+        remedy = f"Convert it with torch.as_tensor({name})"
+        raise TypeError(message(function, f"{name} must be a torch.Tensor", type(tensor).__name__, remedy))
+    if tensor.device != x.device:
+        remedy = f"Move it with {name}.to(x.device)"
+        raise ValueError(message(function, f"{name} must be on the device of x, {x.device}", tensor.device, remedy))
+
+
+def common_dtype(function: str, allowed: Sequence[torch.dtype], **tensors: Tensor | None) -> torch.dtype:
+    """The dtype PyTorch promotes the tensors to; each must have one of the allowed dtypes."""
+    result: torch.dtype | None = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in allowed:
+            expectation = f"{name} must have one of the dtypes {', '.join(map(dtype_name, allowed))}"
+            raise TypeError(
+                message(function, expectation, dtype_name(tensor.dtype), f"Convert it with {name}.to(dtype)")
+            )
+        result = tensor.dtype if result is None else torch.promote_types(result, tensor.dtype)
+    assert result is not None
+    return result
+
+
+def has_shape(function: str, name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
+    """An exact shape, which ``meaning`` explains in the letters of the documentation."""
+    if tuple(tensor.shape) != tuple(expected):
+        expectation = f"{name} must have the shape {meaning} = {shape_text(expected)}"
+        raise ValueError(message(function, expectation, shape_text(tensor.shape)))
+
+
+def output(function: str, out: Tensor, x: Tensor, dtype: torch.dtype, needs_gradient: bool) -> None:
+    """Caller's memory for the result: the shape of x, the dtype of the result, and nothing to differentiate."""
+    tensor_like(function, "out", out, x)
+    if needs_gradient or out.requires_grad:
+        expectation = "out cannot be given where a gradient is needed"
+        remedy = "Call under torch.no_grad(), or without out"
+        raise RuntimeError(message(function, expectation, "a tensor that requires grad", remedy))
+    has_shape(function, "out", out, x.shape, "of x")
+    if out.dtype != dtype:
+        expectation = f"out must have the dtype of the result, {dtype_name(dtype)}"
+        raise TypeError(message(function, expectation, dtype_name(out.dtype)))

@@ -1,0 +1,77 @@
+"""What the operators can run on, and the one place that reads environment variables.
+
+``CONVSCAN_ISA``     name of the instruction set whose kernels to use (``baseline``, ``avx2``, ``avx512``, ``neon``);
+                     by default the best one that the processor has.
+``CONVSCAN_TUNING``  path of the tuning table to use instead of the one that ``convscan tune`` stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch  # before the native module: both share the OpenMP runtime that torch brings
+
+from . import _native
+from ._errors import message
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of device with kernels for it. ``why_not()`` is None where it can be used, else the reason."""
+
+    name: str
+    device: str
+    why_not: Callable[[], str | None]
+
+
+TARGETS: tuple[Target, ...] = (Target("cpu", "cpu", lambda: None),)
+
+
+class WorkspaceMemory(NamedTuple):
+    """Bytes of scratch memory that the native kernels of all threads hold together.
+
+    ``current`` now, ``peak`` since ``reset_peak_workspace()``, ``tables`` in tables shared between calls.
+    """
+
+    current: int
+    peak: int
+    tables: int
+
+
+def workspace_memory() -> WorkspaceMemory:
+    """Scratch memory held by the native kernels, exact to the byte."""
+    return WorkspaceMemory(_native.workspace_current(), _native.workspace_peak(), _native.tables_current())
+
+
+def reset_peak_workspace() -> None:
+    """Frees idle scratch memory and starts a new high-water mark."""
+    _native.reset_workspace_peak()
+
+
+def set_num_threads(threads: int) -> None:
+    """Uses this many threads, in convscan and in PyTorch, which share one pool: ``torch.set_num_threads``."""
+    if threads < 1:
+        raise ValueError(message("set_num_threads", "threads must be at least 1", threads))
+    torch.set_num_threads(threads)
+
+
+def _use_isa(name: str | None) -> None:
+    if name and not _native.set_isa(name):
+        known = ", ".join(_native.isa_names())
+        raise ImportError(message("CONVSCAN_ISA", f"this build and processor run {known}", repr(name), "Unset it"))
+
+
+def tuning_file() -> Path:
+    """Where ``convscan tune`` stores its measurements and selection looks for them."""
+    override = os.environ.get("CONVSCAN_TUNING")
+    if override:
+        return Path(override)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "convscan" / "tuning.json"
+
+
+_use_isa(os.environ.get("CONVSCAN_ISA"))

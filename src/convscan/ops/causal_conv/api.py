@@ -1,0 +1,489 @@
+"""causal_conv: signature, checks, registration with PyTorch, derivatives."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ... import _checks, _native
+from ..._dispatch import Cost, Implementation, choose, prepared_cache, register, settings
+from ..._errors import message
+from ..._layout import dtype_name, fold, layout
+from ..._library import PLAIN_TYPES, below_autograd, define, derivative, is_plain, needs_gradient
+from . import cpu, reference
+from .problem import ConvProblem, FilterGradientProblem
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ACTIVATIONS = (None, "silu", "gelu")
+_HUGE_PAGE = 2 << 20  # bytes
+_PREPARED_LIMIT = 4096
+
+_prepared: dict[Any, tuple[cpu.Run, bool]] = prepared_cache()
+
+
+def causal_conv(
+    x: Tensor,
+    h: Tensor,
+    *,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """y[i,n] = activation(sum_j h[i-j,n] x[j,n] + bias[n]), summed over 0 <= i-j < K.
+
+    A causal convolution along time, each channel with its own filter; h[0] multiplies the current sample. Samples
+    before the first one are zero, or those of ``initial_state``. The filter may be longer than the signal.
+
+    Args:
+        x: (..., L, D) with any number of leading axes, in any memory order: a (..., D, L) tensor seen through
+            ``transpose(-1, -2)`` is not copied, and the result has the same order. L and every other size may be 0.
+        h: (K, D), K >= 1, in any memory order; or (K, 1), one filter for all channels.
+        bias: (D,), added before the activation.
+        activation: None, ``"silu"`` or ``"gelu"`` (with erf), fused.
+        initial_state: (..., K-1, D), the samples before x, oldest first; leading axes as x.
+        out: memory for the result, with the shape of x; it may be x itself. Not where a gradient is needed.
+
+    Returns:
+        y, with the shape and memory order of x.
+
+    dtypes: float32, float64, bfloat16, float16. Different dtypes are promoted as in any PyTorch operator, which
+    copies what has to change. Half types are computed in float32, float64 in float64.
+
+    Raises:
+        ValueError: a shape, device or activation that does not fit, or ``out`` that partly overlaps an input.
+        TypeError: an argument that is not a tensor, or has a dtype that is not supported.
+        RuntimeError: ``out`` where a gradient is needed.
+        MemoryError: no workspace, or none within ``workspace_limit``.
+
+    Cost: the cheapest of a direct sum, O(L K) per channel, and an FFT, O(L log L) per channel; ``explain`` tells which
+    and why. Differentiable any number of times in both modes; nothing but the inputs is kept for it.
+
+    Reference: A. V. Oppenheim, R. W. Schafer, Discrete-Time Signal Processing, ch. 2 and 8.
+
+    >>> import torch, convscan
+    >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> convscan.causal_conv(x, torch.tensor([[1.0], [10.0]])).flatten().tolist()
+    [1.0, 12.0, 23.0]
+    """
+    if is_plain(x, h, bias, initial_state):
+        key = _key(x, h, bias, activation, initial_state, False, out)
+        prepared = _prepared.get(key)
+        if prepared is not None and not (x.is_neg() or h.is_neg()):
+            run, is_large = prepared
+            if out is None:
+                out = torch.empty_like(x)
+                if is_large:
+                    _native.advise_huge_pages(out.data_ptr(), out.nbytes)
+            run(x, h, bias, initial_state, out)
+            return out
+    return _checked(x, h, bias, activation, initial_state, out)
+
+
+def _key(
+    x: Tensor,
+    h: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    state: Tensor | None,
+    transposed: bool,
+    y: Tensor | None,
+) -> Any:
+    """All that a prepared call depends on; None, which finds nothing, for what is not an ordinary tensor."""
+    if type(x) not in PLAIN_TYPES or type(h) not in PLAIN_TYPES:
+        return None
+    key = (
+        x.shape,
+        x.stride(),
+        x.dtype,
+        x.device,
+        h.shape,
+        h.stride(),
+        h.dtype,
+        h.device,
+        activation,
+        transposed,
+        _native.configuration(),
+        settings(),
+    )
+    if bias is None and state is None and y is None:
+        return key
+    return (*key, layout(bias), layout(state), layout(y))
+
+
+def _checked(
+    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """Checks, promotes dtypes and calls the operator that is registered with PyTorch."""
+    dtype = _check(x, h, bias, activation, state)
+    if out is not None:
+        _checks.output("causal_conv", out, x, dtype, needs_gradient(x, h, bias, state))
+    x, h = x.to(dtype), h.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    state = None if state is None else state.to(dtype)
+    if out is not None and is_plain(x, h, bias, state):
+        _run(x, h, bias, activation, state, False, out)
+        return out
+    y: Tensor = _operator(x, h, bias, state, activation, False)
+    return y if out is None else out.copy_(y)
+
+
+def _check(x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None) -> torch.dtype:
+    name = "causal_conv"
+    _checks.signal(name, "x", x)
+    _checks.tensor_like(name, "h", h, x)
+    channels = x.shape[-1]
+    if h.ndim != 2 or h.shape[1] not in (1, channels) or h.shape[0] == 0:
+        expectation = f"h must have the shape (K, D) = (K, {channels}) or (K, 1), K >= 1"
+        remedy = "h[0] multiplies the current sample; nn.Conv1d's weight w of shape (D, 1, K) is w[:, 0].flip(-1).T"
+        raise ValueError(message(name, expectation, _checks.shape_text(h.shape), remedy))
+    if activation not in ACTIVATIONS:
+        raise ValueError(message(name, "activation must be None, 'silu' or 'gelu'", repr(activation)))
+    if bias is not None:
+        _checks.tensor_like(name, "bias", bias, x)
+        _checks.has_shape(name, "bias", bias, (channels,), "(D,)")
+    if state is not None:
+        _checks.tensor_like(name, "initial_state", state, x)
+        expected = (*x.shape[:-2], h.shape[0] - 1, channels)
+        _checks.has_shape(name, "initial_state", state, expected, "(..., K-1, D)")
+    return _checks.common_dtype(name, DTYPES, x=x, h=h, bias=bias, initial_state=state)
+
+
+# ---- problem and call ----
+
+
+def _problem(
+    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, transposed: bool, y: Tensor
+) -> ConvProblem:
+    past = state if state is not None and state.shape[-2] > 0 else None
+    tensors = (x, x if past is None else past, y)
+    leading = fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in tensors])
+    (length, channels), taps = x.shape[-2:], h.shape[0]
+    steps = [(batch, t.stride(-2), t.stride(-1)) for batch, t in zip(leading.strides, tensors, strict=True)]
+    return ConvProblem(
+        device=x.device.type,
+        dtype=dtype_name(x.dtype),
+        batch=leading.batch,
+        length=length,
+        channels=channels,
+        taps=taps,
+        x=steps[0],
+        h=(h.stride(0), h.stride(1) if h.shape[1] > 1 else 0),
+        y=steps[2],
+        bias=None if bias is None else bias.stride(0),
+        state=None if past is None else steps[1],
+        activation=activation,
+        transposed=transposed,
+        offsets=leading.offsets,
+        threads=_native.thread_count(),
+        isa=_native.isa(),
+    )
+
+
+def _describe(
+    x: Tensor,
+    h: Tensor,
+    *,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    out: Tensor | None = None,
+) -> ConvProblem:
+    """The problem of a call of ``causal_conv``, for ``explain``."""
+    dtype = _check(x, h, bias, activation, initial_state)
+    y = torch.empty_like(x, dtype=dtype) if out is None else out
+    return _problem(x, h, bias, activation, initial_state, False, y)._replace(dtype=dtype_name(dtype))
+
+
+def _run(
+    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, transposed: bool, y: Tensor
+) -> None:
+    """Selects, prepares and runs; remembers what it prepared for calls of the same layout."""
+    key = _key(x, h, bias, activation, state, transposed, y)
+    prepared = _prepared.get(key)
+    if prepared is not None:
+        return prepared[0](x, h, bias, state, y)
+    problem = _problem(x, h, bias, activation, state, transposed, y)
+    run = choose("causal_conv", problem, strict=not transposed).prepare(problem)
+    run(x, h, bias, state, y)
+    if key is None:
+        return None
+    if len(_prepared) >= _PREPARED_LIMIT:
+        _prepared.clear()
+    _prepared[key] = (run, False)
+    if y.stride() == torch.empty_like(x, device="meta").stride():
+        fresh = _key(x, h, bias, activation, state, transposed, None)
+        _prepared[fresh] = (run, y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE)
+    return None
+
+
+def _kernel(
+    x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, activation: str | None, transposed: bool
+) -> Tensor:
+    y = torch.empty_like(x)
+    if y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE:
+        _native.advise_huge_pages(y.data_ptr(), y.nbytes)
+    _run(x, h, bias, activation, state, transposed, y)
+    return y
+
+
+def _filter_gradient_kernel(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dh = torch.empty(taps, x.shape[-1], dtype=dtype, device=x.device)
+    problem = _describe_filter_gradient(x, dz, state, taps)
+    choose("causal_conv_filter_gradient", problem, strict=False).prepare(problem)(x, dz, state, dh)
+    return dh
+
+
+def _describe_filter_gradient(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> FilterGradientProblem:
+    past = state if state is not None and state.shape[-2] > 0 else None
+    tensors = (x, dz, x if past is None else past)
+    leading = fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in tensors])
+    steps = [(batch, t.stride(-2), t.stride(-1)) for batch, t in zip(leading.strides, tensors, strict=True)]
+    return FilterGradientProblem(
+        device=x.device.type,
+        dtype=dtype_name(x.dtype),
+        batch=leading.batch,
+        length=x.shape[-2],
+        channels=x.shape[-1],
+        taps=taps,
+        x=steps[0],
+        dz=steps[1],
+        state=None if past is None else steps[2],
+        offsets=leading.offsets,
+        threads=_native.thread_count(),
+        isa=_native.isa(),
+    )
+
+
+# ---- derivatives: the Toeplitz matrix T(h), its transpose, and their derivative with respect to h ----
+
+
+def _activation_gradient(activation: str | None, dy: Tensor, z: Tensor) -> Tensor:
+    """dy activation'(z); of differentiable operators where somebody may differentiate it."""
+    if activation is None:
+        return dy
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward.default(dy, z)
+    if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
+        s = torch.sigmoid(z)
+        return dy * s * (1 + z * (1 - s))
+    return torch.ops.aten.silu_backward.default(dy, z)
+
+
+def _state_gradient(dz: Tensor, h: Tensor, steps: int) -> Tensor:
+    """dstate[j] = sum_{i<=j} dz[i] h[K-1-j+i]: the flipped filter over the first K-1 samples of dz."""
+    length = dz.shape[-2]
+    head = torch.nn.functional.pad(dz, (0, 0, 0, steps - length)) if length < steps else dz.narrow(-2, 0, steps)
+    if steps == 0:
+        return head
+    return cast(Tensor, _operator(head, h.flip(0)[:steps], None, None, None, False))
+
+
+def _reduce_filter(dh: Tensor, h: Tensor) -> Tensor:
+    """The gradient of a filter per channel as that of h: summed where one filter serves all, in the dtype of h."""
+    if h.shape[1] != dh.shape[1]:
+        dh = dh.sum(1, keepdim=True)
+    return dh.to(h.dtype)
+
+
+class _CausalConv(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, activation: str | None, transposed: bool
+    ) -> Tensor:
+        with below_autograd():
+            return cast(Tensor, _operator(x, h, bias, state, activation, transposed))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, h, bias, state, ctx.activation, ctx.transposed = inputs
+        ctx.save_for_backward(x, h, bias, state)
+        ctx.save_for_forward(x, h, bias, state)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if dy is None:
+            return (None,) * 6
+        x, h, bias, state = ctx.saved_tensors
+        dz = dy
+        if ctx.activation is not None:
+            dz = _activation_gradient(ctx.activation, dy, _operator(x, h, bias, state, None, ctx.transposed))
+        dx = dh = dbias = dstate = None
+        if ctx.needs_input_grad[0]:
+            dx = _operator(dz, h, None, None, None, not ctx.transposed)
+        if ctx.needs_input_grad[1]:
+            # With the transpose, y[i] = sum_k h[k] x[i+k]: x and dz change places.
+            signal, gradient = (dz, x) if ctx.transposed else (x, dz)
+            dh = _reduce_filter(_filter_gradient(signal, gradient, state, h.shape[0]), h)
+        if ctx.needs_input_grad[2]:
+            dbias = dz.sum(tuple(range(dz.ndim - 1)))
+        if ctx.needs_input_grad[3]:
+            dstate = _state_gradient(dz, h, h.shape[0] - 1)
+        return dx, dh, dbias, dstate, None, None
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, tx: Tensor | None, th: Tensor | None, tbias: Tensor | None, tstate: Tensor | None, *_: None
+    ) -> Tensor | None:
+        x, h, bias, state = ctx.saved_tensors
+        terms: list[Tensor] = []
+        if tx is not None or tstate is not None:
+            terms.append(_operator(torch.zeros_like(x) if tx is None else tx, h, None, tstate, None, ctx.transposed))
+        if th is not None:
+            terms.append(_operator(x, th, None, state, None, ctx.transposed))
+        if tbias is not None:
+            terms.append(tbias.expand(x.shape))
+        if not terms:
+            return None
+        tangent = sum(terms[1:], terms[0])
+        if ctx.activation is not None:
+            z = _operator(x, h, bias, state, None, ctx.transposed)
+            tangent = _activation_gradient(ctx.activation, tangent, z)
+        return tangent
+
+
+class _FilterGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> Tensor:  # type: ignore[override]
+        with below_autograd():
+            return cast(Tensor, _filter_gradient(x, dz, state, taps))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, dz, state, ctx.taps = inputs
+        ctx.save_for_backward(x, dz, state)
+        ctx.save_for_forward(x, dz, state)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if gradient is None:
+            return (None,) * 4
+        x, dz, state = ctx.saved_tensors
+        h = gradient.to(x.dtype)
+        dx = _operator(dz, h, None, None, None, True) if ctx.needs_input_grad[0] else None
+        ddz = _operator(x, h, None, state, None, False) if ctx.needs_input_grad[1] else None
+        dstate = _state_gradient(dz, h, ctx.taps - 1) if ctx.needs_input_grad[2] else None
+        return dx, ddz, dstate, None
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, tx: Tensor | None, tdz: Tensor | None, tstate: Tensor | None, *_: None
+    ) -> Tensor | None:
+        x, dz, state = ctx.saved_tensors
+        terms: list[Tensor] = []
+        if tx is not None or tstate is not None:
+            terms.append(_filter_gradient(torch.zeros_like(x) if tx is None else tx, dz, tstate, ctx.taps))
+        if tdz is not None:
+            terms.append(_filter_gradient(x, tdz, state, ctx.taps))
+        return sum(terms[1:], terms[0]) if terms else None
+
+
+# ---- vmap: one more leading axis, or, where filters differ, the mapped axis folded into the channels ----
+
+
+def _leading_axis(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+
+
+def _into_channels(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+    """(..., D) with a mapped axis anywhere as (..., size * D)."""
+    shape = tensor.shape
+    wide = tensor.unsqueeze(-2).expand(*shape[:-1], size, shape[-1]) if axis is None else tensor.movedim(axis, -2)
+    return wide.flatten(-2)
+
+
+def _vmap(
+    info: Any,
+    axes: tuple[int | None, ...],
+    x: Tensor,
+    h: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    activation: str | None,
+    transposed: bool,
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    if axes[1] is None and axes[2] is None:
+        x = _leading_axis(x, axes[0], size)
+        state = None if state is None else _leading_axis(state, axes[3], size)
+        return _operator(x, h, bias, state, activation, transposed), 0
+    x = _into_channels(x, axes[0], size)
+    channels = x.shape[-1] // size
+    h = h.unsqueeze(-2).expand(-1, size, -1) if axes[1] is None else h.movedim(axes[1], -2)
+    y = _operator(
+        x,
+        h.expand(-1, -1, channels).flatten(-2),
+        None if bias is None else _into_channels(bias, axes[2], size),
+        None if state is None else _into_channels(state, axes[3], size),
+        activation,
+        transposed,
+    ).unflatten(-1, (size, channels))
+    return y, y.ndim - 2
+
+
+def _filter_gradient_vmap(
+    info: Any, axes: tuple[int | None, ...], x: Tensor, dz: Tensor, state: Tensor | None, taps: int
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    wide = [_into_channels(x, axes[0], size), _into_channels(dz, axes[1], size)]
+    past = None if state is None else _into_channels(state, axes[2], size)
+    dh = _filter_gradient(*wide, past, taps)
+    return dh.unflatten(-1, (size, dh.shape[-1] // size)), 1
+
+
+def _filter_gradient_fake(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> Tensor:
+    return x.new_empty((taps, x.shape[-1]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+_operator = define(
+    "causal_conv(Tensor x, Tensor h, Tensor? bias, Tensor? initial_state, str? activation, bool transposed) -> Tensor",
+    _kernel,
+    fake=lambda x, h, bias, initial_state, activation, transposed: torch.empty_like(x),
+    autograd=derivative(_CausalConv),
+    vmap=_vmap,
+)
+_filter_gradient = define(
+    "causal_conv_filter_gradient(Tensor x, Tensor dz, Tensor? initial_state, int taps) -> Tensor",
+    _filter_gradient_kernel,
+    fake=_filter_gradient_fake,
+    autograd=derivative(_FilterGradient),
+    vmap=_filter_gradient_vmap,
+)
+
+
+# ---- registry ----
+
+
+def _prepare_reference(problem: ConvProblem) -> cpu.Run:
+    def run(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
+        y.copy_(reference.causal_conv(x, h, bias, problem.activation, state, problem.transposed))
+
+    return run
+
+
+def _prepare_gradient_reference(problem: FilterGradientProblem) -> cpu.RunGradient:
+    def run(x: Tensor, dz: Tensor, state: Tensor | None, dh: Tensor) -> None:
+        dh.copy_(reference.filter_gradient(x, dz, state, problem.taps))
+
+    return run
+
+
+def _reference_cost(problem: ConvProblem | FilterGradientProblem) -> Cost:
+    # A PyTorch operator per tap on float64 copies of the signals: three passes of 8 bytes an element each.
+    elements = problem.turns * problem.batch * problem.length * problem.channels
+    taps = min(problem.taps, max(1, problem.length))
+    return Cost(2e-5 * (1 + taps) + 3e-9 * elements * taps, 8 * 3 * elements)
+
+
+_REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
+_GRADIENT_REFERENCE = Implementation(
+    "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
+)
+
+register("causal_conv", (*cpu.ROWS, _REFERENCE), _describe)
+register("causal_conv_filter_gradient", (*cpu.GRADIENT_ROWS, _GRADIENT_REFERENCE), _describe_filter_gradient)

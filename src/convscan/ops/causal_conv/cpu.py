@@ -1,0 +1,269 @@
+"""The native convolution kernels: what each can run, what it would cost, and how it is called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ... import _native
+from ..._dispatch import Cost, Implementation
+from ..._layout import order
+from ...tuning import kernel_seconds
+from .problem import ConvProblem, FilterGradientProblem
+
+REAL = ("float32", "float64", "bfloat16", "float16")
+Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], None]
+
+
+def _bytes(dtype: str) -> int:
+    return int(getattr(torch, dtype).itemsize)
+
+
+def _compute_bytes(dtype: str) -> int:
+    return 8 if dtype == "float64" else 4
+
+
+def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+    reasons = []
+    if problem.device != "cpu":
+        reasons.append(f"runs on cpu, not on {problem.device}")
+    if problem.dtype not in REAL:
+        reasons.append(f"computes real numbers, not {problem.dtype}")
+    return reasons
+
+
+def _products(problem: ConvProblem | FilterGradientProblem) -> float:
+    """Filter taps that meet a sample inside the signal, over all rows."""
+    taps = min(problem.taps, problem.length)
+    inside = taps * problem.length - taps * (taps - 1) / 2
+    return problem.turns * problem.batch * problem.channels * inside
+
+
+def _seconds(
+    problem: ConvProblem | FilterGradientProblem, kernel: str, units: float, elements: float, tasks: float
+) -> float:
+    """``tasks`` is the number of pieces that threads can share."""
+    samples = problem.turns * problem.batch * problem.channels * problem.length
+    moved = _bytes(problem.dtype) * (2 * samples + problem.channels * problem.taps)
+    workers = max(1.0, min(problem.threads, tasks))
+    seconds = kernel_seconds(
+        problem.isa,
+        f"{kernel}.{order(problem.x)}",
+        problem.dtype,
+        units=units,
+        elements=elements,
+        moved=moved,
+        workers=workers,
+        threads=problem.threads,
+    )
+    return problem.turns * seconds if problem.turns > 1 else seconds
+
+
+def _samples(problem: ConvProblem | FilterGradientProblem) -> float:
+    return problem.turns * problem.batch * problem.channels * problem.length
+
+
+# ---- direct, toeplitz, recurrence: work counted in products ----
+
+
+def _direct_cost(problem: ConvProblem) -> Cost:
+    # Small filters keep a few rows of history per thread, larger ones a packed tile and the packed filter.
+    workspace = (64 << 10) if problem.taps <= 16 else (1 << 20)
+    seconds = _seconds(problem, "conv.direct", _products(problem), _samples(problem), problem.threads)
+    return Cost(seconds, workspace * problem.threads)
+
+
+def _toeplitz_cost(problem: ConvProblem) -> Cost:
+    seconds = _seconds(problem, "conv.toeplitz", _products(problem), _samples(problem), problem.threads)
+    return Cost(seconds, (1 << 20) * problem.threads)
+
+
+def _recurrence_refusals(problem: ConvProblem) -> list[str]:
+    reasons = _refusals(problem)
+    if problem.transposed:
+        reasons.append("runs forwards in time only")
+    return reasons
+
+
+def _recurrence_cost(problem: ConvProblem) -> Cost:
+    # The states take a step of every tap at every sample, also where the signal has not begun.
+    units = _samples(problem) * problem.taps
+    tasks = problem.batch * math.ceil(problem.channels / 16)
+    lane_bytes = 64 * problem.taps * (_compute_bytes(problem.dtype) // 4)
+    return Cost(
+        _seconds(problem, "conv.recurrence", units, _samples(problem), tasks),
+        (lane_bytes + 4096) * problem.threads,
+    )
+
+
+# ---- fft: one complex transform of M points does a real linear convolution of 2 M ----
+
+
+def _blocks(length: int, taps: int, points: int) -> int:
+    """Blocks of overlap-save: each transform of M complex points gives 2 M - (K - 1) new outputs."""
+    return 1 if 2 * points >= length + taps - 1 else math.ceil(length / (2 * points - taps + 1))
+
+
+def _fft_units(problem: ConvProblem | FilterGradientProblem, points: int) -> float:
+    transform = points * math.log2(max(2, points))
+    rows = problem.turns * problem.batch * problem.channels
+    blocks = _blocks(problem.length, min(problem.taps, problem.length), points)
+    return transform * (2 * rows * blocks + problem.channels * problem.turns)
+
+
+@lru_cache(maxsize=4096)
+def _transform_length(problem: ConvProblem | FilterGradientProblem) -> int:
+    """The transform with the least work: one block, or overlap-save with blocks of a few filter lengths."""
+    # Taps beyond the length of the signal meet nothing; with an initial state they do, and one block must hold all.
+    state = problem.state is not None
+    taps = problem.taps if state else max(1, min(problem.taps, problem.length))
+    whole = _native.fft_length(max(1, (problem.length + taps) // 2), problem.dtype)
+    if state or whole == 0:
+        return whole
+    candidates = {whole}
+    for factor in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32):
+        points = _native.fft_length(max(256, int(factor * taps)), problem.dtype)
+        if 0 < points < whole and 2 * points >= 2 * taps:
+            candidates.add(points)
+    return min(sorted(candidates), key=lambda points: _fft_units(problem, points))
+
+
+def _fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+    reasons = _refusals(problem)
+    if not reasons and _transform_length(problem) == 0:
+        reasons.append("no transform is long enough")
+    return reasons
+
+
+def _fft_workspace(problem: ConvProblem | FilterGradientProblem, points: int) -> int:
+    # Per thread: the data and the filter's spectrum, complex, and a margin for padding and staging.
+    return int(problem.threads * (4 * points * _compute_bytes(problem.dtype) * 1.25 + (256 << 10)))
+
+
+def _fft_cost(problem: ConvProblem) -> Cost:
+    points = _transform_length(problem)
+    seconds = _seconds(problem, "conv.fft", _fft_units(problem, points), _samples(problem), problem.channels)
+    return Cost(seconds, _fft_workspace(problem, points))
+
+
+# ---- calls ----
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
+    def prepare(problem: ConvProblem) -> Run:
+        tap_stride, channel_stride = problem.h
+        item = _bytes(problem.dtype)
+        # Transposing the Toeplitz matrix flips the filter and reads K - 1 samples ahead; the flip is a stride.
+        flip = item * (problem.taps - 1) * tap_stride if problem.transposed else 0
+        call = _native.ConvCall(
+            kernel,
+            problem.dtype,
+            problem.batch,
+            problem.length,
+            problem.channels,
+            problem.taps,
+            problem.x,
+            (-tap_stride if problem.transposed else tap_stride, channel_stride),
+            problem.y,
+            bias_stride=problem.bias or 0,
+            state_strides=problem.state or (0, 0, 0),
+            origin=problem.taps - 1 if problem.transposed else 0,
+            activation=problem.activation or "identity",
+            transform_length=_transform_length(problem) if kernel == "fft" else 0,
+        )
+        if problem.offsets is not None:
+            offsets = tuple((item * x, item * state, item * y) for x, state, y in problem.offsets)
+
+            def run_turns(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
+                addresses = (x.data_ptr(), h.data_ptr() + flip, _address(bias), _address(state), y.data_ptr())
+                for at_x, at_state, at_y in offsets:
+                    past = addresses[3] and addresses[3] + at_state
+                    call(addresses[0] + at_x, addresses[1], addresses[2], past, addresses[4] + at_y)
+
+            return run_turns
+
+        if problem.bias is None and problem.state is None:
+
+            def run_plain(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
+                call(x.data_ptr(), h.data_ptr() + flip, 0, 0, y.data_ptr())
+
+            return run_plain
+
+        def run(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
+            call(x.data_ptr(), h.data_ptr() + flip, _address(bias), _address(state), y.data_ptr())
+
+        return run
+
+    return prepare
+
+
+ROWS: tuple[Implementation, ...] = (
+    Implementation("direct", "cpu", _refusals, _direct_cost, _prepare("direct")),
+    Implementation("toeplitz", "cpu", _refusals, _toeplitz_cost, _prepare("toeplitz")),
+    Implementation("fft", "cpu", _fft_refusals, _fft_cost, _prepare("fft")),
+    Implementation("recurrence", "cpu", _recurrence_refusals, _recurrence_cost, _prepare("recurrence")),
+)
+
+
+# ---- the gradient of the filter ----
+
+RunGradient = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
+
+
+def _prepare_gradient(kernel: str) -> Callable[[FilterGradientProblem], RunGradient]:
+    def prepare(problem: FilterGradientProblem) -> RunGradient:
+        call = _native.FilterGradientCall(
+            kernel,
+            problem.dtype,
+            problem.batch,
+            problem.length,
+            problem.channels,
+            problem.taps,
+            problem.x,
+            problem.dz,
+            problem.state or (0, 0, 0),
+            (problem.channels, 1),
+            transform_length=_transform_length(problem) if kernel == "fft" else 0,
+        )
+        item = _bytes(problem.dtype)
+        offsets = problem.offsets or ((0, 0, 0),)
+
+        def run(x: Tensor, dz: Tensor, state: Tensor | None, dh: Tensor) -> None:
+            addresses = (x.data_ptr(), dz.data_ptr(), _address(state))
+            total = dh
+            for turn, (at_x, at_dz, at_state) in enumerate(offsets):
+                if turn == 1:
+                    total = torch.empty_like(dh)
+                past = addresses[2] and addresses[2] + item * at_state
+                call(addresses[0] + item * at_x, addresses[1] + item * at_dz, past, total.data_ptr())
+                if turn > 0:
+                    dh += total
+
+        return run
+
+    return prepare
+
+
+def _gradient_direct_cost(problem: FilterGradientProblem) -> Cost:
+    seconds = _seconds(problem, "gradient.direct", _products(problem), _samples(problem), problem.threads)
+    return Cost(seconds, (1 << 20) * problem.threads)
+
+
+def _gradient_fft_cost(problem: FilterGradientProblem) -> Cost:
+    points = _transform_length(problem)
+    seconds = _seconds(problem, "gradient.fft", _fft_units(problem, points), _samples(problem), problem.channels)
+    return Cost(seconds, 2 * _fft_workspace(problem, points))
+
+
+GRADIENT_ROWS: tuple[Implementation, ...] = (
+    Implementation("direct", "cpu", _refusals, _gradient_direct_cost, _prepare_gradient("direct")),
+    Implementation("fft", "cpu", _fft_refusals, _gradient_fft_cost, _prepare_gradient("fft")),
+)

@@ -1,0 +1,454 @@
+"""linear_recurrence: signature, checks, registration with PyTorch, derivatives."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ... import _checks, _native
+from ..._dispatch import Cost, Implementation, choose, prepared_cache, register, settings
+from ..._errors import message
+from ..._layout import Triple, dtype_name, fold, layout
+from ..._library import PLAIN_TYPES, below_autograd, define, derivative, is_plain, is_recorded, needs_gradient
+from . import cpu, reference
+from .problem import ScanGradientProblem, ScanProblem
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+_HUGE_PAGE = 2 << 20  # bytes
+_PREPARED_LIMIT = 4096
+
+_prepared: dict[Any, tuple[cpu.Run, bool]] = prepared_cache()
+
+
+def linear_recurrence(
+    x: Tensor, y_init: Tensor | None, a: Tensor, *, reverse: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """y[i,n] = a[i,n] y[i-1,n] + x[i,n], starting from y[-1,n] = y_init[n].
+
+    A first-order linear recurrence (scan) along time in every channel. With ``reverse`` it runs from the end:
+    y[i,n] = a[i,n] y[i+1,n] + x[i,n], starting from y[L,n] = y_init[n].
+
+    Args:
+        x: (..., L, D) with any number of leading axes, in any memory order: a (..., D, L) tensor seen through
+            ``transpose(-1, -2)`` is not copied, and the result has the same order. L and every other size may be 0.
+        y_init: (..., D), leading axes as x, or None for zeros.
+        a: (..., L, D) or anything that broadcasts to the shape of x: (D,) for coefficients that are constant in time.
+            Broadcasting costs no memory.
+        reverse: run from the end to the start.
+        out: memory for the result, with the shape of x; it may be x itself. Not where a gradient is needed.
+
+    Returns:
+        y, with the shape and memory order of x.
+
+    dtypes: float32, float64, bfloat16, float16, complex64, complex128. Different dtypes are promoted as in any PyTorch
+    operator (real x and complex a give complex y), which copies what has to change. Half types are computed in
+    float32, float64 and complex128 in double precision.
+
+    Raises:
+        ValueError: a shape or device that does not fit, or ``out`` that partly overlaps an input.
+        TypeError: an argument that is not a tensor, or has a dtype that is not supported.
+        RuntimeError: ``out`` where a gradient is needed.
+        MemoryError: no workspace, or none within ``workspace_limit``.
+
+    Cost: O(L) per channel, limited by memory: 12 bytes a step in float32. Differentiable any number of times in both
+    modes; nothing but the inputs and y is kept for it.
+
+    Reference: G. E. Blelloch, Prefix Sums and Their Applications, 1990.
+
+    >>> import torch, convscan
+    >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> convscan.linear_recurrence(x, None, torch.tensor([0.5])).flatten().tolist()
+    [1.0, 2.5, 4.25]
+    """
+    if is_plain(x, y_init, a):
+        prepared = _prepared.get(_key(x, y_init, a, reverse, out))
+        if prepared is not None and not (x.is_neg() or a.is_neg() or x.is_conj() or a.is_conj()):
+            run, is_large = prepared
+            if out is None:
+                out = torch.empty_like(x)
+                if is_large:
+                    _native.advise_huge_pages(out.data_ptr(), out.nbytes)
+            run(x, y_init, a, out)
+            return out
+    return _checked(x, y_init, a, reverse, out)
+
+
+def _key(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor | None) -> Any:
+    """All that a prepared call depends on; None, which finds nothing, for what is not an ordinary tensor."""
+    if type(x) not in PLAIN_TYPES or type(a) not in PLAIN_TYPES:
+        return None
+    key = (
+        x.shape,
+        x.stride(),
+        x.dtype,
+        x.device,
+        a.shape,
+        a.stride(),
+        a.dtype,
+        a.device,
+        reverse,
+        _native.configuration(),
+        settings(),
+    )
+    if y_init is None and y is None:
+        return key
+    return (*key, layout(y_init), layout(y))
+
+
+def _checked(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, out: Tensor | None) -> Tensor:
+    """Checks, promotes dtypes and calls the operator that is registered with PyTorch."""
+    dtype = _check(x, y_init, a)
+    if out is not None:
+        _checks.output("linear_recurrence", out, x, dtype, needs_gradient(x, y_init, a))
+    x, a = x.to(dtype), a.to(dtype)
+    y_init = None if y_init is None else y_init.to(dtype)
+    if out is not None and is_plain(x, y_init, a):
+        _run(*_resolve(x, y_init, a), bool(reverse), out)
+        return out
+    # One axis of a for each of x: those of size 1 are constant.
+    y: Tensor = _operator(x, y_init, a[(None,) * (x.ndim - a.ndim)], bool(reverse))
+    return y if out is None else out.copy_(y)
+
+
+def _resolve(x: Tensor, y_init: Tensor | None, a: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Conjugations and negations that PyTorch has put off, carried out; the dispatcher does it for operators."""
+    start = None if y_init is None else y_init.resolve_conj().resolve_neg()
+    return x.resolve_conj().resolve_neg(), start, a.resolve_conj().resolve_neg()
+
+
+def _check(x: Tensor, y_init: Tensor | None, a: Tensor) -> torch.dtype:
+    name = "linear_recurrence"
+    _checks.signal(name, "x", x)
+    _checks.tensor_like(name, "a", a, x)
+    sizes = zip(a.shape[::-1], x.shape[::-1], strict=False)
+    if a.ndim > x.ndim or any(size not in (1, full) for size, full in sizes):
+        expectation = f"a must broadcast to the shape of x, {_checks.shape_text(x.shape)}"
+        raise ValueError(message(name, expectation, _checks.shape_text(a.shape)))
+    if y_init is not None:
+        _checks.tensor_like(name, "y_init", y_init, x)
+        _checks.has_shape(name, "y_init", y_init, (*x.shape[:-2], x.shape[-1]), "(..., D)")
+    return _checks.common_dtype(name, DTYPES, x=x, y_init=y_init, a=a)
+
+
+# ---- problem and call ----
+
+
+def _problem(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor) -> ScanProblem:
+    coefficients = a.expand(x.shape)
+    # Without an initial value, x stands in for it where leading axes fold.
+    starts = x.stride()[:-2] if y_init is None else y_init.stride()[:-1]
+    leads = [x.stride()[:-2], starts, coefficients.stride()[:-2], y.stride()[:-2]]
+    leading = fold(x.shape[:-2], leads)
+    batch = leading.strides
+
+    def triple(at: int, tensor: Tensor) -> Triple:
+        return (batch[at], tensor.stride(-2), tensor.stride(-1))
+
+    return ScanProblem(
+        device=x.device.type,
+        dtype=dtype_name(x.dtype),
+        batch=leading.batch,
+        length=x.shape[-2],
+        channels=x.shape[-1],
+        reverse=reverse,
+        x=triple(0, x),
+        a=triple(2, coefficients),
+        y_init=None if y_init is None else (batch[1], y_init.stride(-1)),
+        y=triple(3, y),
+        offsets=leading.offsets,
+        threads=_native.thread_count(),
+        isa=_native.isa(),
+    )
+
+
+def _describe(
+    x: Tensor, y_init: Tensor | None, a: Tensor, *, reverse: bool = False, out: Tensor | None = None
+) -> ScanProblem:
+    """The problem of a call of ``linear_recurrence``, for ``explain``."""
+    dtype = _check(x, y_init, a)
+    y = torch.empty_like(x, dtype=dtype) if out is None else out
+    return _problem(x, y_init, a, bool(reverse), y)._replace(dtype=dtype_name(dtype))
+
+
+def _run(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor) -> None:
+    """Selects, prepares and runs; remembers what it prepared for calls of the same layout."""
+    key = _key(x, y_init, a, reverse, y)
+    prepared = _prepared.get(key)
+    if prepared is not None:
+        return prepared[0](x, y_init, a, y)
+    problem = _problem(x, y_init, a, reverse, y)
+    run = choose("linear_recurrence", problem).prepare(problem)
+    run(x, y_init, a, y)
+    if key is None:
+        return None
+    if len(_prepared) >= _PREPARED_LIMIT:
+        _prepared.clear()
+    _prepared[key] = (run, False)
+    if y.stride() == torch.empty_like(x, device="meta").stride():
+        is_large = y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE
+        _prepared[_key(x, y_init, a, reverse, None)] = (run, is_large)
+    return None
+
+
+def _kernel(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool) -> Tensor:
+    y = torch.empty_like(x)
+    if y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE:
+        _native.advise_huge_pages(y.data_ptr(), y.nbytes)
+    _run(x, y_init, a, reverse, y)
+    return y
+
+
+# ---- derivatives ----
+
+
+def _previous(y: Tensor, y_init: Tensor | None, reverse: bool) -> Tensor:
+    """y[i-1], or y[i+1] with ``reverse``; y_init where there is none."""
+    start = torch.zeros_like(y[..., :1, :]) if y_init is None else y_init.unsqueeze(-2)
+    if reverse:
+        return torch.cat([y, start], -2)[..., 1:, :]
+    return torch.cat([start, y], -2)[..., : y.shape[-2], :]
+
+
+def _next_coefficient(a: Tensor, length: int, reverse: bool) -> Tensor:
+    """a[i+1], or a[i-1] with ``reverse``; what it multiplies beyond the ends is zero."""
+    if a.shape[-2] != length or length <= 1:
+        return a
+    edge = a[..., :1, :] if reverse else a[..., -1:, :]
+    return torch.cat([edge, a[..., :-1, :]] if reverse else [a[..., 1:, :], edge], -2)
+
+
+def _sum_to(tensor: Tensor, a: Tensor) -> Tensor:
+    return tensor.sum_to_size(a.shape) if tensor.shape != a.shape else tensor
+
+
+def _composed_gradient(
+    dy: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor, reverse: bool, needs_a: bool, needs_y_init: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fused gradient in differentiable operators."""
+    dx = cast(Tensor, _operator(dy, None, _next_coefficient(a, y.shape[-2], reverse).conj(), not reverse))
+    da = dy_init = dy.new_empty(0)
+    if needs_a:
+        da = _sum_to(dx * _previous(y, y_init, reverse).conj(), a)
+    if needs_y_init:
+        first = slice(-1, None) if reverse else slice(None, 1)
+        dy_init = (a.expand(y.shape)[..., first, :].conj() * dx[..., first, :]).sum(-2)
+    return dx, da, dy_init
+
+
+def _gradient_autograd(
+    dy: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor, reverse: bool, needs_a: bool, needs_y_init: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fused where nobody differentiates the gradient; composed of differentiable operators where someone does."""
+    if is_recorded(dy, y_init, a, y):
+        return _composed_gradient(dy, y_init, a, y, reverse, needs_a, needs_y_init)
+    with below_autograd():
+        return cast("tuple[Tensor, Tensor, Tensor]", _gradient(dy, y_init, a, y, reverse, needs_a, needs_y_init))
+
+
+def _describe_gradient(
+    dy: Tensor,
+    y_init: Tensor | None,
+    a: Tensor,
+    y: Tensor,
+    reverse: bool,
+    dx: Tensor,
+    da: Tensor | None,
+    dy_init: Tensor | None,
+) -> ScanGradientProblem:
+    # Tensors that are not there stand in as views of others, of which only the offsets fold.
+    start = y.new_empty(()).expand(*y.shape[:-2], y.shape[-1])
+    full_a = a.expand(y.shape)
+    full_da = full_a if da is None else da.expand(y.shape)
+    first, last = (start if y_init is None else y_init), (start if dy_init is None else dy_init)
+    tensors = (full_a, first, y, dy, dx, full_da, last)
+    leading = fold(y.shape[:-2], [tensor.stride()[: y.ndim - 2] for tensor in tensors])
+    batch = leading.strides
+
+    def triple(at: int) -> Triple:
+        return (batch[at], tensors[at].stride(-2), tensors[at].stride(-1))
+
+    forward = ScanProblem(
+        device=y.device.type,
+        dtype=dtype_name(y.dtype),
+        batch=leading.batch,
+        length=y.shape[-2],
+        channels=y.shape[-1],
+        reverse=reverse,
+        x=triple(2),
+        a=triple(0),
+        y_init=None if y_init is None else (batch[1], y_init.stride(-1)),
+        y=triple(2),
+        offsets=leading.offsets,
+        threads=_native.thread_count(),
+        isa=_native.isa(),
+    )
+    return ScanGradientProblem(
+        forward=forward,
+        dy=triple(3),
+        dx=triple(4),
+        da=None if da is None else triple(5),
+        dy_init=None if dy_init is None else (batch[6], dy_init.stride(-1)),
+        offsets=leading.offsets,
+    )
+
+
+def _gradient_kernel(
+    dy: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor, reverse: bool, needs_a: bool, needs_y_init: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(y)
+    da = torch.empty(a.shape, dtype=a.dtype, device=a.device) if needs_a else None
+    dy_init = torch.empty(*y.shape[:-2], y.shape[-1], dtype=y.dtype, device=y.device) if needs_y_init else None
+    problem = _describe_gradient(dy, y_init, a, y, reverse, dx, da, dy_init)
+    partial = da
+    if da is not None and problem.offsets is not None and a.shape[:-2] != y.shape[:-2]:
+        # Several turns of the loop over leading axes share a coefficient: one gradient each, summed afterwards.
+        partial = torch.empty(*y.shape[:-2], *a.shape[-2:], dtype=a.dtype, device=a.device)
+        problem = _describe_gradient(dy, y_init, a, y, reverse, dx, partial, dy_init)
+    run = choose("linear_recurrence_gradient", problem, strict=False).prepare(problem)
+    run(a.expand(y.shape), y_init, y, dy, dx, partial, dy_init)
+    if da is not None and partial is not None and partial is not da:
+        da.copy_(_sum_to(partial, a))
+    return dx, dy.new_empty(0) if da is None else da, dy.new_empty(0) if dy_init is None else dy_init
+
+
+class _LinearRecurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool) -> Tensor:  # type: ignore[override]
+        with below_autograd():
+            return cast(Tensor, _operator(x, y_init, a, reverse))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, y_init, a, ctx.reverse = inputs
+        ctx.save_for_backward(y_init, a, output)
+        ctx.save_for_forward(y_init, a, output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if dy is None:
+            return (None,) * 4
+        y_init, a, y = ctx.saved_tensors
+        needs_x, needs_y_init, needs_a, _ = ctx.needs_input_grad
+        dx, da, dy_init = _gradient(dy, y_init, a, y, ctx.reverse, needs_a, needs_y_init)
+        return dx if needs_x else None, dy_init if needs_y_init else None, da if needs_a else None, None
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, tx: Tensor | None, ty_init: Tensor | None, ta: Tensor | None, *_: None
+    ) -> Tensor | None:
+        y_init, a, y = ctx.saved_tensors
+        forcing = torch.zeros_like(y) if tx is None else tx
+        if ta is not None:
+            forcing = forcing + ta * _previous(y, y_init, ctx.reverse)
+        return cast(Tensor, _operator(forcing, ty_init, a, ctx.reverse))
+
+
+# ---- vmap: one more leading axis ----
+
+
+def _leading_axis(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+
+
+def _vmap(
+    info: Any, axes: tuple[int | None, ...], x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    start = None if y_init is None else _leading_axis(y_init, axes[1], size)
+    coefficients = a.unsqueeze(0) if axes[2] is None else a.movedim(axes[2], 0)
+    return _operator(_leading_axis(x, axes[0], size), start, coefficients, reverse), 0
+
+
+def _gradient_vmap(
+    info: Any,
+    axes: tuple[int | None, ...],
+    dy: Tensor,
+    y_init: Tensor | None,
+    a: Tensor,
+    y: Tensor,
+    reverse: bool,
+    needs_a: bool,
+    needs_y_init: bool,
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int | None, int | None]]:
+    size = info.batch_size
+    start = None if y_init is None else _leading_axis(y_init, axes[1], size)
+    # a is spread over the mapped axis even where all share it, for da is asked for each mapped call by itself.
+    dx, da, dy_init = _gradient(
+        _leading_axis(dy, axes[0], size),
+        start,
+        _leading_axis(a, axes[2], size),
+        _leading_axis(y, axes[3], size),
+        reverse,
+        needs_a,
+        needs_y_init,
+    )
+    return (dx, da, dy_init), (0, 0 if needs_a else None, 0 if needs_y_init else None)
+
+
+def _gradient_fake(
+    dy: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor, reverse: bool, needs_a: bool, needs_y_init: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    da = a.new_empty(a.shape) if needs_a else dy.new_empty(0)
+    dy_init = y.new_empty((*y.shape[:-2], y.shape[-1])) if needs_y_init else dy.new_empty(0)
+    return torch.empty_like(y), da, dy_init
+
+
+_operator = define(
+    "linear_recurrence(Tensor x, Tensor? y_init, Tensor a, bool reverse) -> Tensor",
+    _kernel,
+    fake=lambda x, y_init, a, reverse: torch.empty_like(x),
+    autograd=derivative(_LinearRecurrence),
+    vmap=_vmap,
+)
+_gradient = define(
+    "linear_recurrence_gradient(Tensor dy, Tensor? y_init, Tensor a, Tensor y, bool reverse, bool needs_a, "
+    "bool needs_y_init) -> (Tensor, Tensor, Tensor)",
+    _gradient_kernel,
+    fake=_gradient_fake,
+    autograd=_gradient_autograd,
+    vmap=_gradient_vmap,
+)
+
+
+# ---- registry ----
+
+
+def _prepare_reference(problem: ScanProblem) -> cpu.Run:
+    def run(x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None:
+        y.copy_(reference.linear_recurrence(x, y_init, a, problem.reverse))
+
+    return run
+
+
+def _prepare_gradient_reference(problem: ScanGradientProblem) -> cpu.RunGradient:
+    def run(
+        a: Tensor, y_init: Tensor | None, y: Tensor, dy: Tensor, dx: Tensor, da: Tensor | None, dy_init: Tensor | None
+    ) -> None:
+        results = reference.gradient(dy, y_init, a, y, problem.forward.reverse)
+        dx.copy_(results[0])
+        if da is not None:
+            da.copy_(results[1].sum_to_size(da.shape))
+        if dy_init is not None:
+            dy_init.copy_(results[2])
+
+    return run
+
+
+def _reference_cost(problem: ScanProblem | ScanGradientProblem) -> Cost:
+    # Three PyTorch operators a time step, on copies in double precision.
+    forward = problem if isinstance(problem, ScanProblem) else problem.forward
+    elements = forward.turns * forward.batch * forward.length * forward.channels
+    wide = 16 if forward.dtype.startswith("complex") else 8
+    return Cost(2e-5 * (1 + forward.length) + 3e-9 * elements, 3 * wide * elements)
+
+
+_REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
+_GRADIENT_REFERENCE = Implementation(
+    "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
+)
+
+register("linear_recurrence", (*cpu.ROWS, _REFERENCE), _describe)
+register("linear_recurrence_gradient", (*cpu.GRADIENT_ROWS, _GRADIENT_REFERENCE), _describe_gradient)

@@ -1,0 +1,149 @@
+"""The native recurrence kernels: what each can run, what it would cost, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ... import _native
+from ..._dispatch import Cost, Implementation
+from ..._layout import order
+from ...tuning import kernel_seconds
+from .problem import ScanGradientProblem, ScanProblem
+
+DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
+Run = Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
+RunGradient = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], None]
+
+
+def _refusals(problem: ScanProblem) -> list[str]:
+    reasons = []
+    if problem.device != "cpu":
+        reasons.append(f"runs on cpu, not on {problem.device}")
+    if problem.dtype not in DTYPES:
+        reasons.append(f"does not compute {problem.dtype}")
+    return reasons
+
+
+def _seconds(problem: ScanProblem, kernel: str, tasks: float, arrays: float) -> float:
+    samples = problem.turns * problem.batch * problem.channels * problem.length
+    item = getattr(torch, problem.dtype).itemsize
+    return problem.turns * kernel_seconds(
+        problem.isa,
+        f"{kernel}.{order(problem.x)}",
+        problem.dtype,
+        units=0,
+        elements=samples / problem.turns,
+        moved=item * arrays * samples / problem.turns,
+        workers=max(1.0, min(problem.threads, tasks)),
+        threads=problem.threads,
+    )
+
+
+def _arrays(problem: ScanProblem) -> float:
+    """Signals to move: x, y, and a where it varies in time."""
+    return 2 if problem.a[1] == 0 else 3
+
+
+def _sequential_cost(problem: ScanProblem) -> Cost:
+    # Rows are independent, and vectors hold 16 of them.
+    tasks = problem.batch * -(-problem.channels // 16)
+    return Cost(_seconds(problem, "scan.sequential", tasks, _arrays(problem)), (64 << 10) * problem.threads)
+
+
+def _tiled_cost(problem: ScanProblem) -> Cost:
+    signal = problem.batch * problem.length * problem.channels * getattr(torch, problem.dtype).itemsize
+    workspace = (64 << 10) * problem.threads + signal // 100
+    return Cost(_seconds(problem, "scan.tiled", problem.threads, _arrays(problem)), workspace)
+
+
+def _parallel_cost(problem: ScanProblem) -> Cost:
+    tasks = problem.batch * problem.channels
+    return Cost(_seconds(problem, "scan.parallel", tasks, _arrays(problem)), (64 << 10) * problem.threads)
+
+
+def _forward_call(kernel: str, problem: ScanProblem) -> _native.ScanCall:
+    return _native.ScanCall(
+        kernel,
+        problem.dtype,
+        problem.batch,
+        problem.length,
+        problem.channels,
+        problem.reverse,
+        problem.x,
+        problem.a,
+        problem.y_init or (0, 0),
+        problem.y,
+    )
+
+
+def _prepare(kernel: str) -> Callable[[ScanProblem], Run]:
+    def prepare(problem: ScanProblem) -> Run:
+        call = _forward_call(kernel, problem)
+        if problem.offsets is not None:
+            item = getattr(torch, problem.dtype).itemsize
+            offsets = tuple(tuple(item * offset for offset in turn) for turn in problem.offsets)
+
+            def run_turns(x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None:
+                start = 0 if y_init is None else y_init.data_ptr()
+                base = (x.data_ptr(), start, a.data_ptr(), y.data_ptr())
+                for at_x, at_start, at_a, at_y in offsets:
+                    call(base[0] + at_x, base[2] + at_a, base[1] and base[1] + at_start, base[3] + at_y)
+
+            return run_turns
+
+        def run(x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None:
+            call(x.data_ptr(), a.data_ptr(), 0 if y_init is None else y_init.data_ptr(), y.data_ptr())
+
+        return run
+
+    return prepare
+
+
+ROWS: tuple[Implementation, ...] = (
+    Implementation("sequential", "cpu", _refusals, _sequential_cost, _prepare("sequential")),
+    Implementation("tiled", "cpu", _refusals, _tiled_cost, _prepare("tiled")),
+    Implementation("parallel", "cpu", _refusals, _parallel_cost, _prepare("parallel")),
+)
+
+
+# ---- gradient ----
+
+
+def _gradient_refusals(problem: ScanGradientProblem) -> list[str]:
+    return _refusals(problem.forward)
+
+
+def _gradient_cost(problem: ScanGradientProblem) -> Cost:
+    forward = problem.forward
+    tasks = forward.batch * -(-forward.channels // 16)
+    arrays = 3.0 if forward.a[1] == 0 or problem.da is None else 5.0
+    return Cost(_seconds(forward, "scan.sequential", tasks, arrays), (128 << 10) * forward.threads)
+
+
+def _prepare_gradient(problem: ScanGradientProblem) -> RunGradient:
+    call = _native.ScanGradientCall(
+        _forward_call("sequential", problem.forward),
+        problem.dy,
+        problem.dx,
+        problem.da or (0, 0, 0),
+        problem.dy_init or (0, 0),
+    )
+    item = getattr(torch, problem.forward.dtype).itemsize
+    offsets = problem.offsets or ((0,) * 7,)
+
+    def run(
+        a: Tensor, y_init: Tensor | None, y: Tensor, dy: Tensor, dx: Tensor, da: Tensor | None, dy_init: Tensor | None
+    ) -> None:
+        base = [0 if tensor is None else tensor.data_ptr() for tensor in (a, y_init, y, dy, dx, da, dy_init)]
+        for turn in offsets:
+            call(*(start and start + item * offset for start, offset in zip(base, turn, strict=True)))
+
+    return run
+
+
+GRADIENT_ROWS: tuple[Implementation, ...] = (
+    Implementation("sequential", "cpu", _gradient_refusals, _gradient_cost, _prepare_gradient),
+)
