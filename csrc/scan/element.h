@@ -24,9 +24,19 @@ struct Complex {
 template <class Element>
 inline constexpr int kNumbers = kLanes<typename Element::Part> / Element::kParts;
 
-// A vector of N numbers.
+// W scalars: a vector, and a plain scalar where there is one (compilers keep vectors of one in memory).
+template <class Part, int W>
+struct ScalarsType {
+  using Type = Vec<Part, W>;
+};
+template <class Part>
+struct ScalarsType<Part, 1> {
+  using Type = Part;
+};
+
+// N numbers.
 template <class Element, int N>
-using Numbers = Vec<typename Element::Part, N * Element::kParts>;
+using Numbers = typename ScalarsType<typename Element::Part, N * Element::kParts>::Type;
 
 template <class V, int... I>
 CONVSCAN_INLINE V RealParts(V v, Indices<I...>) {
@@ -73,14 +83,22 @@ CONVSCAN_INLINE Numbers<Element, N> ConjugateMultiply(Numbers<Element, N> a, Num
   }
 }
 
-template <class Element, int N>
-CONVSCAN_INLINE Numbers<Element, N> LoadNumbers(const typename Element::Storage *p) {
-  return Load<N * Element::kParts>(p);
+template <class Element, int N, class Storage>
+CONVSCAN_INLINE Numbers<Element, N> LoadNumbers(const Storage *p) {
+  if constexpr (N * Element::kParts == 1) {
+    return LoadScalar(p);
+  } else {
+    return Load<N * Element::kParts>(p);
+  }
 }
 
-template <class Element, int N>
-CONVSCAN_INLINE void StoreNumbers(typename Element::Storage *p, Numbers<Element, N> v) {
-  Store<N * Element::kParts>(p, v);
+template <class Element, int N, class Storage>
+CONVSCAN_INLINE void StoreNumbers(Storage *p, Numbers<Element, N> v) {
+  if constexpr (N * Element::kParts == 1) {
+    StoreScalar(p, v);
+  } else {
+    Store<N * Element::kParts>(p, v);
+  }
 }
 
 // v[r] holds number c of row r where it held number r of row c.

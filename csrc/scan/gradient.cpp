@@ -47,16 +47,16 @@ struct GradientRows {
 template <int N, bool kGradient, class Element, class Gradient>
 CONVSCAN_INLINE void GradientColumns(const GradientRows<Element, Gradient> &rows, int64_t count, int64_t c,
                                      int64_t channels, typename Element::Part *state) {
-  constexpr int kParts = Element::kParts, kScalars = N * kParts;
+  constexpr int kParts = Element::kParts;
   for (; c + N <= channels; c += N) {
-    Numbers<Element, N> carried = Load<kScalars>(state + c * kParts);
+    Numbers<Element, N> carried = LoadNumbers<Element, N>(state + c * kParts);
     int64_t dy = c * kParts, a = dy, y = dy, dx = dy, da = dy;
     for (int64_t r = 0; r < count; ++r) {
-      const Numbers<Element, N> g = Load<kScalars>(rows.dy.base + dy) + carried;
-      Store<kScalars>(rows.dx.base + dx, g);
-      carried = ConjugateMultiply<Element, N>(Load<kScalars>(rows.a.base + a), g);
+      const Numbers<Element, N> g = LoadNumbers<Element, N>(rows.dy.base + dy) + carried;
+      StoreNumbers<Element, N>(rows.dx.base + dx, g);
+      carried = ConjugateMultiply<Element, N>(LoadNumbers<Element, N>(rows.a.base + a), g);
       if constexpr (kGradient) {
-        Store<kScalars>(rows.da.base + da, ConjugateMultiply<Element, N>(Load<kScalars>(rows.y.base + y), g));
+        StoreNumbers<Element, N>(rows.da.base + da, ConjugateMultiply<Element, N>(LoadNumbers<Element, N>(rows.y.base + y), g));
         y += rows.y.stride;
         da += rows.da.stride;
       }
@@ -64,7 +64,7 @@ CONVSCAN_INLINE void GradientColumns(const GradientRows<Element, Gradient> &rows
       a += rows.a.stride;
       dx += rows.dx.stride;
     }
-    Store<kScalars>(state + c * kParts, carried);
+    StoreNumbers<Element, N>(state + c * kParts, carried);
   }
   if constexpr (N > 1) {
     if (c < channels) GradientColumns<N / 2, kGradient>(rows, count, c, channels, state);

@@ -93,9 +93,9 @@ __attribute__((noinline)) void RunSteps(const Segment &s, int64_t t, int64_t end
     for (int n = 0; n < D; ++n) {
       const Storage *x = static_cast<const Storage *>(s.x) + (t * s.x_time + (c + n) * s.x_channel) * kParts;
       const Storage *a = static_cast<const Storage *>(s.a) + (t * s.a_time + (c + n) * s.a_channel) * kParts;
-      const auto y = MultiplyAdd<Element, 1>(LoadNumbers<Element, 1>(a), Load<kParts>(state + n * kParts),
+      const auto y = MultiplyAdd<Element, 1>(LoadNumbers<Element, 1>(a), LoadNumbers<Element, 1>(state + n * kParts),
                                              LoadNumbers<Element, 1>(x));
-      Store<kParts>(state + n * kParts, y);
+      StoreNumbers<Element, 1>(state + n * kParts, y);
       if (s.y != nullptr)
         StoreNumbers<Element, 1>(
             static_cast<Storage *>(s.y) + (t * s.y_time + (c + n) * s.y_channel) * kParts, y);

@@ -53,14 +53,17 @@ template <class Element>
 inline constexpr int64_t kTileNumbers = kTileBytes / static_cast<int64_t>(sizeof(typename Element::Part)) /
                                         Element::kParts;
 
-// Tiles follow memory: where channels are contiguous a few rows of many channels, else a cache line of channels for
-// many steps.
+// Tiles follow memory: where channels are contiguous a few rows of many channels (more rows of few), else a cache line
+// of channels for many steps.
 template <class Element>
 struct TileShape {
   int64_t steps, channels;
 
-  explicit TileShape(Order order)
-      : steps(order == Order::channel ? 4 : 64), channels(kTileNumbers<Element> / steps) {}
+  TileShape(Order order, int64_t all_channels) : steps(64), channels(kTileNumbers<Element> / steps) {
+    if (order != Order::channel) return;
+    channels = Max(1, Min(all_channels, kTileNumbers<Element> / 4));
+    steps = kTileNumbers<Element> / channels;
+  }
 };
 
 // Moves squares of N x N numbers between a plane whose time is contiguous and a tile's rows; returns the channel of
@@ -70,6 +73,9 @@ CONVSCAN_INLINE int64_t MoveSquares(const Plane<Element> &plane, const Tile &til
                                     typename Element::Storage *rows) {
   constexpr int kParts = Element::kParts;
   const bool forwards = plane.time > 0;
+  // Rows are too many for the processor's own prefetcher to follow: ask for what the next tile needs.
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(typename Element::Storage)) / kParts;
+  const int64_t ahead = tile.steps * plane.time;
   for (; c + N <= tile.channels; c += N) {
     for (int64_t t = 0; t < squares_end; t += N) {
       typename Element::Storage *memory = plane.At(tile.t + t + (forwards ? 0 : N - 1), tile.c + c);
@@ -77,6 +83,10 @@ CONVSCAN_INLINE int64_t MoveSquares(const Plane<Element> &plane, const Tile &til
       // Row n of the square is step n where time runs forwards through memory, else step N - 1 - n.
       const int64_t row_stride = (forwards ? tile.channels : -tile.channels) * kParts;
       if (!forwards) row += (N - 1) * tile.channels * kParts;
+      if (t % kLine == 0) {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) __builtin_prefetch(memory + n * plane.channel + ahead, kToRows ? 0 : 1);
+      }
       Numbers<Element, N> v[N];
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n)
@@ -145,7 +155,7 @@ CONVSCAN_INLINE void PutRows(const Plane<Element> &plane, const Tile &tile, type
 // Calls run(tile) for tiles that cover `channels` channels of `length` steps, each channel's in the order of time.
 template <class Element, class Run>
 CONVSCAN_INLINE void ForEachTile(Order order, int64_t length, int64_t channels, const Run &run) {
-  const TileShape<Element> shape(order);
+  const TileShape<Element> shape(order, channels);
   const bool by_rows = order == Order::channel;
   const int64_t outer_end = by_rows ? length : channels, inner_end = by_rows ? channels : length;
   const int64_t outer_step = by_rows ? shape.steps : shape.channels, inner_step = by_rows ? shape.channels : shape.steps;

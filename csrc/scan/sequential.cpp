@@ -22,22 +22,22 @@ CONVSCAN_INLINE int64_t ScanColumns(Element, Rows<const Storage> x, Rows<const S
   for (; c + N * U <= channels; c += N * U) {
     Numbers<Element, N> s[U];
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) s[u] = Load<kScalars>(state + c * kParts + u * kScalars);
+    for (int u = 0; u < U; ++u) s[u] = LoadNumbers<Element, N>(state + c * kParts + u * kScalars);
     const Storage *x_row = x.base + c * kParts, *a_row = a.base + c * kParts;
     Storage *y_row = y.base + c * kParts;
     for (int64_t r = 0; r < count; ++r, x_row += x.stride, a_row += a.stride, y_row += y.stride) {
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
-        s[u] = MultiplyAdd<Element, N>(Load<kScalars>(a_row + u * kScalars), s[u], Load<kScalars>(x_row + u * kScalars));
+        s[u] = MultiplyAdd<Element, N>(LoadNumbers<Element, N>(a_row + u * kScalars), s[u], LoadNumbers<Element, N>(x_row + u * kScalars));
         if constexpr (kStream) {
           StoreStream<kScalars>(y_row + u * kScalars, s[u]);
         } else {
-          Store<kScalars>(y_row + u * kScalars, s[u]);
+          StoreNumbers<Element, N>(y_row + u * kScalars, s[u]);
         }
       }
     }
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) Store<kScalars>(state + c * kParts + u * kScalars, s[u]);
+    for (int u = 0; u < U; ++u) StoreNumbers<Element, N>(state + c * kParts + u * kScalars, s[u]);
   }
   if constexpr (U > 1) {
     return ScanColumns<N, 1, false>(Element{}, x, a, y, count, c, channels, state);
@@ -66,10 +66,11 @@ void RunSegment(const Segment &s, void *state_memory) {
   const Plane<Element> y(s.y, s.y_time, s.y_channel, s.channels);
   const State<Element> state = static_cast<State<Element>>(state_memory);
   if (x.order == Order::channel && a.order == Order::channel && y.order == Order::channel && s.y != nullptr) {
-    constexpr int64_t kRows = 4;
-    for (int64_t t = 0; t < s.length; t += kRows)
+    // Four rows of many channels, more of few: a state is read and written once a visit.
+    const int64_t rows = Max(4, 1024 / s.channels);
+    for (int64_t t = 0; t < s.length; t += rows)
       ScanRows(Element{}, {x.At(t, 0), x.time}, {a.At(t, 0), a.time}, {y.At(t, 0), y.time}, s.streams,
-               Min(kRows, s.length - t), s.channels, state);
+               Min(rows, s.length - t), s.channels, state);
     if (s.streams) StreamFence();
     return;
   }

@@ -42,26 +42,45 @@ struct InDouble<Complex<S>> {
   using Type = Complex<double>;
 };
 
-template <int N, class Element>
-CONVSCAN_INLINE void ProductColumns(Element, Rows<const typename Element::Storage> a, int64_t count, int64_t c,
-                                    int64_t channels, Products &result) {
+// `count` rows, U vectors of N channels at a time.
+template <int N, int U, class Element>
+CONVSCAN_INLINE void ProductColumns(Element, Rows<const typename Element::Storage> a, int64_t count, int64_t channels,
+                                    double *product, double *growth, int64_t c = 0) {
+  using Double = typename InDouble<Element>::Type;
   constexpr int kParts = Element::kParts, kScalars = N * kParts;
   using V = Vec<double, kScalars>;
-  for (; c + N <= channels; c += N) {
-    V product = Load<kScalars>(result.product + c * kParts), growth = Load<kScalars>(result.growth + c * kParts);
+  for (; c + N * U <= channels; c += N * U) {
+    V p[U], g[U];
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      p[u] = Load<kScalars>(product + c * kParts + u * kScalars);
+      g[u] = Load<kScalars>(growth + c * kParts + u * kScalars);
+    }
     const typename Element::Storage *row = a.base + c * kParts;
     for (int64_t r = 0; r < count; ++r, row += a.stride) {
-      const V v = __builtin_convertvector(Load<kScalars>(row), V);
-      V magnitude = v < 0 ? -v : v;
-      if constexpr (kParts == 2) magnitude = v * v + SwapParts(v * v, MakeIndices<kScalars>{});
-      growth *= magnitude <= 1 ? V{} + 1 : magnitude;
-      product = Multiply<typename InDouble<Element>::Type, N>(v, product);
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) {
+        const V v = __builtin_convertvector(Load<kScalars>(row + u * kScalars), V);
+        V magnitude = v < 0 ? -v : v;
+        if constexpr (kParts == 2) magnitude = v * v + SwapParts(v * v, MakeIndices<kScalars>{});
+        g[u] *= magnitude <= 1 ? V{} + 1 : magnitude;
+        if constexpr (kScalars == 1) {
+          p[u] *= v;
+        } else {
+          p[u] = Multiply<Double, N>(v, p[u]);
+        }
+      }
     }
-    Store<kScalars>(result.product + c * kParts, product);
-    Store<kScalars>(result.growth + c * kParts, growth);
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      Store<kScalars>(product + c * kParts + u * kScalars, p[u]);
+      Store<kScalars>(growth + c * kParts + u * kScalars, g[u]);
+    }
   }
-  if constexpr (N > 1) {
-    if (c < channels) ProductColumns<N / 2>(Element{}, a, count, c, channels, result);
+  if constexpr (U > 1) {
+    ProductColumns<N, 1>(Element{}, a, count, channels, product, growth, c);
+  } else if constexpr (N > 1) {
+    if (c < channels) ProductColumns<N / 2, 1>(Element{}, a, count, channels, product, growth, c);
   }
 }
 
@@ -77,7 +96,7 @@ CONVSCAN_INLINE void MultiplyBy(double *number, const double *factor, int parts)
 }
 
 // number to the power of count, by squaring.
-CONVSCAN_INLINE void Power(double *number, int64_t count, int parts) {
+inline void Power(double *number, int64_t count, int parts) {
   double square[2] = {number[0], parts == 2 ? number[1] : 0};
   number[0] = 1;
   if (parts == 2) number[1] = 0;
@@ -98,19 +117,20 @@ void Reset(Products &result, int64_t channels, int parts) {
 template <class Element>
 bool MultiplyAll(const Segment &s, Products &result) {
   using Storage = typename Element::Storage;
-  constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
+  constexpr int kParts = Element::kParts;
   const auto add = [&](const Plane<Element> &plane, int64_t length, int64_t channels) {
     alignas(64) Storage copy[kTileNumbers<Element> * kParts];
+    Products folded;
+    Reset(folded, channels, kParts);
     ForEachTile<Element>(plane.order, length, channels, [&](const Tile &tile) {
-      Products part;
-      Reset(part, tile.channels, kParts);
-      ProductColumns<kN>(Element{}, RowsToRead(plane, tile, copy), tile.steps, 0, tile.channels, part);
-      for (int64_t n = 0; n < tile.channels; ++n) {
-        const int64_t at = (tile.c + n) % s.channels * kParts;
-        MultiplyBy(result.product + at, part.product + n * kParts, kParts);
-        result.growth[at] *= part.growth[n * kParts];
-      }
+      ProductColumns<kNumbers<typename InDouble<Element>::Type>, 4>(Element{}, RowsToRead(plane, tile, copy), tile.steps, tile.channels,
+                         folded.product + tile.c * kParts, folded.growth + tile.c * kParts);
     });
+    for (int64_t n = 0; n < channels; ++n) {
+      const int64_t at = n % s.channels * kParts;
+      MultiplyBy(result.product + at, folded.product + n * kParts, kParts);
+      result.growth[at] *= folded.growth[n * kParts];
+    }
   };
   // Where steps follow each other without a gap, several of them are one long row: a vector holds more than one step
   // of few channels. The order of a product is free.
