@@ -7,6 +7,7 @@
 // Rows of a channel-contiguous array are read and written 16 channels at a time through the output array itself,
 // transposed in 16 x 16 tiles (TransposeTiles), so that every access is a whole chunk and no scratch is needed.
 #include "conv/activation.h"
+#include "core/arena.h"
 #include "core/kernels.h"
 #include "core/parallel.h"
 #include "core/storage.h"
@@ -37,24 +38,6 @@ struct Blocks {
   }
 };
 
-// Carves arrays from one thread's workspace; with no memory it only counts.
-class Arena {
- public:
-  explicit Arena(void *memory) : memory_(static_cast<char *>(memory)) {}
-  template <class E>
-  E *Take(int64_t count) {
-    constexpr int64_t kAlignment = 64;
-    E *taken = memory_ == nullptr ? nullptr : reinterpret_cast<E *>(memory_ + used_);
-    used_ += CeilDiv(count * static_cast<int64_t>(sizeof(E)), kAlignment) * kAlignment;
-    return taken;
-  }
-  size_t Used() const { return static_cast<size_t>(used_); }
-
- private:
-  char *memory_;
-  int64_t used_ = 0;
-};
-
 // The channels of one task: 16 neighbours where neighbours share cache lines, otherwise one.
 struct Groups {
   int64_t wide, single;  // how many of each
@@ -73,7 +56,7 @@ template <class S>
 class FftConvolution {
  public:
   using T = Compute<S>;
-  using C = Complex<T>;
+  using C = ComplexVec<T>;
 
   FftConvolution(const convscan_conv &p, const Transform<T> &transform, int64_t outputs)
       : p_(p),
@@ -184,14 +167,14 @@ class FftConvolution {
                        : LoadScalar(static_cast<const S *>(p_.bias) + channel * p_.bias_stride);
     for (int64_t start = 0; start < p_.length; start += outputs_) {
       const int64_t rest = p_.length - start;
-      const Signal<S> signal(in.From(start), Min(outputs_ + p_.origin, rest), history, history_,
+      const Samples<S> samples(in.From(start), Min(outputs_ + p_.origin, rest), history, history_,
                              transform_.Points());
       if (outputs_ < rest && history_ > 0) {  // before the outputs overwrite it
         T *const next = scratch.history[history == scratch.history[0]];
-        signal.Copy(outputs_, history_, next);
+        samples.Copy(outputs_, history_, next);
         history = next;
       }
-      transform_.FirstStep(signal, signal.UpperIsZero(transform_.Points()), scratch.data);
+      transform_.FirstStep(samples, samples.UpperIsZero(transform_.Points()), scratch.data);
       transform_.MultiplyBySpectrum(scratch.data, scratch.spectrum);
       const Sink<S> sink{out.From(start), Min(outputs_, rest), bias, p_.activation};
       transform_.LastStep(scratch.data, sink.length, sink);
@@ -219,7 +202,7 @@ template <class S>
 class FftFilterGradient {
  public:
   using T = Compute<S>;
-  using C = Complex<T>;
+  using C = ComplexVec<T>;
 
   FftFilterGradient(const convscan_filter_gradient &p, const Transform<T> &transform, int64_t outputs)
       : p_(p),
@@ -304,14 +287,14 @@ class FftFilterGradient {
       }
       for (int64_t start = 0; start < p_.length; start += outputs_) {
         const int64_t length = Min(outputs_, p_.length - start);
-        const Signal<S> signal(x.From(start), length, history, history_length, points);
-        transform_.FirstStep(signal, signal.UpperIsZero(points), scratch.x);
+        const Samples<S> samples(x.From(start), length, history, history_length, points);
+        transform_.FirstStep(samples, samples.UpperIsZero(points), scratch.x);
         transform_.Spectrum(scratch.x);
-        const Signal<S> gradient(dz.From(start), length, nullptr, 0, points);
+        const Samples<S> gradient(dz.From(start), length, nullptr, 0, points);
         transform_.FirstStep(gradient, gradient.UpperIsZero(points), scratch.dz);
         transform_.AccumulateCorrelation(scratch.dz, scratch.x, scratch.sum);
         if (history_length > 0 && start + length < p_.length) {
-          signal.Copy(length, history_length, scratch.history);
+          samples.Copy(length, history_length, scratch.history);
           history = scratch.history;
         }
       }

@@ -61,7 +61,7 @@ struct GradientTile {
     x = arena.Take<T>(columns * x_plane);
     dz = arena.Take<T>(columns * z_plane);
     sums = arena.Take<double>(columns * taps * W);
-    bytes = arena.used();
+    bytes = arena.Used();
   }
 
   void Clear() {

@@ -33,7 +33,7 @@ struct LongTile {
     h = arena.Take<T>(columns * h_plane);
     bias = arena.Take<T>(columns * W);
     z = arena.Take<T>(columns * tile * W);
-    bytes = arena.used();
+    bytes = arena.Used();
   }
 
   // Taps and bias of one lane.

@@ -28,7 +28,7 @@ struct Companion {
     h = arena.Take<T>(p.taps * W);
     state = arena.Take<T>(p.taps * W);
     x = arena.Take<T>(kSteps * W);
-    bytes = arena.used();
+    bytes = arena.Used();
   }
 
   // Each sample becomes its output, before bias and activation.

@@ -83,7 +83,7 @@ struct ShortColumns {
     rows = arena.Take<T>(kShortRows * stride);
     zeros = arena.Take<S>(stride);
     edge = arena.Take<S>(kShortRows * W);
-    bytes = arena.used();
+    bytes = arena.Used();
   }
 
   static int64_t BytesPerChannel(int64_t taps) {
@@ -220,7 +220,7 @@ struct ShortRows {
     x = arena.Take<T>(p.taps - 1 + tile + W);
     z = arena.Take<T>(tile);
     taps = arena.Take<T>(p.taps * W);
-    bytes = arena.used();
+    bytes = arena.Used();
   }
 
   // Outputs [begin, end) of one row.

@@ -9,6 +9,7 @@
 
 #include "conv/activation.h"
 #include "convscan.h"
+#include "core/arena.h"
 #include "core/parallel.h"
 #include "core/vector.h"
 #include "core/workspace.h"
@@ -31,24 +32,6 @@ inline int64_t TimePieces(int64_t tasks, int threads, int64_t length, int64_t sm
 }
 
 CONVSCAN_INLINE int64_t RoundUp(int64_t n, int64_t multiple) { return CeilDiv(n, multiple) * multiple; }
-
-// Hands out aligned pieces of a thread's workspace; run once with a null base, it counts them.
-class Arena {
- public:
-  explicit Arena(void *base) : base_(static_cast<char *>(base)) {}
-
-  template <class T>
-  T *Take(int64_t count) {
-    const int64_t at = used_;
-    used_ += RoundUp(count * static_cast<int64_t>(sizeof(T)), 64);
-    return reinterpret_cast<T *>(base_ + at);
-  }
-  size_t used() const { return static_cast<size_t>(used_); }
-
- private:
-  char *base_;
-  int64_t used_ = 0;
-};
 
 // One lane of a packed tile: row 0 of the tile is time `start` of this sequence.
 struct Lane {

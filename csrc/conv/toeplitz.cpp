@@ -52,7 +52,7 @@ struct ToeplitzRows {
     x = arena.Take<T>(reach + tile);
     h = arena.Take<T>(reach + 2 * kBlock);
     z = arena.Take<T>(tile);
-    bytes = arena.used();
+    bytes = arena.Used();
   }
 
   // Entry k - i of the padded filter is at h[kBlock - 1 + k - i].

@@ -7,26 +7,26 @@ namespace convscan::CONVSCAN_ISA {
 
 // W complex numbers, real and imaginary parts apart.
 template <class T, int W = kLanes<T>>
-struct Complex {
+struct ComplexVec {
   Vec<T, W> re, im;
 
-  CONVSCAN_INLINE friend Complex operator+(Complex a, Complex b) { return {a.re + b.re, a.im + b.im}; }
-  CONVSCAN_INLINE friend Complex operator-(Complex a, Complex b) { return {a.re - b.re, a.im - b.im}; }
-  CONVSCAN_INLINE friend Complex operator*(Complex a, Complex b) {
+  CONVSCAN_INLINE friend ComplexVec operator+(ComplexVec a, ComplexVec b) { return {a.re + b.re, a.im + b.im}; }
+  CONVSCAN_INLINE friend ComplexVec operator-(ComplexVec a, ComplexVec b) { return {a.re - b.re, a.im - b.im}; }
+  CONVSCAN_INLINE friend ComplexVec operator*(ComplexVec a, ComplexVec b) {
     return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
   }
-  CONVSCAN_INLINE Complex Scaled(T s) const { return {re * s, im * s}; }
+  CONVSCAN_INLINE ComplexVec Scaled(T s) const { return {re * s, im * s}; }
 };
 
 // a * conj(b)
 template <class T, int W>
-CONVSCAN_INLINE Complex<T, W> MultiplyConjugate(Complex<T, W> a, Complex<T, W> b) {
+CONVSCAN_INLINE ComplexVec<T, W> MultiplyConjugate(ComplexVec<T, W> a, ComplexVec<T, W> b) {
   return {a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im};
 }
 
 // Times w forwards, times conj(w) on the way back.
 template <bool kInverse, class T, int W>
-CONVSCAN_INLINE Complex<T, W> Twiddle(Complex<T, W> a, Complex<T, W> w) {
+CONVSCAN_INLINE ComplexVec<T, W> Twiddle(ComplexVec<T, W> a, ComplexVec<T, W> w) {
   if constexpr (kInverse) {
     return MultiplyConjugate(a, w);
   } else {
@@ -36,7 +36,7 @@ CONVSCAN_INLINE Complex<T, W> Twiddle(Complex<T, W> a, Complex<T, W> w) {
 
 // Times exp(-iπ/2) forwards, exp(+iπ/2) on the way back.
 template <bool kInverse, class T, int W>
-CONVSCAN_INLINE Complex<T, W> QuarterTurn(Complex<T, W> a) {
+CONVSCAN_INLINE ComplexVec<T, W> QuarterTurn(ComplexVec<T, W> a) {
   if constexpr (kInverse) {
     return {-a.im, a.re};
   } else {
@@ -46,7 +46,7 @@ CONVSCAN_INLINE Complex<T, W> QuarterTurn(Complex<T, W> a) {
 
 // Times exp(-iπ/4) forwards, exp(+iπ/4) on the way back.
 template <bool kInverse, class T, int W>
-CONVSCAN_INLINE Complex<T, W> EighthTurn(Complex<T, W> a) {
+CONVSCAN_INLINE ComplexVec<T, W> EighthTurn(ComplexVec<T, W> a) {
   constexpr T kHalfRoot = static_cast<T>(0.70710678118654752440);
   if constexpr (kInverse) {
     return {(a.re - a.im) * kHalfRoot, (a.re + a.im) * kHalfRoot};
@@ -56,8 +56,8 @@ CONVSCAN_INLINE Complex<T, W> EighthTurn(Complex<T, W> a) {
 }
 
 template <bool kInverse, class T, int W>
-CONVSCAN_INLINE void Dft4(Complex<T, W> &a, Complex<T, W> &b, Complex<T, W> &c, Complex<T, W> &d) {
-  const Complex<T, W> s = a + c, t = a - c, u = b + d, v = QuarterTurn<kInverse>(b - d);
+CONVSCAN_INLINE void Dft4(ComplexVec<T, W> &a, ComplexVec<T, W> &b, ComplexVec<T, W> &c, ComplexVec<T, W> &d) {
+  const ComplexVec<T, W> s = a + c, t = a - c, u = b + d, v = QuarterTurn<kInverse>(b - d);
   a = s + u;
   b = t + v;
   c = s - u;
@@ -66,8 +66,8 @@ CONVSCAN_INLINE void Dft4(Complex<T, W> &a, Complex<T, W> &b, Complex<T, W> &c, 
 
 // v[p] becomes the sum over q of v[q] exp(-2πi p q / R), or exp(+...) when kInverse. Not scaled.
 template <bool kInverse, int R, class T, int W>
-CONVSCAN_INLINE void Dft(Complex<T, W> (&v)[R]) {
-  using C = Complex<T, W>;
+CONVSCAN_INLINE void Dft(ComplexVec<T, W> (&v)[R]) {
+  using C = ComplexVec<T, W>;
   if constexpr (R == 2) {
     const C a = v[0], b = v[1];
     v[0] = a + b;

@@ -42,7 +42,7 @@ struct Row {
 // Samples 0 <= n < length of a row, then zeros, then, from 2M - history_length on, minus the samples before the row:
 // modulo X^2M + 1 they come round with the sign changed.
 template <class S>
-struct Signal {
+struct Samples {
   using T = Compute<S>;
   static constexpr int kW = kLanes<T>;
   Row<const S> row;
@@ -50,7 +50,7 @@ struct Signal {
   const T *history;       // null for none
   int64_t history_start;  // 2M - history_length; 2M for none
 
-  Signal(Row<const S> row, int64_t length, const T *history, int64_t history_length, int64_t points)
+  Samples(Row<const S> row, int64_t length, const T *history, int64_t history_length, int64_t points)
       : row(row),
         length(length),
         history(history),

@@ -94,7 +94,7 @@ struct Twiddles {
   Steps<T> steps;
   int64_t step_offset[Steps<T>::kMost];  // into scalars, in complex numbers
   int64_t lane_offset;                   // into scalars, likewise
-  Complex<T> fine[kW];                   // exp(-2πi l p / W²) in lane l of fine[p]
+  ComplexVec<T> fine[kW];                   // exp(-2πi l p / W²) in lane l of fine[p]
   // exp(iπ q / 2R), R the first radix: what the quarter shift makes of the inputs of the first step.
   T turn_re[5], turn_im[5];
   // Followed by the scalars: interleaved complex numbers per step, then per group W real and W imaginary parts.
@@ -177,7 +177,7 @@ template <class T>
 class Transform {
  public:
   static constexpr int kW = kLanes<T>;
-  using C = Complex<T>;
+  using C = ComplexVec<T>;
   using V = Vec<T>;
 
   // Not valid (see below) when the length is unsupported or memory is exhausted.
