@@ -26,7 +26,7 @@ from convscan.profiler.report import html, table, units
 from convscan.profiler.report import json as json_report
 
 MACHINE = machine.Machine(
-    "test", 2, 2, "none", 1 << 30, "Linux", "3", "2", ((1 << 20, 1e10),), ((1 << 20, 1e10),), 1e11
+    "test", 2, 2, "none", 1 << 30, 0.0, "Linux", "3", "2", ((1 << 20, 1e10),), ((1 << 20, 1e10),), 1e11
 )
 BUDGET = runner.Budget(case=0.5, call=30.0, setup=1.0)
 SMALL: dict[str, list[Any]] = {

@@ -26,6 +26,7 @@ class Machine:
     threads: int
     instruction_sets: str
     memory_bytes: int
+    load: float
     system: str
     python: str
     torch: str
@@ -36,6 +37,11 @@ class Machine:
     def to_json(self) -> dict[str, Any]:
         """As the JSON report stores it."""
         return asdict(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs kept the cores occupied before the run."""
+        return self.load > 0.6 * self.cores
 
     def limit_seconds(self, op: str, bytes_moved: int, flops: int) -> float:
         """Least time this machine could take: the slower of memory (copy for a convolution, triad for a recurrence) and
@@ -112,6 +118,7 @@ def measure(budget: float = 0.08) -> Machine:
         threads=torch.get_num_threads(),
         instruction_sets=instruction_sets(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        load=os.getloadavg()[0],
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         torch=torch.__version__,

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
+import convscan
+
 from . import measure
 from .machine import Machine
 from .peer import Peer, Prepared
 from .problem import Problem, Truth, compare, truth
 from .records import Record, award, group_of
 
-# A rival may take this share of a case's budget for one call, and this many seconds of one-time work for the case.
-LONGEST_CALL_SHARE = 0.5
+# A case whose checks alone take this many times its budget leaves its remaining rivals out: the machine is busy.
+OVERDRAFT = 3.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: 
     try:
         with _quiet():
             prepared = peer.prepare(problem)
+            if prepared.workspace_bytes is not None:
+                convscan.reset_peak_workspace()
             begin = time.perf_counter()
             result = prepared.run()
             seconds = time.perf_counter() - begin
@@ -107,10 +111,14 @@ def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: 
                 record.latency = measure.latency_of([extrapolated])
                 record.reason = f"a sample of the steps took {seconds:.1f} s"
                 return Entrant(record)
+            if prepared.workspace_bytes is not None:
+                record.workspace_bytes = prepared.workspace_bytes()
             if weigh and seconds < budget.call:
-                _weigh(problem, prepared, record, repeats=2 if seconds < 0.1 else 1)
+                record.peak_bytes = measure.peak_bytes(
+                    prepared, problem.output_bytes, repeats=2 if seconds < 0.1 else 1
+                )
             # The first call pays for page faults and lazy initialisation: a second one tells what a call costs.
-            second = measure.timed(prepared.run) if seconds < budget.call else seconds
+            second = measure.timed(prepared.run) if seconds < budget.call / 2 else seconds
     except Exception as error:
         record.status, record.reason = "error", f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return Entrant(record)
@@ -120,16 +128,6 @@ def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: 
         contestant.spent = float("inf")
         record.reason = "one call only"
     return Entrant(record, prepared, contestant)
-
-
-def _weigh(problem: Problem, prepared: Prepared, record: Record, repeats: int) -> None:
-    if prepared.workspace_bytes is not None:
-        from convscan import reset_peak_workspace
-
-        reset_peak_workspace()
-        prepared.run()
-        record.workspace_bytes = prepared.workspace_bytes()
-    record.peak_bytes = measure.peak_bytes(prepared, problem.output_bytes, repeats)
 
 
 def finish(entrants: Sequence[Entrant], machine: Machine) -> list[Record]:
@@ -161,6 +159,9 @@ def run_case(
     entrants = []
     for peer in peers:
         progress(f"{problem.name}: {peer.name}")
+        if time.perf_counter() - begin > OVERDRAFT * budget.case and not peer.ours:
+            entrants.append(Entrant(new_record(problem, peer, "cut off", "the case's time was up")))
+            continue
         entrants.append(enter(problem, peer, expected, budget))
     progress(f"{problem.name}: timing")
     left = budget.case - (time.perf_counter() - begin)

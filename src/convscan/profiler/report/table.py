@@ -23,14 +23,16 @@ def shape_text(record: Record) -> str:
 
 
 def machine_lines(machine: Machine) -> str:
-    """The machine and its measured limits in two lines."""
+    """The machine and its measured limits in two lines, and a third when others were using it."""
     copies = " / ".join(f"{b / 1e9:.0f}" for _, b in machine.copy_bandwidth)
     triads = " / ".join(f"{b / 1e9:.0f}" for _, b in machine.triad_bandwidth)
     sets = " / ".join(size(s) for s, _ in machine.copy_bandwidth)
+    warning = f"\nthe machine was busy (load {machine.load:.1f} on {machine.cores} cores): expect noise"
     return (
         f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, {machine.instruction_sets}, "
         f"{size(machine.memory_bytes)}, PyTorch {machine.torch}, Python {machine.python}\n"
         f"measured limits: copy {copies} GB/s, triad {triads} GB/s over {sets}; {machine.peak_flops / 1e9:.0f} GFLOP/s"
+        f"{warning if machine.busy else ''}"
     )
 
 
