@@ -15,7 +15,7 @@ from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
 # NumPy's direct convolution stays below this on any core we have seen: refuses hopeless cases without running them.
-MULTIPLY_ADDS_PER_SECOND = 15e9
+MULTIPLY_ADDS_PER_SECOND = 30e9
 
 
 def _views(y: np.ndarray) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from ..peer import Peer, Prepared, from_torch, unsupported
 from ..problem import Problem
 
 # Multiply-adds a second it stays below on two cores; only refuses hopeless cases without running them.
-MULTIPLY_ADDS_PER_SECOND = 12e9
+MULTIPLY_ADDS_PER_SECOND = 60e9
 
 
 def _conv(problem: Problem, state: Tensor | None, x: Tensor, h: Tensor) -> Tensor:
