@@ -161,7 +161,7 @@ def run_case(
     entrants = []
     for peer in peers:
         progress(f"{problem.name}: {peer.name}")
-        if time.perf_counter() - begin > OVERDRAFT * budget.case and not peer.ours:
+        if time.perf_counter() - begin > OVERDRAFT * budget.case and not (peer.ours or peer.baseline):
             entrants.append(Entrant(new_record(problem, peer, "cut off", "the case's time was up")))
             continue
         entrants.append(enter(problem, peer, expected, budget))
