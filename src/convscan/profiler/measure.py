@@ -121,7 +121,6 @@ def _status(key: str) -> int:
 
 def _trim() -> None:
     """Returns what allocators have cached to the system, so that every implementation starts from nothing."""
-    gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -217,9 +217,9 @@ def held_out(op: str, count: int, seed: int) -> list[CaseLike]:
     random = np.random.default_rng(seed)
     found: list[CaseLike] = []
     for k in range(count):
-        length = int(np.exp(random.uniform(0, np.log(8192)))) | 1 if k else 1
+        length = int(math.exp(random.uniform(0, math.log(8192)))) | 1 if k else 1
         batch = int(random.integers(1, 4))
-        channels = int(min(random.integers(1, 300), max(1, HELD_OUT_ELEMENTS // (batch * length))))
+        channels = min(int(random.integers(1, 300)), max(1, HELD_OUT_ELEMENTS // (batch * length)))
         layout = ("BLD", "BDL")[int(random.integers(2))]
         source = "held out, drawn at random"
         if op == "linear_recurrence":
@@ -227,7 +227,7 @@ def held_out(op: str, count: int, seed: int) -> list[CaseLike]:
                 recurrence_cases.Case(f"held-out-{k}", source, batch, length, channels, layout=layout, state=True)
             )
         else:
-            taps = 2 * length if k == 1 else 1 + int(np.exp(random.uniform(0, np.log(2 * length))))
+            taps = 2 * length if k == 1 else 1 + int(math.exp(random.uniform(0, math.log(2 * length))))
             found.append(conv_cases.Case(f"held-out-{k}", source, batch, length, channels, taps, layout=layout))
     return found
 

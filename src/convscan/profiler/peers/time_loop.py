@@ -15,7 +15,7 @@ from torch import Tensor
 from ..peer import Peer, Prepared, unsupported
 from ..problem import Problem
 
-BUDGET_SECONDS = 0.25
+BUDGET_SECONDS = 0.15
 
 
 def _why_not(problem: Problem) -> list[str]:
