@@ -34,6 +34,7 @@ CONVSCAN_INLINE void CorrelateTaps(Vec<T> (&sum)[N], const T *x, const T *dz, in
       for (int q = 0; q < kTapsAtOnce; ++q)
         if (q - j >= 0 && q - j < N) sum[q - j] += factor[q] * sample;
     }
+    EndOfStep();
   }
   for (; t < count; ++t) {
     const Vec<T> factor = Load<W>(dz + t * W);

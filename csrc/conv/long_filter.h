@@ -46,18 +46,8 @@ struct LongTile {
 
   // The filters of adjacent channels.
   void PackFilters(int64_t n) {
-    const int64_t width = Min(columns * W, p.channels - n);
-    if (p.h_channel_stride != 1) {
-      for (int64_t i = 0; i < width; ++i) PackFilter(i, n + i);
-    } else {
-      const Signal<S> rows{FilterOf<S>(p), {0, p.h_tap_stride, 1}, nullptr, {}, p.taps, p.channels, 0};
-      rows.PackColumns(0, n, columns, 0, h_plane / W, h, W, h_plane);
-      for (int64_t i = 0; i < width; ++i) bias[i] = BiasOf<S>(p, n + i);
-    }
-    for (int64_t i = width; i < columns * W; ++i) {
-      bias[i] = T(0);
-      for (int64_t k = 0; k < h_plane / W; ++k) h[i / W * h_plane + k * W + i % W] = T(0);
-    }
+    FilterSignal<S>(p).PackColumns(0, n, columns, 0, h_plane / W, h, W, h_plane);
+    BiasSignal<S>(p).PackColumns(0, n, columns, 0, 1, bias, W, W);
   }
 
   // z = outputs [t, t + count) of every lane; lanes start between times `earliest` and `latest`.
@@ -94,9 +84,11 @@ struct LongTile {
       input.PackColumns(b, n, columns, t + p.origin, RoundUp(count, N), x + reach * W, W, x_plane);
       Convolve(t, count, 0, 0);
       S *y = static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel;
-      for (int64_t i = 0; i < count; ++i, y += p.y_strides.time)
-        for (int64_t c = 0; c < columns; ++c)
-          StoreRow<S>(y + c * W, 1, z + (c * tile + i) * W, Min(W, width - c * W), false);
+      for (int64_t i = 0; i < count; ++i, y += p.y_strides.time) {
+        int64_t c = 0;
+        for (; (c + 1) * W <= width; ++c) Store<W>(y + c * W, Load<W>(z + (c * tile + i) * W));
+        if (c < columns) StoreRow<S>(y + c * W, 1, z + (c * tile + i) * W, width - c * W, false);
+      }
       if (t + count < end) KeepPast(count);
     }
   }
@@ -122,24 +114,26 @@ struct LongTile {
 
  private:
   void StoreLanes(const Lane (&lanes)[W], int lane_count, int64_t t, int64_t count) {
-    for (int64_t i = 0; i < count; i += W) {
-      Vec<T> v[W];
-      if (p.y_strides.time == 1) {
+    S *y[W];
+    int64_t rows[W], common = count;
+    for (int l = 0; l < lane_count; ++l) {
+      y[l] = static_cast<S *>(p.y) + lanes[l].batch * p.y_strides.batch + (lanes[l].start + t) * p.y_strides.time +
+             lanes[l].channel * p.y_strides.channel;
+      rows[l] = Min(count, p.length - lanes[l].start - t);
+      common = Min(common, rows[l]);
+    }
+    int64_t i = 0;
+    if (p.y_strides.time == 1) {
+      for (; i + W <= common; i += W) {
+        Vec<T> v[W];
 #pragma GCC unroll 16
         for (int r = 0; r < W; ++r) v[r] = Load<W>(z + (i + r) * W);
         Transpose<T>(v);
-      }
-      for (int l = 0; l < lane_count; ++l) {
-        const int64_t first = lanes[l].start + t + i, rows = Min(Min(W, count - i), p.length - first);
-        S *y = static_cast<S *>(p.y) + lanes[l].batch * p.y_strides.batch + first * p.y_strides.time +
-               lanes[l].channel * p.y_strides.channel;
-        if (p.y_strides.time == 1 && rows == W) {
-          Store<W>(y, v[l]);
-        } else {
-          for (int64_t r = 0; r < rows; ++r) StoreScalar(y + r * p.y_strides.time, z[(i + r) * W + l]);
-        }
+        for (int l = 0; l < lane_count; ++l) Store<W>(y[l] + i, v[l]);
       }
     }
+    for (int l = 0; l < lane_count; ++l)
+      for (int64_t r = i; r < rows[l]; ++r) StoreScalar(y[l] + r * p.y_strides.time, z[r * W + l]);
   }
 };
 

@@ -161,6 +161,16 @@ Compute<S> BiasOf(const convscan_conv &p, int64_t n) {
   return p.bias == nullptr ? Compute<S>(0) : LoadScalar(static_cast<const S *>(p.bias) + n * p.bias_stride);
 }
 
+// The filter and the bias as signals, to be packed by columns: time is the tap, and no bias is zeros.
+template <class S>
+Signal<S> FilterSignal(const convscan_conv &p) {
+  return {FilterOf<S>(p), {0, p.h_tap_stride, p.h_channel_stride}, nullptr, {}, p.taps, p.channels, 0};
+}
+template <class S>
+Signal<S> BiasSignal(const convscan_conv &p) {
+  return {static_cast<const S *>(p.bias), {0, 0, p.bias_stride}, nullptr, {}, p.bias != nullptr, p.channels, 0};
+}
+
 template <class S>
 bool IsInPlace(const convscan_conv &p) {
   return p.x == p.y;
@@ -204,12 +214,14 @@ void StoreRow(S *y, int64_t stride, const Compute<S> *z, int64_t count, bool str
   int64_t i = 0;
   if (stride == 1) {
     if (stream) {
-      // From the first whole line on, so that no line is written in two pieces.
-      for (; i < count && reinterpret_cast<uintptr_t>(y + i) % 64 != 0; ++i) StoreScalar(y + i, z[i]);
-      for (; i + W <= count; i += W) StoreStreamAs<W, S>(y + i, Load<W>(z + i));
-    } else {
-      for (; i + W <= count; i += W) Store<W>(y + i, Load<W>(z + i));
+      // Whole lines only: one written partly past the caches and partly through them costs more than either.
+      constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));
+      const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y) % 64 / sizeof(S));
+      for (const int64_t first = Min(count, (kLine - misaligned) % kLine); i < first; ++i) StoreScalar(y + i, z[i]);
+      for (const int64_t last = i + (count - i) / kLine * kLine; i < last; i += W)
+        StoreStreamAs<W, S>(y + i, Load<W>(z + i));
     }
+    for (; i + W <= count; i += W) Store<W>(y + i, Load<W>(z + i));
   }
   for (; i < count; ++i) StoreScalar(y + i * stride, z[i]);
 }

@@ -18,28 +18,38 @@ constexpr int kVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kBlocks = 6;
 constexpr int64_t kTilesOfBlocks = 8;
 
-// sum[c][i] += sum_m column[.. - m][i] x[c kVectors W + m], begin <= m < end.
-template <int C, class T>
-CONVSCAN_INLINE void MultiplyBlocks(Vec<T> (&sum)[C][kVectors], const T *column, const T *x, int64_t begin,
-                                    int64_t end) {
+// sum[c][i] += sum_m column[i - m] x[c kVectors W + m], begin <= m < end, i in the vectors [First, First + Count).
+template <int First, int Count, int C, class T>
+CONVSCAN_INLINE void MultiplyVectors(Vec<T> (&sum)[C][kVectors], const T *column, const T *x, int64_t begin,
+                                     int64_t end) {
   constexpr int W = kLanes<T>;
   for (int64_t m = begin; m < end; ++m) {
-    Vec<T> entry[kVectors];
+    Vec<T> entry[Count];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) entry[v] = Load<W>(column - m + v * W);
+    for (int v = 0; v < Count; ++v) entry[v] = Load<W>(column - m + (First + v) * W);
 #pragma GCC unroll 6
     for (int c = 0; c < C; ++c) {
       const Vec<T> sample = Broadcast<T>(x[c * kVectors * W + m]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[c][v] += entry[v] * sample;
+      for (int v = 0; v < Count; ++v) sum[c][First + v] += entry[v] * sample;
     }
   }
+}
+
+// All vectors for W <= m < body; the first one alone meets taps, not padding, before W, and all but it after body.
+template <int C, class T>
+CONVSCAN_INLINE void MultiplyBlocks(Vec<T> (&sum)[C][kVectors], const T *column, const T *x, int64_t begin,
+                                    int64_t body, int64_t end) {
+  constexpr int W = kLanes<T>;
+  MultiplyVectors<0, 1, C, T>(sum, column, x, begin, Min(W, end));
+  MultiplyVectors<0, kVectors, C, T>(sum, column, x, Max(begin, W), Min(body, end));
+  MultiplyVectors<1, kVectors - 1, C, T>(sum, column, x, Max(begin, body), end);
 }
 
 template <class S>
 struct ToeplitzRows {
   using T = Compute<S>;
-  static constexpr int W = kLanes<T>, kBlock = kVectors * W;
+  static constexpr int W = kLanes<T>, kBlock = kVectors * W, kStep = kBlocks * kBlock;
 
   const convscan_conv &p;
   int64_t tile, reach;
@@ -47,7 +57,7 @@ struct ToeplitzRows {
   size_t bytes;
 
   ToeplitzRows(const convscan_conv &p, int64_t steps, void *workspace)
-      : p(p), tile(Min(kTilesOfBlocks * kBlocks * kBlock, RoundUp(steps, kBlock))), reach(Reach(p)) {
+      : p(p), tile(Min(kTilesOfBlocks * kStep, RoundUp(steps, kStep))), reach(Reach(p)) {
     Arena arena(workspace);
     x = arena.Take<T>(reach + tile);
     h = arena.Take<T>(reach + 2 * kBlock);
@@ -74,7 +84,7 @@ struct ToeplitzRows {
     // Columns before the start of a sequence without a past, and past its end, meet zeros in every block.
     const int64_t begin = p.state != nullptr ? 0 : Max(0, reach - p.origin - (t + i + (C - 1) * kBlock));
     const int64_t end = Min(reach + kBlock, p.length - (t + i) + reach - p.origin);
-    MultiplyBlocks<C, T>(sum, h + kBlock - 1 + reach, x + i, begin, end);
+    MultiplyBlocks<C, T>(sum, h + kBlock - 1 + reach, x + i, begin, reach + W, end);
 #pragma GCC unroll 6
     for (int c = 0; c < C; ++c)
 #pragma GCC unroll 4
@@ -87,11 +97,12 @@ struct ToeplitzRows {
     const T bias = BiasOf<S>(p, n);
     input.PackRow(b, n, begin + p.origin - reach, reach, x);
     for (int64_t t = begin; t < end; t += tile) {
-      const int64_t count = Min(tile, end - t), padded = RoundUp(count, kBlock);
-      input.PackRow(b, n, t + p.origin, padded, x + reach);
+      const int64_t count = Min(tile, end - t);
+      input.PackRow(b, n, t + p.origin, RoundUp(count, kStep), x + reach);
+      // A block alone has too few sums to hide the latency of adding: two already cost as much as all.
       int64_t i = 0;
-      for (; i + kBlocks * kBlock <= padded; i += kBlocks * kBlock) Multiply<kBlocks>(t, i, bias);
-      for (; i < padded; i += kBlock) Multiply<1>(t, i, bias);
+      for (; i + kBlock < count; i += kStep) Multiply<kBlocks>(t, i, bias);
+      if (i < count) Multiply<1>(t, i, bias);
       ActivateRow<T>(z, count, p.activation);
       StoreRow<S>(static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel,
                   p.y_strides.time, z, count, false);
@@ -106,7 +117,7 @@ convscan_status Toeplitz(const convscan_conv &p) {
   // Tasks are (channel, piece of time): the batch shares the packed filter. Without enough of those, the batch is split.
   const bool splits_batch = p.channels < 4 * threads;
   const int64_t groups = splits_batch ? p.batch * p.channels : p.channels;
-  constexpr int64_t kStep = kBlocks * ToeplitzRows<S>::kBlock;
+  constexpr int64_t kStep = ToeplitzRows<S>::kStep;
   const int64_t pieces = TimePieces(groups, threads, p.length, Max(p.taps, kStep), p.x == p.y);
   const int64_t piece = RoundUp(CeilDiv(p.length, pieces), kStep);
   bool failed = false;
