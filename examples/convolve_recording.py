@@ -2,7 +2,7 @@
 
     python examples/convolve_recording.py [RECORDING.wav] [--taps K]
 
-Without a file it takes the 20-minute pulse recording (68,475 samples of a photoplethysmogram) that the package heartpy
+Without a file it takes the 20-minute pulse recording (68,476 samples of a photoplethysmogram) that the package heartpy
 ships; ``pip install --no-deps heartpy`` is enough, only its data file is read. The impulse response is what a large
 room sounds like: noise that decays by 60 dB over its length.
 """

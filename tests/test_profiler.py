@@ -16,9 +16,10 @@ import pytest
 import torch
 from rich.console import Console
 
+import convscan
 from convscan.ops.causal_conv.cases import Case as ConvCase
 from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
-from convscan.profiler import cli, machine, measure, peers, runner, session, signal
+from convscan.profiler import cli, machine, measure, ours, peers, runner, session, signal
 from convscan.profiler.peer import Peer, Prepared
 from convscan.profiler.problem import Problem, truth
 from convscan.profiler.records import STATUSES, Record, Report, award, group_of, summarise
@@ -75,6 +76,60 @@ def test_inputs_survive_the_rivals() -> None:
         runner.enter(problem, peer, expected, BUDGET, weigh=False)
     for old, new in zip(before, problem.arguments, strict=True):
         assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("op", session.OPERATORS)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_ours_are_rivals_among_rivals(op: str, direction: str) -> None:
+    names = {peer.name for peer in ours.peers(op)}
+    registered = {row.name for row in convscan.implementations(op)} - {"reference"}
+    assert names == {"convscan", "convscan, fresh output"} | {f"convscan {name}" for name in registered}
+    problem = problem_of(op, SMALL[op][0], direction)
+    for record in runner.run_case(problem, ours.peers(op), MACHINE, BUDGET):
+        assert record.status == "ok" or (record.status == "skipped" and record.reason), record.reason
+        if record.status == "ok":
+            assert record.ours
+            assert record.version == convscan.__version__
+            assert record.workspace_bytes is not None
+
+
+def test_the_command_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CASE_SECONDS", 0.5)
+    files = {kind: tmp_path / f"profile.{kind}" for kind in ("json", "html")}
+    arguments = ["profile", "--case", "small-64", "small", "--implementations", "convscan", "--seed", "5"]
+    assert cli.main([*arguments, "--json", str(files["json"]), "--html", str(files["html"])]) == 0
+    out = capsys.readouterr().out
+    assert "convscan, fresh output" in out
+    document = json.loads(files["json"].read_text(encoding="utf-8"))
+    assert {r["case"] for r in document["records"]} == {"small-64", "small"}
+    assert {r["implementation"] for r in document["records"] if not r["ours"]} == {"time loop"}
+    assert all(r["status"] == "ok" for r in document["records"] if r["implementation"] == "convscan")
+    assert document["options"]["seed"] == 5
+    assert "const report = {" in files["html"].read_text(encoding="utf-8")
+
+
+def test_your_own_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "CASE_SECONDS", 0.5)
+    np.save(tmp_path / "s.npy", np.random.default_rng(0).standard_normal((300, 2)))
+    options = session.Options(implementations=("convscan",), signal=signal.read(tmp_path / "s.npy"))
+    report = session.run(options)
+    cases = {r.case: r.shape for r in report.records}
+    assert cases == {
+        "input-k4": (1, 300, 2, 4),
+        "input-k128": (1, 300, 2, 128),
+        "input-k300": (1, 300, 2, 300),
+        "input": (1, 300, 2),
+    }
+    assert all(r.status == "ok" for r in report.records if r.implementation == "convscan")
+
+
+def test_explain_prints_every_implementation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "recurrence", "--case", "rg-lru"]) == 0
+    out = capsys.readouterr().out
+    for row in convscan.implementations("linear_recurrence"):
+        assert row.name in out
 
 
 def stand_in(run: Any, name: str = "stand-in", **keywords: Any) -> Peer:

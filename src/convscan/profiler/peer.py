@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import convscan
+
 from .problem import Problem
 
 
@@ -57,6 +59,8 @@ class Peer:
 
     def version(self) -> str:
         """Version of the package that does the work, empty when it has none."""
+        if self.ours:
+            return convscan.__version__
         if not self.package:
             return ""
         try:

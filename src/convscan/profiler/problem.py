@@ -17,7 +17,8 @@ from torch import Tensor
 
 DIRECTIONS = ("forward", "backward")
 # Whole-channel truth is kept for at most this many elements; beyond it, for a sample of channels that includes the
-# first and the last, and every channel is still checked at sampled points. Float64 passes over more would take longer than the timing.
+# first and the last, and every channel is still checked at sampled points. Float64 passes over more would take longer
+# than the timing.
 TRUTH_ELEMENTS = 1 << 22
 UNIT_ROUNDOFF = {
     torch.float32: 2.0**-24,

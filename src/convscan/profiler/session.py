@@ -27,7 +27,7 @@ CASES: dict[str, Sequence[CaseLike]] = {
 # Seconds for a whole run, reached by giving every case its share of what is left.
 DEFAULT_SECONDS, QUICK_SECONDS = 270.0, 36.0
 # A case never gets more than this: a long run has more cases, not longer ones.
-CASE_SECONDS = 12.0
+CASE_SECONDS = 8.0
 
 
 class UsageError(ValueError):
