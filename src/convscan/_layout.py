@@ -54,7 +54,7 @@ def layout(tensor: torch.Tensor | None) -> object:
     """What a prepared call knows of an optional argument; the argument itself where it is no tensor."""
     if not isinstance(tensor, torch.Tensor):
         return tensor
-    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

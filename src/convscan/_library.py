@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd import forward_ad
 
 NAMESPACE = "convscan"
 PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -29,7 +29,7 @@ def below_autograd() -> Iterator[None]:
     ``autograd.Function.forward`` runs with gradients off. They are turned on again for the sake of nested function
     transforms, whose outer levels record their own derivative of the same call.
     """
-    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), _set_fwd_grad_enabled(True):
+    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
         yield
 
 
@@ -75,19 +75,28 @@ def needs_gradient(*tensors: torch.Tensor | None) -> bool:
 def is_recorded(*tensors: torch.Tensor | None) -> bool:
     """Inside an Autograd kernel: whether this level differentiates the call, in either mode."""
     return needs_gradient(*tensors) or any(
-        tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor, level=0).tangent is not None
-        for tensor in tensors
+        tensor is not None and forward_ad.unpack_dual(tensor, level=0).tangent is not None for tensor in tensors
     )
+
+
+# Looked up once: is_plain is a good part of what a call on a tiny input costs.
+_is_compiling = torch.compiler.is_compiling
+_is_transformed = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_tracing_state = torch._C._get_tracing_state
+_is_grad_enabled = torch.is_grad_enabled
+_any_requires_grad = torch._C._any_requires_grad
 
 
 def is_plain(*tensors: torch.Tensor | None) -> bool:
     """Whether nothing watches a call: no compilation, tracing, transform, mode, forward-mode level or gradient."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
+        _is_compiling()
+        or _is_transformed()
+        or _dispatch_modes()
+        or _function_modes()
+        or forward_ad._current_level >= 0
+        or (_is_grad_enabled() and _any_requires_grad(*tensors))
+        or _tracing_state() is not None
     )

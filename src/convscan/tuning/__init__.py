@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .table import constants, forget, kernel_seconds
-
-__all__ = ["constants", "forget", "kernel_seconds", "tune"]
+__all__ = ["tune"]
 
 
 def tune(progress: Callable[[str, float], None] | None = None, path: Path | None = None) -> Path:

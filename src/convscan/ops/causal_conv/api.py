@@ -98,11 +98,11 @@ def _key(
         x.shape,
         x.stride(),
         x.dtype,
-        x.device,
+        x.is_cpu,
         h.shape,
         h.stride(),
         h.dtype,
-        h.device,
+        h.is_cpu,
         activation,
         transposed,
         _native.configuration(),
@@ -208,14 +208,14 @@ def _run(
     problem = _problem(x, h, bias, activation, state, transposed, y)
     run = choose("causal_conv", problem, strict=not transposed).prepare(problem)
     run(x, h, bias, state, y)
-    if key is None:
+    if key is None or not x.is_cpu:
         return None
     if len(_prepared) >= _PREPARED_LIMIT:
         _prepared.clear()
     _prepared[key] = (run, False)
     if y.stride() == torch.empty_like(x, device="meta").stride():
         fresh = _key(x, h, bias, activation, state, transposed, None)
-        _prepared[fresh] = (run, y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE)
+        _prepared[fresh] = (run, y.nbytes >= _HUGE_PAGE)
     return None
 
 
@@ -266,11 +266,11 @@ def _activation_gradient(activation: str | None, dy: Tensor, z: Tensor) -> Tenso
     if activation is None:
         return dy
     if activation == "gelu":
-        return torch.ops.aten.gelu_backward.default(dy, z)
+        return cast(Tensor, torch.ops.aten.gelu_backward.default(dy, z))
     if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
         s = torch.sigmoid(z)
         return dy * s * (1 + z * (1 - s))
-    return torch.ops.aten.silu_backward.default(dy, z)
+    return cast(Tensor, torch.ops.aten.silu_backward.default(dy, z))
 
 
 def _state_gradient(dz: Tensor, h: Tensor, steps: int) -> Tensor:

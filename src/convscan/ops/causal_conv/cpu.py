@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import _native
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
-from ...tuning import kernel_seconds
+from ...tuning.table import kernel_seconds
 from .problem import ConvProblem, FilterGradientProblem
 
 REAL = ("float32", "float64", "bfloat16", "float16")

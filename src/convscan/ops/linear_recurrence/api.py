@@ -83,11 +83,11 @@ def _key(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor |
         x.shape,
         x.stride(),
         x.dtype,
-        x.device,
+        x.is_cpu,
         a.shape,
         a.stride(),
         a.dtype,
-        a.device,
+        a.is_cpu,
         reverse,
         _native.configuration(),
         settings(),
@@ -181,13 +181,13 @@ def _run(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor) 
     problem = _problem(x, y_init, a, reverse, y)
     run = choose("linear_recurrence", problem).prepare(problem)
     run(x, y_init, a, y)
-    if key is None:
+    if key is None or not x.is_cpu:
         return None
     if len(_prepared) >= _PREPARED_LIMIT:
         _prepared.clear()
     _prepared[key] = (run, False)
     if y.stride() == torch.empty_like(x, device="meta").stride():
-        is_large = y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE
+        is_large = y.nbytes >= _HUGE_PAGE
         _prepared[_key(x, y_init, a, reverse, None)] = (run, is_large)
     return None
 

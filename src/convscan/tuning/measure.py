@@ -1,0 +1,150 @@
+"""Measures the constants of the cost models on this machine.
+
+Every kernel is timed on a small and on a large amount of work in each memory order; two unknowns, seconds per unit of
+the inner loop and seconds per element, follow from two times. Memory constants come from copies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from .. import _dispatch, _native
+from .._targets import tuning_file
+from ..ops.causal_conv import api as conv
+from ..ops.causal_conv import cpu as conv_cpu
+from ..ops.linear_recurrence import api as scan
+from .table import forget
+
+Progress = Callable[[str, float], None]
+_ORDERS = ("channel", "time", "strided")
+_SMALL_BATCH_SECONDS = 2e-3  # one timing lasts at least this long, well above the clock's resolution
+
+
+def _seconds(run: Callable[[], object], repeats: int = 7) -> float:
+    """The least time of a call among a few: what the kernel needs when nothing disturbs it."""
+    run()
+    begin = perf_counter()
+    run()
+    count = max(1, int(_SMALL_BATCH_SECONDS / max(perf_counter() - begin, 1e-9)))
+    best = float("inf")
+    for _ in range(repeats):
+        begin = perf_counter()
+        for _ in range(count):
+            run()
+        best = min(best, (perf_counter() - begin) / count)
+    return best
+
+
+def _signal(order: str, length: int, channels: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(length * channels)
+    if order == "channel":
+        return torch.randn(1, length, channels, generator=generator)
+    if order == "time":
+        return torch.randn(1, channels, length, generator=generator).mT
+    return torch.randn(1, length, 2 * channels, generator=generator)[..., ::2]
+
+
+def _fit(few: tuple[float, float, float], many: tuple[float, float, float]) -> tuple[float, float]:
+    """Seconds per unit and per element from two (units, elements, seconds); neither is negative."""
+    (u1, e1, s1), (u2, e2, s2) = few, many
+    unit = max(0.0, (s2 / e2 - s1 / e1) / (u2 / e2 - u1 / e1))
+    return unit, max(0.0, (s1 - unit * u1) / e1)
+
+
+def _conv_seconds(name: str, order: str, length: int, channels: int, taps: int, gradient: bool) -> tuple[float, Any]:
+    x, h = _signal(order, length, channels), _signal(order, taps, channels)[0]
+    if gradient:
+        rows = conv_cpu.GRADIENT_ROWS
+        problem: Any = conv._describe_filter_gradient(x, x, None, taps)
+        dh = torch.empty(taps, channels)
+        run = next(row for row in rows if row.name == name).prepare(problem)
+        return _seconds(lambda: run(x, x, None, dh)), problem
+    y = torch.empty_like(x)
+    problem = conv._problem(x, h, None, None, None, False, y)
+    run = next(row for row in conv_cpu.ROWS if row.name == name).prepare(problem)
+    return _seconds(lambda: run(x, h, None, None, y)), problem
+
+
+def _conv_constants(kernel: str, order: str) -> dict[str, float]:
+    """One thread, arrays that stay in the second-level cache, two lengths of filter."""
+    family, name = kernel.split(".")
+    few, many = {
+        "direct": ((2048, 32, 4), (2048, 32, 96)),
+        "toeplitz": ((2048, 32, 16), (2048, 32, 128)),
+        "recurrence": ((2048, 32, 4), (2048, 32, 24)),
+        "fft": ((256, 32, 256), (4096, 32, 4096)),
+    }[name]
+    points = []
+    for length, channels, taps in (few, many):
+        seconds, problem = _conv_seconds(name, order, length, channels, taps, family == "gradient")
+        if name == "fft":
+            units = conv_cpu._fft_units(problem, conv_cpu._transform_length(problem))
+        elif name == "recurrence":
+            units = float(length * channels * taps)
+        else:
+            units = conv_cpu._products(problem)
+        points.append((units, float(length * channels), seconds))
+    unit, element = _fit(points[0], points[1])
+    return {f"{kernel}.{order}.unit": unit, f"{kernel}.{order}.element": element}
+
+
+def _scan_constants(kernel: str, order: str) -> dict[str, float]:
+    length, channels = 4096, 16
+    x = _signal(order, length, channels)
+    a, y = torch.sigmoid(_signal(order, length, channels)), torch.empty_like(x)
+    problem = scan._problem(x, None, a, False, y)
+    row = next(row for row in _dispatch.implementations("linear_recurrence") if f"scan.{row.name}" == kernel)
+    run = row.prepare(problem)
+    seconds = _seconds(lambda: run(x, None, a, y))
+    return {f"{kernel}.{order}.unit": 0.0, f"{kernel}.{order}.element": seconds / (length * channels)}
+
+
+def _machine_constants(threads: int) -> dict[str, float]:
+    """A call of a kernel with nothing to do, handing work to the other threads, and copies in and out of the caches."""
+    cached, large = torch.ones(1 << 17), torch.ones(1 << 25)
+    to_cached, to_large = torch.empty_like(cached), torch.empty_like(large)
+    x, h, y = torch.ones(1, 8, 4), torch.ones(3, 4), torch.empty(1, 8, 4)
+    run = conv_cpu.ROWS[0].prepare(conv._problem(x, h, None, None, None, False, y))
+    torch.set_num_threads(threads)
+    return {
+        "call": _seconds(lambda: run(x, h, None, None, y)),
+        "handoff": 4e-6,
+        "byte.cached": _seconds(lambda: to_cached.copy_(cached)) / (2 * cached.nbytes),
+        "byte.memory": _seconds(lambda: to_large.copy_(large), 3) / (2 * large.nbytes),
+        "cache.bytes": 16e6,
+    }
+
+
+def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
+    """Times the kernels of the instruction set in use, stores the constants in ``path`` and uses them from now on."""
+    threads = torch.get_num_threads()
+    kernels = [f"conv.{row.name}" for row in conv_cpu.ROWS] + [f"gradient.{row.name}" for row in conv_cpu.GRADIENT_ROWS]
+    scans = ["scan.sequential", "scan.tiled", "scan.parallel"]
+    steps = [(kernel, order) for kernel in kernels + scans for order in _ORDERS]
+    constants: dict[str, float] = {}
+    try:
+        torch.set_num_threads(1)
+        for at, (kernel, order) in enumerate(steps):
+            if progress is not None:
+                progress(f"{kernel}, {order} order", at / (len(steps) + 1))
+            one = _scan_constants if kernel in scans else _conv_constants
+            constants |= one(kernel, order)
+        if progress is not None:
+            progress("memory", len(steps) / (len(steps) + 1))
+        constants |= _machine_constants(threads)
+    finally:
+        torch.set_num_threads(threads)
+    path = tuning_file() if path is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    stored[_native.isa()] = {name: float(f"{value:.4g}") for name, value in constants.items()}
+    path.write_text(json.dumps(stored, indent=1) + "\n")
+    forget()
+    _dispatch.forget()
+    return path
