@@ -4,8 +4,8 @@
 //
 // with several taps times several times in registers. Sums run over a tile of time in the compute type and over tiles
 // in float64, so that the error does not grow with the length. Lanes are channels, or (channel, segment of time) where
-// channels are fewer than lanes. Where those are too few tasks, batch and time are cut into parts, a number that depends
-// on the problem only, added up in order: the result is the same for any number of threads.
+// channels are fewer than lanes. Where those are too few tasks, batch and time are cut into parts, a number that
+// depends on the problem only, added up in order: the result is the same for any number of threads.
 #include "conv/register_tile.h"
 #include "conv/signal.h"
 #include "core/kernels.h"

@@ -11,7 +11,7 @@
 namespace convscan::CONVSCAN_ISA {
 namespace {
 
-// Steps between the input and the output in time order are packed together, for layouts that are not by channels.
+// Times packed together, so that layouts with time innermost pass through registers in whole tiles.
 constexpr int64_t kSteps = 64;
 
 template <class S>
@@ -67,7 +67,8 @@ struct Companion {
         for (int l = 0; l < width; ++l) x[i * W + l] += BiasOf<S>(p, n + l);
       ActivateRow<T>(x, steps * W, p.activation);
       S *y = static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel;
-      for (int64_t i = 0; i < steps; ++i) StoreRow<S>(y + i * p.y_strides.time, p.y_strides.channel, x + i * W, width, false);
+      for (int64_t i = 0; i < steps; ++i)
+        StoreRow<S>(y + i * p.y_strides.time, p.y_strides.channel, x + i * W, width, false);
     }
   }
 };

@@ -11,8 +11,8 @@ template <class T>
 inline constexpr int kOutputsAtOnce = kVectorRegisters == 32 ? 16 : 8;
 inline constexpr int kTapsAtOnce = 4;
 
-// Between steps of a register tile: the compiler may not carry loaded samples over to the next step, for which there are
-// no registers (GCC does, and its spills halve the speed: 62 of 102 GFLOP/s on a Zen 3 core, 89 with the barrier).
+// Between steps of a register tile: the compiler may not carry loaded samples over to the next step, for which there
+// are no registers (GCC does, and spills: 62 of 102 GFLOP/s on a Zen 3 core, 89 with the barrier).
 CONVSCAN_INLINE void EndOfStep() { asm volatile("" ::: "memory"); }
 
 // sum[i] += sum_k h[k] x[i - k] for begin <= k < end, over rows of W lanes, taps in ascending order.

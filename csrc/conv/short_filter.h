@@ -16,8 +16,8 @@ inline constexpr int kShortTaps = 16;
 // Rows of time per step of the channel form: each history row is read and moved once per step.
 inline constexpr int kShortRows = 4;
 
-// Workspace per task. Wide blocks suit memory (K = 4, 32 MiB: 4.8 ms with 40 KiB, 5.3 with 24, copying 3.4); beyond this
-// the gain is small and the first-level cache long left.
+// Workspace per task. Wide blocks suit memory (K = 4, 32 MiB: 4.8 ms with 40 KiB, 5.3 with 24, copying 3.4); beyond
+// this the gain is small and the first-level cache long left.
 inline constexpr int64_t kShortBytes = 40 << 10;
 
 template <class S>
@@ -53,7 +53,8 @@ struct ShortStep {
       }
 #pragma GCC unroll 32
       for (int j = 0; j < K - 1 + R; ++j) {
-        const Vec<T, W> sample = j < K - 1 ? Load<W>(column + j * W) : Load<W>(from[j < K - 1 ? 0 : j - (K - 1)] + n);
+        const Vec<T, W> sample =
+            j < K - 1 ? Load<W>(column + j * W) : Load<W>(from[j < K - 1 ? 0 : j - (K - 1)] + n);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const int k = r + K - 1 - j;
@@ -155,7 +156,6 @@ struct ShortColumns {
 
 template <class S>
 convscan_status ConvShortColumns(const convscan_conv &p) {
-  using T = Compute<S>;
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));
   const int threads = Threads(p.threads, p.batch * p.length * p.channels * p.taps);
   int64_t widest = kShortBytes / ShortColumns<S>::BytesPerChannel(p.taps);
@@ -175,7 +175,6 @@ convscan_status ConvShortColumns(const convscan_conv &p) {
     if (workspace == nullptr) return __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
     ShortColumns<S>(p, channels, workspace).Run(b, n, begin, end, stream);
   });
-  static_assert(sizeof(T) >= sizeof(S));
   return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
 }
 
@@ -184,8 +183,8 @@ convscan_status ConvShortColumns(const convscan_conv &p) {
 inline constexpr int64_t kShortTile = 256;
 inline constexpr int kShortVectors = 4;
 
-// z[i] = bias + sum_k taps[k] x[i + K-1 - k], 0 <= i < count rounded up to W; taps[k] stands in all lanes. Meanwhile the
-// samples from `next` on come into the cache, so that memory does not idle while the arithmetic runs.
+// z[i] = bias + sum_k taps[k] x[i + K-1 - k], 0 <= i < count rounded up to W; taps[k] stands in all lanes. Meanwhile
+// the samples from `next` on come into the cache, so that memory does not idle while the arithmetic runs.
 template <class T, class S>
 void ShortRow(const T *x, const T *taps, int64_t K, T bias, T *z, int64_t count, const S *next) {
   constexpr int W = kLanes<T>, R = kShortVectors;

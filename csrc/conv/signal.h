@@ -16,8 +16,9 @@
 
 namespace convscan::CONVSCAN_ISA {
 
-// Multiply-adds below which waking a second thread costs more than it saves (a few microseconds of one thread).
-inline constexpr int64_t kSerialWork = 32768;
+// Multiply-adds below which one thread works alone: that is some 5 microseconds at most (32768 with K = 4 are 2.7),
+// about what waking another costs, and much less than waiting for one on a busy machine.
+inline constexpr int64_t kSerialWork = 65536;
 
 CONVSCAN_INLINE int Threads(int asked, int64_t work) {
   if (work < kSerialWork) return 1;

@@ -114,7 +114,7 @@ struct ToeplitzRows {
 template <class S>
 convscan_status Toeplitz(const convscan_conv &p) {
   const int threads = Threads(p.threads, p.batch * p.length * p.channels * Min(p.taps, p.length));
-  // Tasks are (channel, piece of time): the batch shares the packed filter. Without enough of those, the batch is split.
+  // Tasks are (channel, piece of time): the batch shares the packed filter. With too few of those, the batch is split.
   const bool splits_batch = p.channels < 4 * threads;
   const int64_t groups = splits_batch ? p.batch * p.channels : p.channels;
   constexpr int64_t kStep = ToeplitzRows<S>::kStep;
