@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import convscan
-from convscan import _dispatch
+from convscan._dispatch import Explanation
 
 from .peer import Peer, Prepared
 from .problem import Problem
@@ -24,21 +24,16 @@ def _call(problem: Problem, **keywords: Any) -> torch.Tensor:
 
 
 def _forced(name: str | None) -> AbstractContextManager[None]:
-    return nullcontext() if name is None else _dispatch.force(name)
+    return nullcontext() if name is None else convscan.force(name)
 
 
-def explain(problem: Problem) -> _dispatch.Explanation:
+def explain(problem: Problem) -> Explanation:
     """Dispatch's view of the forward call."""
     if problem.op == "causal_conv":
-        return _dispatch.explain(
+        return convscan.explain(
             problem.op, problem.x, problem.filter, activation=problem.activation, initial_state=problem.state
         )
-    return _dispatch.explain(problem.op, problem.x, problem.initial, problem.coefficients)
-
-
-def chosen(problem: Problem) -> str:
-    """The implementation dispatch picks for the forward call."""
-    return explain(problem).chosen
+    return convscan.explain(problem.op, problem.x, problem.initial, problem.coefficients)
 
 
 def _why_not(problem: Problem, name: str) -> list[str]:
@@ -62,7 +57,17 @@ def _prepare(problem: Problem, name: str | None = None, fresh: bool = False) -> 
     def run_chosen() -> torch.Tensor:
         return _call(problem) if fresh else _call(problem, out=y)
 
-    return Prepared(run_chosen if name is None else run, lambda y: (y,), fresh=fresh, workspace_bytes=_workspace)
+    return Prepared(
+        run_chosen if name is None else run,
+        lambda y: (y,),
+        fresh=fresh,
+        workspace_bytes=_workspace,
+        note=_note(problem, name),
+    )
+
+
+def _note(problem: Problem, name: str | None) -> str:
+    return f"dispatch chose {explain(problem).chosen}" if name is None else ""
 
 
 def _prepare_backward(problem: Problem, name: str | None) -> Prepared:
@@ -76,7 +81,7 @@ def _prepare_backward(problem: Problem, name: str | None) -> Prepared:
                 y = convscan.linear_recurrence(*leaves)
         return torch.autograd.grad(y, leaves, problem.gradient_of_output)
 
-    return Prepared(run, lambda g: g, workspace_bytes=_workspace)
+    return Prepared(run, lambda g: g, workspace_bytes=_workspace, note=_note(problem, name))
 
 
 def peers(op: str) -> tuple[Peer, ...]:
@@ -95,7 +100,7 @@ def peers(op: str) -> tuple[Peer, ...]:
             ours=True,
         ),
     ]
-    for row in _dispatch.implementations(op):
+    for row in convscan.implementations(op):
         if row.name != "reference":
             rows.append(
                 Peer(

@@ -28,7 +28,8 @@ class Prepared:
     tensors of the operator's shapes and is not timed. ``kept_bytes`` counts what preparation allocated and keeps for
     the calls (planned buffers, a kept spectrum): it belongs to the peak. ``fresh`` says whether every run allocates its
     output, which is then subtracted from the measured peak. ``workspace_bytes`` is an exact account, where the
-    implementation keeps one. ``extrapolated`` gives the seconds a whole run would take when `run` did only a part.
+    implementation keeps one. ``extrapolated`` gives the seconds a whole run would take when `run` did only a part;
+    ``note`` says what a reader of the report wants to know.
     """
 
     run: Callable[[], Any]
@@ -37,6 +38,7 @@ class Prepared:
     fresh: bool = True
     workspace_bytes: Callable[[], int] | None = None
     extrapolated: Callable[[], float | None] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: 
     try:
         with _quiet():
             prepared = peer.prepare(problem)
+            record.reason = prepared.note
             if prepared.workspace_bytes is not None:
                 convscan.reset_peak_workspace()
             begin = time.perf_counter()

@@ -56,6 +56,9 @@ def block_table(block: Sequence[Record]) -> RenderableType:
             continue
         table.add_row(*_cells(record), style=_style(record))
     parts: list[RenderableType] = [title, Text(first.source, style="dim"), table]
+    note = next((r.reason for r in block if r.implementation == "convscan" and r.status == "ok"), "")
+    if note:
+        parts.append(Text(note, style="dim"))
     for status in ("wrong", "error", "cut off", "skipped"):
         # Rivals that share a reason share its statement.
         reasons: dict[str, list[str]] = {}
