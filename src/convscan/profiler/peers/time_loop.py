@@ -16,29 +16,33 @@ from ..peer import Peer, Prepared, unsupported
 from ..problem import Problem
 
 BUDGET_SECONDS = 0.15
+LONGEST_BACKWARD = 4096
 
 
 def _why_not(problem: Problem) -> list[str]:
     reasons = unsupported(problem, backward=True, state=True)
-    if problem.direction == "backward" and problem.length > 2048:
-        reasons.append("autograd would record more than 2048 steps")
+    if problem.direction == "backward" and problem.length > LONGEST_BACKWARD:
+        reasons.append(f"autograd would record more than {LONGEST_BACKWARD} steps")
     return reasons
 
 
 def convolve(x: Tensor, h: Tensor, state: Tensor | None = None) -> Tensor:
-    """y[i] = sum of h[k] x[i-k]: one product of a window with the reversed filter per time step."""
+    """y[i] = sum of h[k] x[i-k]: one product of a window with the reversed filter per time step.
+
+    Steps are taken apart once: the gradient of a slice is a whole signal of zeros, and L of them cost L² traffic.
+    """
     length, taps = x.shape[1], h.shape[0]
     history = x.new_zeros((x.shape[0], taps - 1, x.shape[2])) if state is None else state
-    past = torch.cat([history, x], dim=1)
+    steps = torch.cat([history, x], dim=1).unbind(1)
     reverse = h.flip(0)
-    return torch.stack([(past[:, i : i + taps] * reverse).sum(1) for i in range(length)], dim=1)
+    return torch.stack([(torch.stack(steps[i : i + taps], 1) * reverse).sum(1) for i in range(length)], dim=1)
 
 
 def recur(x: Tensor, y_init: Tensor, a: Tensor) -> Tensor:
     """y[i] = a[i] y[i-1] + x[i], one time step after the other."""
-    a, y, steps = a.expand(x.shape), y_init, []
-    for i in range(x.shape[1]):
-        y = a[:, i] * y + x[:, i]
+    y, steps = y_init, []
+    for coefficient, sample in zip(a.expand(x.shape).unbind(1), x.unbind(1), strict=True):
+        y = coefficient * y + sample
         steps.append(y)
     return torch.stack(steps, dim=1)
 
@@ -116,6 +120,12 @@ def _prepare(problem: Problem) -> Prepared:
     return Prepared(loop.run, lambda y: (y,), fresh=False, extrapolated=lambda: loop.whole_seconds)
 
 
+def _estimate(problem: Problem) -> float:
+    """Backward has no shortcut: windows of K samples are stored and differentiated at memory speed."""
+    return 0.0 if problem.direction == "forward" else problem.x.numel() * max(1, problem.taps) * 1e-9
+
+
 PEERS = tuple(
-    Peer("time loop", op, "torch", _why_not, _prepare, baseline=True) for op in ("causal_conv", "linear_recurrence")
+    Peer("time loop", op, "torch", _why_not, _prepare, estimate=_estimate, baseline=True)
+    for op in ("causal_conv", "linear_recurrence")
 )
