@@ -12,7 +12,7 @@ def tune(progress: Callable[[str, float], None] | None = None, path: Path | None
     """Measures this machine's kernels, stores the constants and uses them from now on; returns the file.
 
     ``progress(what, fraction)`` is called before each measurement. ``path`` defaults to the user's cache directory
-    (or ``CONVSCAN_TUNING``). Takes about half a minute.
+    (or ``CONVSCAN_TUNING``). Takes about ten seconds.
     """
     from .measure import measure  # the measurement runs the operators, which read this table
 

@@ -115,19 +115,23 @@ def _fft_units(problem: ConvProblem | FilterGradientProblem, points: int) -> flo
     return transform * (2 * rows * blocks + problem.channels * problem.turns)
 
 
+def _taps_in_reach(problem: ConvProblem | FilterGradientProblem) -> int:
+    """Taps beyond the length of the signal meet nothing without an initial state; their gradient is still written."""
+    if problem.state is not None or isinstance(problem, FilterGradientProblem):
+        return problem.taps
+    return max(1, min(problem.taps, problem.length))
+
+
 @lru_cache(maxsize=4096)
 def _transform_length(problem: ConvProblem | FilterGradientProblem) -> int:
     """The transform with the least work: one block, or overlap-save with blocks of a few filter lengths."""
-    # Taps beyond the length of the signal meet nothing; with an initial state they do, and one block must hold all.
-    state = problem.state is not None
-    taps = problem.taps if state else max(1, min(problem.taps, problem.length))
+    taps = _taps_in_reach(problem)
     whole = _native.fft_length(max(1, (problem.length + taps) // 2), problem.dtype)
-    if state or whole == 0:
-        return whole
     candidates = {whole}
     for factor in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32):
-        points = _native.fft_length(max(256, int(factor * taps)), problem.dtype)
-        if 0 < points < whole and 2 * points >= 2 * taps:
+        # The history of a block must lie in the block before it: at least as many points as taps, and some to round.
+        points = _native.fft_length(max(256, int(factor * taps) + 16), problem.dtype)
+        if 0 < points < whole:
             candidates.add(points)
     return min(sorted(candidates), key=lambda points: _fft_units(problem, points))
 
@@ -140,8 +144,10 @@ def _fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
 
 
 def _fft_workspace(problem: ConvProblem | FilterGradientProblem, points: int) -> int:
-    # Per thread: the data and the filter's spectrum, complex, and a margin for padding and staging.
-    return int(problem.threads * (4 * points * _compute_bytes(problem.dtype) * 1.25 + (256 << 10)))
+    # Per thread: the data and the filter's spectrum, complex and padded; two blocks of history; 16 filters copied.
+    item = _compute_bytes(problem.dtype)
+    per_thread = item * (4.25 * points + 2 * problem.taps) + 16 * _bytes(problem.dtype) * problem.taps + (64 << 10)
+    return int(problem.threads * per_thread)
 
 
 def _fft_cost(problem: ConvProblem) -> Cost:
@@ -160,22 +166,22 @@ def _address(tensor: Tensor | None) -> int:
 def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
     def prepare(problem: ConvProblem) -> Run:
         tap_stride, channel_stride = problem.h
-        item = _bytes(problem.dtype)
+        item, taps = _bytes(problem.dtype), _taps_in_reach(problem)
         # Transposing the Toeplitz matrix flips the filter and reads K - 1 samples ahead; the flip is a stride.
-        flip = item * (problem.taps - 1) * tap_stride if problem.transposed else 0
+        flip = item * (taps - 1) * tap_stride if problem.transposed else 0
         call = _native.ConvCall(
             kernel,
             problem.dtype,
             problem.batch,
             problem.length,
             problem.channels,
-            problem.taps,
+            taps,
             problem.x,
             (-tap_stride if problem.transposed else tap_stride, channel_stride),
             problem.y,
             bias_stride=problem.bias or 0,
             state_strides=problem.state or (0, 0, 0),
-            origin=problem.taps - 1 if problem.transposed else 0,
+            origin=taps - 1 if problem.transposed else 0,
             activation=problem.activation or "identity",
             transform_length=_transform_length(problem) if kernel == "fft" else 0,
         )
@@ -260,7 +266,10 @@ def _gradient_direct_cost(problem: FilterGradientProblem) -> Cost:
 def _gradient_fft_cost(problem: FilterGradientProblem) -> Cost:
     points = _transform_length(problem)
     seconds = _seconds(problem, "gradient.fft", _fft_units(problem, points), _samples(problem), problem.channels)
-    return Cost(seconds, 2 * _fft_workspace(problem, points))
+    # Three transforms, the gradient of 16 channels, and 16 channels of both inputs where they are small enough.
+    per_thread = _compute_bytes(problem.dtype) * (6.4 * points + 17 * problem.taps) + (64 << 10)
+    tiles = 2 * min(8 << 20, 16 * problem.batch * problem.length * _bytes(problem.dtype))
+    return Cost(seconds, int(problem.threads * (per_thread + tiles)))
 
 
 GRADIENT_ROWS: tuple[Implementation, ...] = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import _native
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
-from ...tuning.table import kernel_seconds
+from ...tuning.table import constants, kernel_seconds
 from .problem import ScanGradientProblem, ScanProblem
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
@@ -27,16 +27,18 @@ def _refusals(problem: ScanProblem) -> list[str]:
     return reasons
 
 
-def _seconds(problem: ScanProblem, kernel: str, tasks: float, arrays: float) -> float:
+def _seconds(problem: ScanProblem, kernel: str, tasks: float, arrays: float, memory_order: str = "") -> float:
     samples = problem.turns * problem.batch * problem.channels * problem.length
     item = getattr(torch, problem.dtype).itemsize
+    moved = item * arrays * samples / problem.turns
     return problem.turns * kernel_seconds(
         problem.isa,
-        f"{kernel}.{order(problem.x)}",
+        f"{kernel}.{memory_order or order(problem.x)}",
         problem.dtype,
-        units=0,
+        # The inner loop's constant is what an element costs more where the arrays do not fit the cache.
+        units=samples / problem.turns if moved >= constants(problem.isa)["cache.bytes"] else 0.0,
         elements=samples / problem.turns,
-        moved=item * arrays * samples / problem.turns,
+        moved=moved,
         workers=max(1.0, min(problem.threads, tasks)),
         threads=problem.threads,
     )
@@ -60,8 +62,10 @@ def _tiled_cost(problem: ScanProblem) -> Cost:
 
 
 def _parallel_cost(problem: ScanProblem) -> Cost:
-    tasks = problem.batch * problem.channels
-    return Cost(_seconds(problem, "scan.parallel", tasks, _arrays(problem)), (64 << 10) * problem.threads)
+    # A few contiguous channels are one stream along time, as a row is.
+    memory_order = "time" if problem.channels <= 8 and order(problem.x) == "channel" else ""
+    seconds = _seconds(problem, "scan.parallel", problem.batch * problem.channels, _arrays(problem), memory_order)
+    return Cost(seconds, (64 << 10) * problem.threads)
 
 
 def _forward_call(kernel: str, problem: ScanProblem) -> _native.ScanCall:
