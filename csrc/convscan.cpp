@@ -283,7 +283,8 @@ int64_t convscan_workspace_current(void) { return WorkspaceCurrent(); }
 int64_t convscan_workspace_peak(void) { return WorkspacePeak(); }
 int64_t convscan_tables_current(void) { return TablesCurrent(); }
 void convscan_workspace_reset_peak(void) {
-  ParallelFor(ThreadCount(), ThreadCount(), [](int64_t) { ReleaseWorkspace(); });
+  // A loop would not do: one thread may take all of its iterations.
+  OnEveryThread(ReleaseWorkspace);
   ResetWorkspacePeak();
 }
 

@@ -132,6 +132,27 @@ def test_explain_prints_every_implementation(capsys: pytest.CaptureFixture[str])
         assert row.name in out
 
 
+def test_tune_shows_progress_and_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def tune(progress: Any) -> Path:
+        progress("copying", 0.5)
+        return tmp_path / "t.json"
+
+    monkeypatch.setattr(convscan.tuning, "tune", tune)
+    assert cli.main(["tune"]) == 0
+    assert "t.json" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_resetting_the_peak_frees_every_threads_workspace() -> None:
+    """Otherwise an implementation would be charged with what another left behind."""
+    x, h = torch.randn(1, 20000, 64), torch.randn(20000, 64)
+    for _ in range(20):
+        convscan.causal_conv(x, h)
+        convscan.reset_peak_workspace()
+        assert convscan.workspace_memory().current == 0
+
+
 def stand_in(run: Any, name: str = "stand-in", **keywords: Any) -> Peer:
     def prepare(problem: Problem) -> Prepared:
         return Prepared(lambda: run(problem), lambda y: (y,))

@@ -56,4 +56,13 @@ void ParallelFor(int64_t count, int threads, void (*task)(void *, int64_t), void
 #endif
 }
 
+void OnEveryThread(void (*task)()) {
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(ThreadCount())
+  task();
+#else
+  task();  // std::threads end with the call that started them
+#endif
+}
+
 }  // namespace convscan

@@ -23,4 +23,7 @@ void ParallelFor(int64_t count, int threads, const Function &function) {
       const_cast<void *>(static_cast<const void *>(&function)));
 }
 
+// Runs task once on each of the threads that ParallelFor keeps between calls, the caller's included.
+void OnEveryThread(void (*task)());
+
 }  // namespace convscan

@@ -122,7 +122,7 @@ def _prepare(problem: Problem) -> Prepared:
 
 def _estimate(problem: Problem) -> float:
     """Backward has no shortcut: windows of K samples are stored and differentiated at memory speed."""
-    return 0.0 if problem.direction == "forward" else problem.x.numel() * max(1, problem.taps) * 1e-9
+    return 0.0 if problem.direction == "forward" else problem.x.numel() * max(1, problem.taps) * 1e-8
 
 
 PEERS = tuple(
