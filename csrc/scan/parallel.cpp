@@ -1,12 +1,15 @@
-// The recurrence as a scan over the pairs (a, x) under (a, x) then (b, z) = (ab, bx + z), inside vector registers:
-// lanes hold successive steps, log2(lanes) shifted multiply-adds give every lane the sum from the vector's first step
-// on, and one more adds what the state carried in becomes. Where few channels lie side by side, lanes hold several
-// steps of all of them and shifts go by whole steps.
+// The recurrence along time inside vector registers, for rows whose steps are neighbours in memory.
 //
-// Products of up to a vector's worth of coefficients are formed, which the recurrence itself never does. They are used
-// only where every coefficient of a group of vectors is at most kLargest in magnitude, so that no product overflows,
-// and what underflows cannot matter beside the rounding of the state; and where the results are finite, so that an
-// overflow shows at the step where it happens. Any other group is run step by step.
+// N N successive steps are transposed so that each of N lanes holds a segment of N steps. Three phases over some
+// blocks of them:
+//
+//   products   the product p of each segment's coefficients and its last state s when started from zero
+//   carry      the state before each segment, c <- p c + s, one multiply-add a segment
+//   outputs    the recurrence itself in every lane, from the state before its segment
+//
+// Two rows go through the phases together, which hides the latency of the carry. Only products of N coefficients are
+// formed, which the recurrence itself never does; where one could overflow, underflow or hide a zero, the blocks are
+// run step by step instead.
 #include "core/kernels.h"
 #include "core/parallel.h"
 #include "scan/element.h"
@@ -15,39 +18,13 @@
 namespace convscan::CONVSCAN_ISA {
 namespace {
 
-// 16 lanes are the most of any vector: products stay below 2^(6 * 16), times sqrt 2 each where they are complex.
-constexpr float kLargest = 64.0f;
+constexpr int kRowsAtOnce = 2;
 
-// Lanes move up by Distance scalars; `fill` comes in from below.
-template <int Distance, class V, int... I>
-CONVSCAN_INLINE V ShiftUp(V v, V fill, Indices<I...>) {
-  constexpr int kW = sizeof...(I);
-  return __builtin_shufflevector(v, fill, (I < Distance ? I + kW : I - Distance)...);
-}
-
-// The last `Period` scalars in every group of lanes.
-template <int Period, class V, int... I>
-CONVSCAN_INLINE V RepeatLast(V v, Indices<I...>) {
-  constexpr int kW = sizeof...(I);
-  return __builtin_shufflevector(v, v, (kW - Period + I % Period)...);
-}
-
-template <int Parts, class V, int... I>
-CONVSCAN_INLINE V Ones(V, Indices<I...>) {
-  return V{(Parts == 2 && (I & 1) ? 0 : 1)...};
-}
-
-// Steps of D channels each, D * Element::kParts scalars apart: x becomes the sums from the first step on, a the products.
-template <class Element, int N, int D, int Distance = D>
-CONVSCAN_INLINE void ScanLanes(Numbers<Element, N> &x, Numbers<Element, N> &a) {
-  if constexpr (Distance < N) {
-    constexpr MakeIndices<N * Element::kParts> kAll{};
-    constexpr int kShift = Distance * Element::kParts;
-    x = MultiplyAdd<Element, N>(a, ShiftUp<kShift>(x, Numbers<Element, N>{}, kAll), x);
-    a = Multiply<Element, N>(a, ShiftUp<kShift>(a, Ones<Element::kParts>(a, kAll), kAll));
-    ScanLanes<Element, N, D, 2 * Distance>(x, a);
-  }
-}
+// The magnitude of a coefficient that a product may contain, and the least that a product may have: then no partial
+// product leaves the normal numbers, N <= 16.
+constexpr float kLargest = 2;
+template <class Part>
+constexpr Part kSmallest = sizeof(Part) == 4 ? static_cast<Part>(0x1p-96) : static_cast<Part>(0x1p-900);
 
 template <class V>
 CONVSCAN_INLINE bool AnySet(V mask) {
@@ -57,120 +34,243 @@ CONVSCAN_INLINE bool AnySet(V mask) {
   return any != 0;
 }
 
+template <class Part>
+struct BitsOf {
+  using Type = uint32_t;
+};
+template <>
+struct BitsOf<double> {
+  using Type = uint64_t;
+};
+
+// |v|: the sign bits cleared, which a comparison and a selection would do in three instructions.
 template <class V>
 CONVSCAN_INLINE V Magnitude(V v) {
-  return v < 0 ? -v : v;
+  using Part = decltype(v[0] + v[0]);
+  using Bits = Vec<typename BitsOf<Part>::Type, sizeof(V) / sizeof(Part)>;
+  return BitCast<V>(BitCast<Bits>(v) & (~Bits{} >> 1));
 }
 
-// N numbers of D channels, the first at step t: contiguous, or one after the other (Step: stride of time).
-template <class Element, int N, int D, class Storage = typename Element::Storage>
-CONVSCAN_INLINE Numbers<Element, N> LoadSteps(const Storage *p, int64_t time, int64_t channel, bool contiguous) {
-  constexpr int kParts = Element::kParts;
-  if (contiguous) return LoadNumbers<Element, N>(p);
-  alignas(64) Storage lanes[N * kParts];
-  for (int n = 0; n < N; ++n)
-    for (int i = 0; i < kParts; ++i) lanes[n * kParts + i] = p[n / D * time + n % D * channel + i];
-  return LoadNumbers<Element, N>(lanes);
-}
-
-template <class Element, int N, int D, class Storage = typename Element::Storage>
-CONVSCAN_INLINE void StoreSteps(Storage *p, int64_t time, int64_t channel, bool contiguous, Numbers<Element, N> v) {
-  constexpr int kParts = Element::kParts;
-  if (contiguous) return StoreNumbers<Element, N>(p, v);
-  alignas(64) Storage lanes[N * kParts];
-  StoreNumbers<Element, N>(lanes, v);
-  for (int n = 0; n < N; ++n)
-    for (int i = 0; i < kParts; ++i) p[n / D * time + n % D * channel + i] = lanes[n * kParts + i];
-}
-
-// Steps [t, end) of D channels one by one.
-template <class Element, int D>
-__attribute__((noinline)) void RunSteps(const Segment &s, int64_t t, int64_t end, int64_t c,
-                                        typename Element::Part *state) {
+// One array along time.
+template <class Element>
+struct Row {
   using Storage = typename Element::Storage;
-  constexpr int kParts = Element::kParts;
-  for (; t < end; ++t) {
-    for (int n = 0; n < D; ++n) {
-      const Storage *x = static_cast<const Storage *>(s.x) + (t * s.x_time + (c + n) * s.x_channel) * kParts;
-      const Storage *a = static_cast<const Storage *>(s.a) + (t * s.a_time + (c + n) * s.a_channel) * kParts;
-      const auto y = MultiplyAdd<Element, 1>(LoadNumbers<Element, 1>(a), LoadNumbers<Element, 1>(state + n * kParts),
-                                             LoadNumbers<Element, 1>(x));
-      StoreNumbers<Element, 1>(state + n * kParts, y);
-      if (s.y != nullptr)
-        StoreNumbers<Element, 1>(
-            static_cast<Storage *>(s.y) + (t * s.y_time + (c + n) * s.y_channel) * kParts, y);
+  static constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
+  using V = Numbers<Element, kN>;
+
+  Storage *base;
+  int64_t stride;  // of time, in numbers; 0 where the array is constant
+
+  // Vector j of the block that starts at step t: step j of each of N segments of N steps.
+  CONVSCAN_INLINE void Load(int64_t t, V (&v)[kN]) const {
+    if (stride == 1) {
+#pragma GCC unroll 16
+      for (int l = 0; l < kN; ++l) v[l] = LoadNumbers<Element, kN>(base + (t + l * kN) * kParts);
+      TransposeNumbers<Element, kN>(v);
+    } else if (stride == -1) {
+#pragma GCC unroll 16
+      for (int l = 0; l < kN; ++l) v[l] = LoadNumbers<Element, kN>(base - (t + l * kN + kN - 1) * kParts);
+      TransposeNumbers<Element, kN>(v);
+      Reverse(v);
+    } else {
+      alignas(64) Storage lanes[kN * kParts];
+      for (int j = 0; j < kN; ++j) {
+        for (int l = 0; l < kN; ++l)
+          for (int i = 0; i < kParts; ++i) lanes[l * kParts + i] = base[(t + l * kN + j) * stride * kParts + i];
+        v[j] = LoadNumbers<Element, kN>(lanes);
+      }
     }
   }
-}
 
-// All of time for channels [c, c + D).
-template <class Element, int D>
-void RunLanes(const Segment &s, int64_t c, typename Element::Part *state) {
+  CONVSCAN_INLINE void Store(int64_t t, V (&v)[kN], bool streams) const {
+    if (stride == 1) {
+      TransposeNumbers<Element, kN>(v);
+#pragma GCC unroll 16
+      for (int l = 0; l < kN; ++l) {
+        Storage *const to = base + (t + l * kN) * kParts;
+        if constexpr (sizeof(Storage) == sizeof(typename Element::Part)) {
+          if (streams) {
+            StoreStream<kN * kParts>(to, v[l]);
+            continue;
+          }
+        }
+        StoreNumbers<Element, kN>(to, v[l]);
+      }
+    } else if (stride == -1) {
+      Reverse(v);
+      TransposeNumbers<Element, kN>(v);
+#pragma GCC unroll 16
+      for (int l = 0; l < kN; ++l) StoreNumbers<Element, kN>(base - (t + l * kN + kN - 1) * kParts, v[l]);
+    } else {
+      alignas(64) Storage lanes[kN * kParts];
+      for (int j = 0; j < kN; ++j) {
+        StoreNumbers<Element, kN>(lanes, v[j]);
+        for (int l = 0; l < kN; ++l)
+          for (int i = 0; i < kParts; ++i) base[(t + l * kN + j) * stride * kParts + i] = lanes[l * kParts + i];
+      }
+    }
+  }
+
+ private:
+  static CONVSCAN_INLINE void Reverse(V (&v)[kN]) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kN / 2; ++j) {
+      const V other = v[j];
+      v[j] = v[kN - 1 - j];
+      v[kN - 1 - j] = other;
+    }
+  }
+};
+
+// One channel of a segment.
+template <class Element>
+struct Channel {
   using Storage = typename Element::Storage;
   using Part = typename Element::Part;
-  constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
+  static constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
+  static constexpr int kBlock = kN * kN;                                 // steps
+  static constexpr int kBlocks = kBlock < 512 ? 512 / kBlock : 1;        // at most this many go through together
+  static constexpr int kSegments = kBlocks * kN;
   using V = Numbers<Element, kN>;
-  constexpr MakeIndices<kN * kParts> kAll{};
-  constexpr int kGroup = 4, kSteps = kN / D;
-  const auto is_contiguous = [](int64_t time, int64_t channel) { return time == D && (D == 1 || channel == 1); };
-  const bool x_contiguous = is_contiguous(s.x_time, s.x_channel), a_contiguous = is_contiguous(s.a_time, s.a_channel);
-  const bool y_contiguous = is_contiguous(s.y_time, s.y_channel), a_constant = s.a_time == 0;
-  const Storage *x = static_cast<const Storage *>(s.x) + c * s.x_channel * kParts;
-  const Storage *a = static_cast<const Storage *>(s.a) + c * s.a_channel * kParts;
-  Storage *y = s.y == nullptr ? nullptr : static_cast<Storage *>(s.y) + c * s.y_channel * kParts;
 
-  V constant{};
-  if (a_constant) constant = LoadSteps<Element, kN, D>(a, 0, s.a_channel * kParts, false);
-  V carried{};
-  for (int i = 0; i < kN * kParts; ++i) carried[i] = state[i % (D * kParts)];
-  int64_t t = 0;
-  for (; t + kGroup * kSteps <= s.length; t += kGroup * kSteps) {
-    V sums[kGroup], products[kGroup], unsuitable{};
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroup; ++g) {
-      const int64_t at = t + g * kSteps;
-      sums[g] = LoadSteps<Element, kN, D>(x + at * s.x_time * kParts, s.x_time * kParts, s.x_channel * kParts,
-                                          x_contiguous);
-      products[g] = a_constant ? constant
-                               : LoadSteps<Element, kN, D>(a + at * s.a_time * kParts, s.a_time * kParts,
-                                                           s.a_channel * kParts, a_contiguous);
-      const V magnitude = Magnitude(products[g]);
-      unsuitable = magnitude <= Part{kLargest} ? unsuitable : V{} + Part{1};
-      ScanLanes<Element, kN, D>(sums[g], products[g]);
-    }
-    const V before = carried;
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroup; ++g) {
-      sums[g] = MultiplyAdd<Element, kN>(products[g], carried, sums[g]);
-      carried = RepeatLast<D * kParts>(sums[g], kAll);
-      unsuitable = sums[g] - sums[g] == V{} ? unsuitable : V{} + Part{1};
-    }
-    if (__builtin_expect(AnySet(unsuitable), false)) {
-      Part stepwise[D * kParts];
-      for (int i = 0; i < D * kParts; ++i) stepwise[i] = before[i];
-      RunSteps<Element, D>(s, t, t + kGroup * kSteps, c, stepwise);
-      for (int i = 0; i < kN * kParts; ++i) carried[i] = stepwise[i % (D * kParts)];
-      continue;
-    }
-    if (y == nullptr) continue;
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroup; ++g)
-      StoreSteps<Element, kN, D>(y + (t + g * kSteps) * s.y_time * kParts, s.y_time * kParts, s.y_channel * kParts,
-                                 y_contiguous, sums[g]);
+  Row<Element> x, a, y;
+  Part *state;
+  bool streams;
+
+  // Of the blocks at hand, transposed; and per segment, in order.
+  V xs[kBlocks][kN], as[kBlocks][kN];
+  alignas(64) Part product[kSegments * kParts], last[kSegments * kParts], before[kSegments * kParts];
+
+  Channel() {}
+  void Bind(const Segment &s, int64_t c, void *states) {
+    const auto row = [c](const void *base, int64_t channel, int64_t time) {
+      Storage *const first = static_cast<Storage *>(const_cast<void *>(base));
+      return Row<Element>{first == nullptr ? nullptr : first + c * channel * kParts, time};
+    };
+    x = row(s.x, s.x_channel, s.x_time);
+    a = row(s.a, s.a_channel, s.a_time);
+    y = row(s.y, s.y_channel, s.y_time);
+    state = static_cast<Part *>(states) + c * kParts;
+    streams = s.streams && s.y_time == 1 && reinterpret_cast<uintptr_t>(y.base) % 64 == 0;
   }
-  for (int i = 0; i < D * kParts; ++i) state[i] = carried[i];
-  RunSteps<Element, D>(s, t, s.length, c, state);
+
+  // The first phase; false where the products are of no use.
+  CONVSCAN_INLINE bool Products(int64_t t, int64_t blocks) {
+    LoadBlocks(x, t, blocks, xs);
+    LoadBlocks(a, t, blocks, as);
+    V unsuitable{};
+    for (int64_t b = 0; b < blocks; ++b) {
+      V p = as[b][0], s = xs[b][0], largest = Magnitude(p);
+#pragma GCC unroll 16
+      for (int j = 1; j < kN; ++j) {
+        const V av = as[b][j], magnitude = Magnitude(av);
+        s = MultiplyAdd<Element, kN>(av, s, xs[b][j]);
+        p = Multiply<Element, kN>(av, p);
+        largest = magnitude > largest ? magnitude : largest;
+      }
+      // Complex products count by their larger part: at most a factor sqrt 2 a step away from the magnitude.
+      V least = Magnitude(p);
+      if constexpr (kParts == 2) {
+        const V other = SwapParts(least, MakeIndices<kN * kParts>{});
+        least = other > least ? other : least;
+      }
+      unsuitable = (largest <= Part{kLargest}) & (least >= kSmallest<Part>) & (s - s == V{}) ? unsuitable : V{} + Part{1};
+      StoreNumbers<Element, kN>(product + b * kN * kParts, p);
+      StoreNumbers<Element, kN>(last + b * kN * kParts, s);
+    }
+    return !AnySet(unsuitable);
+  }
+
+  CONVSCAN_INLINE void Outputs(int64_t t, int64_t blocks) {
+    V v[kN];
+    for (int64_t b = 0; b < blocks; ++b) {
+      V s = LoadNumbers<Element, kN>(before + b * kN * kParts);
+#pragma GCC unroll 16
+      for (int j = 0; j < kN; ++j) v[j] = s = MultiplyAdd<Element, kN>(as[b][j], s, xs[b][j]);
+      for (int i = 0; i < kParts; ++i) state[i] = s[(kN - 1) * kParts + i];
+      y.Store(t + b * kBlock, v, streams);
+    }
+  }
+
+  static CONVSCAN_INLINE void LoadBlocks(const Row<Element> &row, int64_t t, int64_t blocks, V (*to)[kN]) {
+    if (row.stride == 0) {
+      alignas(64) Storage lanes[kN * kParts];
+      for (int i = 0; i < kN * kParts; ++i) lanes[i] = row.base[i % kParts];
+      const V constant = LoadNumbers<Element, kN>(lanes);
+      for (int64_t b = 0; b < blocks; ++b)
+        for (int j = 0; j < kN; ++j) to[b][j] = constant;
+      return;
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      V v[kN];
+      row.Load(t + b * kBlock, v);
+#pragma GCC unroll 16
+      for (int j = 0; j < kN; ++j) to[b][j] = v[j];
+    }
+  }
+
+  // Steps [t, end) one by one.
+  __attribute__((noinline)) void Steps(int64_t t, int64_t end) {
+    auto s = LoadNumbers<Element, 1>(state);
+    for (; t < end; ++t) {
+      s = MultiplyAdd<Element, 1>(LoadNumbers<Element, 1>(a.base + t * a.stride * kParts), s,
+                                  LoadNumbers<Element, 1>(x.base + t * x.stride * kParts));
+      StoreNumbers<Element, 1>(y.base + t * y.stride * kParts, s);
+    }
+    StoreNumbers<Element, 1>(state, s);
+  }
+};
+
+// The state before each segment of several rows.
+template <int kRows, class Element>
+CONVSCAN_INLINE void Carry(Channel<Element> *rows, int64_t segments) {
+  constexpr int kParts = Element::kParts;
+  Numbers<Element, 1> c[kRows];
+  for (int r = 0; r < kRows; ++r) c[r] = LoadNumbers<Element, 1>(rows[r].state);
+  for (int64_t i = 0; i < segments * kParts; i += kParts) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      StoreNumbers<Element, 1>(rows[r].before + i, c[r]);
+      c[r] = MultiplyAdd<Element, 1>(LoadNumbers<Element, 1>(rows[r].product + i), c[r],
+                                     LoadNumbers<Element, 1>(rows[r].last + i));
+    }
+  }
 }
 
-// Side by side where all channels fit a fraction of a vector, otherwise one after the other.
-template <class Element, int D = 1>
-void RunSegment(const Segment &s, void *state_memory) {
-  auto *state = static_cast<typename Element::Part *>(state_memory);
-  if constexpr (2 * D < kNumbers<Element>) {
-    if (s.channels > D && s.x_channel == 1) return RunSegment<Element, 2 * D>(s, state_memory);
+template <int kRows, class Element>
+void RunRows(Channel<Element> *rows, int64_t length) {
+  using C = Channel<Element>;
+  int64_t t = 0;
+  if constexpr (C::kN > 1) {
+    while (t + C::kBlock <= length) {
+      const int64_t blocks = Min(C::kBlocks, (length - t) / C::kBlock), steps = blocks * C::kBlock;
+      bool suitable = true;
+      for (int r = 0; r < kRows; ++r) suitable &= rows[r].Products(t, blocks);
+      if (__builtin_expect(suitable, true)) {
+        Carry<kRows>(rows, blocks * C::kN);
+        for (int r = 0; r < kRows; ++r) rows[r].Outputs(t, blocks);
+      } else {
+        for (int r = 0; r < kRows; ++r) rows[r].Steps(t, t + steps);
+      }
+      t += steps;
+    }
   }
-  if (s.channels == D) return RunLanes<Element, D>(s, 0, state);
-  for (int64_t c = 0; c < s.channels; ++c) RunLanes<Element, 1>(s, c, state + c * Element::kParts);
+  for (int r = 0; r < kRows; ++r) rows[r].Steps(t, length);
+}
+
+template <class Element>
+void RunSegment(const Segment &s, void *states) {
+  Channel<Element> rows[kRowsAtOnce];
+  int64_t c = 0;
+  for (; c + kRowsAtOnce <= s.channels; c += kRowsAtOnce) {
+    for (int r = 0; r < kRowsAtOnce; ++r) rows[r].Bind(s, c + r, states);
+    RunRows<kRowsAtOnce>(rows, s.length);
+  }
+  for (; c < s.channels; ++c) {
+    rows[0].Bind(s, c, states);
+    RunRows<1>(rows, s.length);
+  }
+  if (s.streams) StreamFence();
 }
 
 }  // namespace
@@ -181,16 +281,19 @@ SegmentKernel ParallelSegment(convscan_dtype dtype) {
 
 convscan_status ScanParallel(const convscan_scan &problem) {
   const convscan_scan p = Forwards(problem);
-  // Enough channels for a few kilobytes of state; how they are divided changes no number unless they fit a vector.
-  constexpr int64_t kWidth = 64;
+  // Pairs of rows stay together whatever the number of threads: a pair that cannot use products runs step by step.
+  constexpr int64_t kWidth = 8;
   const int64_t blocks = CeilDiv(p.channels, kWidth);
   const int threads = p.batch * p.length * p.channels < kSmallProblem ? 1 : p.threads;
   const SegmentKernel kernel = ParallelSegment(p.dtype);
+  const bool streams = IsTooLargeForCaches(p);
   ParallelFor(p.batch * blocks, threads, [&](int64_t task) {
     alignas(64) char state[kWidth * 16];
     const int64_t b = task / blocks, c = task % blocks * kWidth, channels = Min(kWidth, p.channels - c);
     LoadInitialState(p, b, c, channels, state);
-    kernel(Cut(p, b, 0, p.length, c, channels), state);
+    Segment segment = Cut(p, b, 0, p.length, c, channels);
+    segment.streams = streams;
+    kernel(segment, state);
   });
   return CONVSCAN_OK;
 }

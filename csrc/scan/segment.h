@@ -10,7 +10,7 @@ namespace convscan::CONVSCAN_ISA {
 struct Segment {
   int64_t length, channels;
   const void *x, *a;
-  void *y;  // null: only the states are wanted
+  void *y;
   int64_t x_time, x_channel, a_time, a_channel, y_time, y_channel;
   bool streams = false;  // y is too large for the caches and nothing aliases it: stores may go past them
 };
@@ -73,6 +73,14 @@ inline Segment Cut(const convscan_scan &p, int64_t b, int64_t t, int64_t length,
 
 // y_init of channels [c, c + channels) of batch entry b, in the type computed in; zeros where there is none.
 void LoadInitialState(const convscan_scan &p, int64_t b, int64_t c, int64_t channels, void *state);
+
+// Outputs above this are stored past the caches: they would not stay there, and their lines need not be read first.
+inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+// Whether stores may go past the caches, as far as sizes say. In place they may not: the lines are there already.
+inline bool IsTooLargeForCaches(const convscan_scan &p) {
+  return p.x != p.y && p.batch * p.length * p.channels * StorageBytes(p.dtype) >= kStreamBytes;
+}
 
 // Below this many numbers the work is done before a second thread would have started (about 10 us).
 inline constexpr int64_t kSmallProblem = 32768;

@@ -28,7 +28,8 @@ CONVSCAN_INLINE int64_t ScanColumns(Element, Rows<const Storage> x, Rows<const S
     for (int64_t r = 0; r < count; ++r, x_row += x.stride, a_row += a.stride, y_row += y.stride) {
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
-        s[u] = MultiplyAdd<Element, N>(LoadNumbers<Element, N>(a_row + u * kScalars), s[u], LoadNumbers<Element, N>(x_row + u * kScalars));
+        s[u] = MultiplyAdd<Element, N>(LoadNumbers<Element, N>(a_row + u * kScalars), s[u],
+                                       LoadNumbers<Element, N>(x_row + u * kScalars));
         if constexpr (kStream) {
           StoreStream<kScalars>(y_row + u * kScalars, s[u]);
         } else {
@@ -65,7 +66,7 @@ void RunSegment(const Segment &s, void *state_memory) {
   const Plane<Element> x(s.x, s.x_time, s.x_channel, s.channels), a(s.a, s.a_time, s.a_channel, s.channels);
   const Plane<Element> y(s.y, s.y_time, s.y_channel, s.channels);
   const State<Element> state = static_cast<State<Element>>(state_memory);
-  if (x.order == Order::channel && a.order == Order::channel && y.order == Order::channel && s.y != nullptr) {
+  if (x.order == Order::channel && a.order == Order::channel && y.order == Order::channel) {
     // Four rows of many channels, more of few: a state is read and written once a visit. Two where stores stream: with
     // rows 4 KiB apart, four cost 1.3 ns per element and two 0.45, since write-combining buffers collide.
     const int64_t rows = s.streams ? 2 : Max(4, 1024 / s.channels);
@@ -78,24 +79,20 @@ void RunSegment(const Segment &s, void *state_memory) {
   alignas(64) Storage copies[3][kTileNumbers<Element> * kParts];
   ForEachTile<Element>(x.order, s.length, s.channels, [&](const Tile &tile) {
     const Rows<const Storage> x_rows = RowsToRead(x, tile, copies[0]), a_rows = RowsToRead(a, tile, copies[1]);
-    Rows<Storage> y_rows = {copies[2], tile.channels * kParts};
-    if (s.y != nullptr) y_rows = RowsToWrite(y, tile, copies[2]);
+    const Rows<Storage> y_rows = RowsToWrite(y, tile, copies[2]);
     ScanRows(Element{}, x_rows, a_rows, y_rows, false, tile.steps, tile.channels, state + tile.c * kParts);
-    if (s.y != nullptr) PutRows(y, tile, copies[2]);
+    PutRows(y, tile, copies[2]);
   });
 }
 
 // Bytes of state a task keeps: a quarter of the smallest first-level cache in use, so that rows stream past it.
 constexpr int64_t kStateBytes = 8192;
 
-// Outputs above this are stored past the caches: they would not stay there, and their lines need not be read first.
-constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
 // Whether every row of y is made of whole cache lines, much too long to stay in the caches, and is not x.
 bool StoresMayStream(const convscan_scan &p) {
   const int64_t bytes = StorageBytes(p.dtype);
   const auto is_whole = [=](int64_t stride) { return stride * bytes % 64 == 0; };
-  return p.x != p.y && p.batch * p.length * p.channels * bytes >= kStreamBytes && p.y_strides.channel == 1 &&
+  return IsTooLargeForCaches(p) && p.y_strides.channel == 1 &&
          reinterpret_cast<uintptr_t>(p.y) % 64 == 0 && is_whole(p.y_strides.time) && is_whole(p.y_strides.batch);
 }
 
