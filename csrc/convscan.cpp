@@ -211,18 +211,24 @@ convscan_status Check(const convscan_scan_gradient *p) {
   const Array dx = View(p->dx, element, f.batch, f.length, f.channels, p->dx_strides);
   if (!IsValid(dy, alignment) || !IsValid(dx, alignment) || !dx.IsInjective()) return CONVSCAN_INVALID_ARGUMENT;
   if (Conflicts(dx, dy, true) || Conflicts(dx, a, false) || Conflicts(dx, y, false)) return CONVSCAN_INVALID_ARGUMENT;
-  if (p->da != nullptr) {
-    const auto extent = [](int64_t size, int64_t stride) { return stride == 0 ? 1 : size; };
-    const Array da = View(p->da, element, extent(f.batch, p->da_strides.batch), extent(f.length, p->da_strides.time),
-                          extent(f.channels, p->da_strides.channel), p->da_strides);
-    if (!IsValid(da, alignment) || !da.IsInjective() || Conflicts(da, dx, false) || Conflicts(da, dy, false) ||
-        Conflicts(da, a, false) || Conflicts(da, y, false))
-      return CONVSCAN_INVALID_ARGUMENT;
-  }
+  const Array y_init =
+      Plane(f.y_init, element, f.batch, f.channels, f.y_init_batch_stride, f.y_init_channel_stride);
+  const auto disturbs_inputs = [&](const Array &out) {
+    return Conflicts(out, dy, false) || Conflicts(out, a, false) || Conflicts(out, y, false) ||
+           (f.y_init != nullptr && Conflicts(out, y_init, false));
+  };
+  if (f.y_init != nullptr && Conflicts(dx, y_init, false)) return CONVSCAN_INVALID_ARGUMENT;
+  const auto extent = [](int64_t size, int64_t stride) { return stride == 0 ? 1 : size; };
+  const Array da = View(p->da, element, extent(f.batch, p->da_strides.batch), extent(f.length, p->da_strides.time),
+                        extent(f.channels, p->da_strides.channel), p->da_strides);
+  if (p->da != nullptr &&
+      (!IsValid(da, alignment) || !da.IsInjective() || disturbs_inputs(da) || Conflicts(da, dx, false)))
+    return CONVSCAN_INVALID_ARGUMENT;
   if (p->dy_init != nullptr) {
     const Array dy_init =
         Plane(p->dy_init, element, f.batch, f.channels, p->dy_init_batch_stride, p->dy_init_channel_stride);
-    if (!IsValid(dy_init, alignment) || !dy_init.IsInjective() || Conflicts(dy_init, dx, false))
+    if (!IsValid(dy_init, alignment) || !dy_init.IsInjective() || disturbs_inputs(dy_init) ||
+        Conflicts(dy_init, dx, false) || (p->da != nullptr && Conflicts(dy_init, da, false)))
       return CONVSCAN_INVALID_ARGUMENT;
   }
   return CONVSCAN_OK;

@@ -334,22 +334,31 @@ convscan_status RunBlocks(const Problem &p, int64_t transform_length) {
 
 }  // namespace
 
-convscan_status ConvFft(const convscan_conv &p, int64_t transform_length) {
-  return WithRealStorage(p.dtype, [&](auto type) {
-    return RunBlocks<typename decltype(type)::Storage, FftConvolution>(p, transform_length);
+convscan_status ConvFft(const convscan_conv &problem, int64_t transform_length) {
+  return WithRealStorage(problem.dtype, [&](auto type) {
+    using S = typename decltype(type)::Storage;
+    convscan_conv p = problem;
+    if (p.state == nullptr) {  // taps that meet no sample need no room in the transform
+      const int64_t first = Max(0, p.origin - (p.length - 1)), last = Min(p.taps - 1, p.origin + p.length - 1);
+      p.h = static_cast<const S *>(p.h) + first * p.h_tap_stride;
+      p.taps = last - first + 1;
+      p.origin -= first;
+    }
+    return RunBlocks<S, FftConvolution>(p, transform_length);
   });
 }
 
-convscan_status FilterGradientFft(const convscan_filter_gradient &p, int64_t transform_length) {
-  return WithRealStorage(p.dtype, [&](auto type) {
-    using T = Compute<typename decltype(type)::Storage>;
-    if (p.batch == 0 || p.length == 0) {
-      for (int64_t k = 0; k < p.taps; ++k)
-        for (int64_t c = 0; c < p.channels; ++c)
-          static_cast<T *>(p.dh)[k * p.dh_tap_stride + c * p.dh_channel_stride] = T{0};
-      return CONVSCAN_OK;
-    }
-    return RunBlocks<typename decltype(type)::Storage, FftFilterGradient>(p, transform_length);
+convscan_status FilterGradientFft(const convscan_filter_gradient &problem, int64_t transform_length) {
+  return WithRealStorage(problem.dtype, [&](auto type) {
+    using S = typename decltype(type)::Storage;
+    using T = Compute<S>;
+    convscan_filter_gradient p = problem;
+    const int64_t samples = p.batch == 0 ? 0 : p.length;
+    if (p.state == nullptr || samples == 0) p.taps = Min(p.taps, samples);
+    for (int64_t k = p.taps; k < problem.taps; ++k)  // taps that meet no sample
+      for (int64_t c = 0; c < p.channels; ++c)
+        static_cast<T *>(p.dh)[k * p.dh_tap_stride + c * p.dh_channel_stride] = T{0};
+    return p.taps == 0 ? CONVSCAN_OK : RunBlocks<S, FftFilterGradient>(p, transform_length);
   });
 }
 

@@ -10,35 +10,50 @@ namespace convscan {
   namespace isa {             \
   extern const Kernels kKernels; \
   }
-#if defined(__x86_64__)
+// The build says which ones it has, CONVSCAN_HAS_<name>; they are tried from the plainest to the best.
+#if defined(CONVSCAN_HAS_wide)
+CONVSCAN_DECLARE(wide)
+#endif
+#if defined(CONVSCAN_HAS_baseline)
 CONVSCAN_DECLARE(baseline)
+#endif
+#if defined(CONVSCAN_HAS_avx2)
 CONVSCAN_DECLARE(avx2)
+#endif
+#if defined(CONVSCAN_HAS_avx512)
 CONVSCAN_DECLARE(avx512)
-#elif defined(__aarch64__)
+#endif
+#if defined(CONVSCAN_HAS_neon)
 CONVSCAN_DECLARE(neon)
-#else
-CONVSCAN_DECLARE(baseline)
 #endif
 
 namespace {
 
 struct Supported {
-  const Kernels *tables[3];
+  const Kernels *tables[4];
   int count = 0;
 
   Supported() {
+#if defined(CONVSCAN_HAS_wide)
+    tables[count++] = &wide::kKernels;
+#endif
+#if defined(CONVSCAN_HAS_baseline)
+    tables[count++] = &baseline::kKernels;
+#endif
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    tables[count++] = &baseline::kKernels;
+#endif
+#if defined(CONVSCAN_HAS_avx2)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
       tables[count++] = &avx2::kKernels;
+#endif
+#if defined(CONVSCAN_HAS_avx512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
       tables[count++] = &avx512::kKernels;
-#elif defined(__aarch64__)
+#endif
+#if defined(CONVSCAN_HAS_neon)
     tables[count++] = &neon::kKernels;
-#else
-    tables[count++] = &baseline::kKernels;
 #endif
   }
 };

@@ -31,11 +31,14 @@ namespace convscan::CONVSCAN_ISA {
 #endif
 inline constexpr int kVectorBytes = CONVSCAN_VECTOR_BYTES;
 // Architectural vector registers: 32 on AVX-512 and AArch64, 16 on older x86. Tiles are sized by it.
+#ifndef CONVSCAN_VECTOR_REGISTERS
 #if defined(__AVX512F__) || defined(__aarch64__)
-inline constexpr int kVectorRegisters = 32;
+#define CONVSCAN_VECTOR_REGISTERS 32
 #else
-inline constexpr int kVectorRegisters = 16;
+#define CONVSCAN_VECTOR_REGISTERS 16
 #endif
+#endif
+inline constexpr int kVectorRegisters = CONVSCAN_VECTOR_REGISTERS;
 
 template <class T>
 inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
@@ -296,6 +299,11 @@ CONVSCAN_INLINE void Transpose(Vec<T, W> (&v)[W]) {
 #pragma GCC unroll 16
     for (int r = 0; r < W; ++r)
       if (!(r & (2 * kFirst))) ExchangeLanes<2 * kFirst>(v[r], v[r + 2 * kFirst], Lanes{});
+  }
+  if constexpr (W >= 8 * kFirst) {  // sixteen half types
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r)
+      if (!(r & (4 * kFirst))) ExchangeLanes<4 * kFirst>(v[r], v[r + 4 * kFirst], Lanes{});
   }
 }
 

@@ -4,6 +4,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <pthread.h>
+#include <unistd.h>
+
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -14,6 +17,41 @@
 namespace nb = nanobind;
 
 namespace {
+
+// Releases the interpreter while a kernel runs, until the interpreter begins to exit: a daemon thread that then asks for
+// it back is ended by unwinding its stack, which C++ answers with std::terminate. At exit, WaitForKernels lets kernels
+// that released it finish; later ones keep it.
+class ReleasedGil {
+ public:
+  ReleasedGil() {
+    if (exiting_) return;
+    ++running_;
+    state_ = PyEval_SaveThread();
+  }
+  ~ReleasedGil() {
+    if (state_ == nullptr) return;
+    PyEval_RestoreThread(state_);
+    --running_;
+  }
+  ReleasedGil(const ReleasedGil &) = delete;
+  ReleasedGil &operator=(const ReleasedGil &) = delete;
+
+  // A forked child inherits the count without the threads.
+  static void ForgetOtherThreads() { running_ = 0; }
+  static void WaitForKernels() {
+    exiting_ = true;
+    while (running_ > 0) {
+      PyThreadState *const state = PyEval_SaveThread();
+      usleep(1000);
+      PyEval_RestoreThread(state);
+    }
+  }
+
+ private:
+  static inline bool exiting_ = false;  // both change only while the interpreter is held
+  static inline int64_t running_ = 0;
+  PyThreadState *state_ = nullptr;
+};
 
 using Address = uintptr_t;
 
@@ -100,7 +138,7 @@ struct ConvCall {
     p.threads = threads;
     convscan_status status = CONVSCAN_UNSUPPORTED;
     {
-      nb::gil_scoped_release release;
+      const ReleasedGil released;
       switch (kernel) {
         case Kernel::direct: status = convscan_conv_direct(&p); break;
         case Kernel::toeplitz: status = convscan_conv_toeplitz(&p); break;
@@ -143,7 +181,7 @@ struct FilterGradientCall {
     p.threads = threads;
     convscan_status status;
     {
-      nb::gil_scoped_release release;
+      const ReleasedGil released;
       status = is_fft ? convscan_filter_gradient_fft(&p, transform_length) : convscan_filter_gradient_direct(&p);
     }
     Raise(status, "causal_conv backward");
@@ -187,7 +225,7 @@ struct ScanCall {
     const convscan_scan p = Bind(x, a, y_init, y, threads);
     convscan_status status = CONVSCAN_UNSUPPORTED;
     {
-      nb::gil_scoped_release release;
+      const ReleasedGil released;
       switch (kernel) {
         case Kernel::sequential: status = convscan_scan_sequential(&p); break;
         case Kernel::tiled: status = convscan_scan_tiled(&p); break;
@@ -222,7 +260,7 @@ struct ScanGradientCall {
     p.dy_init = Pointer<void>(dy_init);
     convscan_status status;
     {
-      nb::gil_scoped_release release;
+      const ReleasedGil released;
       status = convscan_scan_gradient_sequential(&p);
     }
     Raise(status, "linear_recurrence backward");
@@ -233,6 +271,8 @@ struct ScanGradientCall {
 
 NB_MODULE(_native, m) {
   using namespace nb::literals;
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function(&ReleasedGil::WaitForKernels));
+  pthread_atfork(nullptr, nullptr, &ReleasedGil::ForgetOtherThreads);
   nb::set_leak_warnings(false);  // interpreter exit order is not ours to judge
   m.doc() = "Native kernels of convscan: addresses, sizes and strides in; nothing checked twice.";
 

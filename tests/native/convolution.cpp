@@ -1,0 +1,310 @@
+#include <algorithm>
+
+#include "check.h"
+
+namespace tests {
+namespace {
+
+struct Kernel {
+  const char *name;
+  convscan_status (*run)(const convscan_conv *, int64_t transform_length);
+  int64_t ran = 0;
+};
+
+struct GradientKernel {
+  const char *name;
+  convscan_status (*run)(const convscan_filter_gradient *, int64_t transform_length);
+  int64_t ran = 0;
+};
+
+double Activate(convscan_activation activation, double z) {
+  switch (activation) {
+    case CONVSCAN_SILU: return z / (1 + std::exp(-z));
+    case CONVSCAN_GELU: return z * std::erfc(-z / std::sqrt(2.0)) / 2;
+    default: return z;
+  }
+}
+
+constexpr int64_t kLengths[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 257,
+                                500, 1021};
+constexpr int64_t kChannels[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 130};
+constexpr int64_t kTaps[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 257, 600};
+constexpr convscan_dtype kReal[] = {CONVSCAN_FLOAT32, CONVSCAN_FLOAT64, CONVSCAN_BFLOAT16, CONVSCAN_FLOAT16};
+
+std::string Describe(const char *kernel, convscan_dtype dtype, int64_t batch, int64_t length, int64_t channels,
+                     int64_t taps) {
+  char text[160];
+  snprintf(text, sizeof text, "%s %s B=%lld L=%lld D=%lld K=%lld", kernel, Name(dtype), (long long)batch,
+           (long long)length, (long long)channels, (long long)taps);
+  return text;
+}
+
+// A problem of hostile sizes whose double loop stays affordable.
+struct Sizes {
+  int64_t batch, length, channels, taps;
+
+  explicit Sizes(Random &random) {
+    do {
+      batch = 1 + random.Below(3);
+      length = random.Pick(kLengths);
+      channels = random.Pick(kChannels);
+      taps = random.Pick(kTaps);
+    } while (batch * length * channels * taps > 400'000);
+  }
+};
+
+// Complex points that a random split of the signal into blocks would use; 0 for a single block.
+int64_t RandomTransform(Random &random, const Sizes &s, convscan_dtype dtype) {
+  if (random.Below(2) == 0) return 0;
+  return convscan_fft_length((s.taps + 1) / 2 + 1 + random.Below(s.length + 8), dtype);
+}
+
+}  // namespace
+
+void TestConvolution() {
+  static const auto kDirect = [](const convscan_conv *p, int64_t) { return convscan_conv_direct(p); };
+  static const auto kToeplitz = [](const convscan_conv *p, int64_t) { return convscan_conv_toeplitz(p); };
+  static const auto kRecurrence = [](const convscan_conv *p, int64_t) { return convscan_conv_recurrence(p); };
+  Kernel kernels[] = {
+      {"direct", kDirect}, {"toeplitz", kToeplitz}, {"recurrence", kRecurrence}, {"fft", convscan_conv_fft}};
+  Random random(2);
+  constexpr int kTrials = 500;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const convscan_dtype dtype = random.Pick(kReal);
+    const Sizes s(random);
+    const Layout x_layout = random.Pick(kLayouts), y_layout = random.Pick(kLayouts);
+    const bool in_place = random.Below(4) == 0, one_filter = random.Below(5) == 0;
+    Array x(dtype, s.batch, s.length, s.channels, x_layout, random.Below(5));
+    Array h(dtype, 1, s.taps, s.channels, random.Pick(kLayouts), random.Below(5), false, false, one_filter);
+    Array bias(dtype, 1, 1, s.channels, random.Pick(kLayouts), random.Below(3), false, false, random.Below(3) == 0);
+    Array state(dtype, s.batch, std::max<int64_t>(s.taps - 1, 1), s.channels, random.Pick(kLayouts), random.Below(3),
+                random.Below(4) == 0, false, false);
+    const int64_t misaligned = random.Below(5);
+    x.FillRandom(random);
+    h.FillRandom(random);
+    bias.FillRandom(random);
+    state.FillRandom(random);
+
+    convscan_conv p{};
+    p.batch = s.batch;
+    p.length = s.length;
+    p.channels = s.channels;
+    p.taps = s.taps;
+    p.dtype = dtype;
+    p.activation = random.Pick({CONVSCAN_IDENTITY, CONVSCAN_IDENTITY, CONVSCAN_SILU, CONVSCAN_GELU});
+    p.x = x.data();
+    p.x_strides = x.strides();
+    p.h = h.data();
+    p.h_tap_stride = h.strides().time;
+    p.h_channel_stride = h.strides().channel;
+    if (random.Below(2) == 0) {
+      p.bias = bias.data();
+      p.bias_stride = bias.strides().channel;
+    }
+    const int64_t start = random.Below(3);
+    if (start == 0) {
+      p.state = state.data();
+      p.state_strides = state.strides();
+    } else if (start == 1) {
+      p.origin = random.Below(s.taps);
+    }
+
+    // Expected values, the sum of magnitudes (direct sums) and the channels' energies (FFT) that bound the error.
+    const size_t count = static_cast<size_t>(s.batch * s.length * s.channels);
+    std::vector<double> expected(count), scale(count), energy(count);
+    size_t at = 0;
+    for (int64_t b = 0; b < s.batch; ++b)
+      for (int64_t n = 0; n < s.channels; ++n) {
+        double h_energy = 0, x_energy = 0;
+        for (int64_t k = 0; k < s.taps; ++k) h_energy += std::norm(h.At(0, k, n));
+        for (int64_t i = 0; i < s.length; ++i) x_energy += std::norm(x.At(b, i, n));
+        for (int64_t j = 0; j + 1 < s.taps && p.state != nullptr; ++j) x_energy += std::norm(state.At(b, j, n));
+        for (int64_t i = 0; i < s.length; ++i, ++at) {
+          double z = 0, magnitude = 0;
+          for (int64_t k = 0; k < s.taps; ++k) {
+            const int64_t t = i + p.origin - k;
+            double sample = 0;
+            if (t >= 0 && t < s.length) sample = x.At(b, t, n).real();
+            if (t < 0 && p.state != nullptr) sample = state.At(b, s.taps - 1 + t, n).real();
+            z += h.At(0, k, n).real() * sample;
+            magnitude += std::fabs(h.At(0, k, n).real() * sample);
+          }
+          if (p.bias != nullptr) {
+            z += bias.At(0, 0, n).real();
+            magnitude += std::fabs(bias.At(0, 0, n).real());
+          }
+          expected[at] = Activate(p.activation, z);
+          scale[at] = magnitude;
+          energy[at] = std::sqrt(h_energy * x_energy);
+        }
+      }
+
+    bool ran_somewhere = false;
+    for (Kernel &kernel : kernels) {
+      const bool is_fft = kernel.run == convscan_conv_fft;
+      const int64_t transform = is_fft ? RandomTransform(random, s, dtype) : 0;
+      context = Describe(kernel.name, dtype, s.batch, s.length, s.channels, s.taps) + " x " + Name(x_layout) + " y " +
+                (in_place ? "in place" : Name(y_layout)) + " origin " + std::to_string(p.origin) + " transform " +
+                std::to_string(transform) + (p.state ? " state" : "") + (p.bias ? " bias" : "") +
+                (one_filter ? " one filter" : "") + " trial " + std::to_string(trial);
+      Array first(dtype, s.batch, s.length, s.channels, in_place ? x_layout : y_layout, misaligned);
+      for (int threads = 1; threads <= 3; ++threads) {
+        Array y(dtype, s.batch, s.length, s.channels, in_place ? x_layout : y_layout, misaligned);
+        y.FillPattern();
+        p.y = y.data();
+        p.y_strides = y.strides();
+        p.threads = threads;
+        if (in_place) {
+          y.CopyElements(x);
+          p.x = y.data();
+        }
+        const convscan_status status = kernel.run(&p, transform);
+        p.x = x.data();
+        if (status == CONVSCAN_UNSUPPORTED) break;
+        if (!CHECK(status == CONVSCAN_OK)) break;
+        ran_somewhere = true;
+        if (threads == 1) ++kernel.ran;
+        CHECK(y.PatternSurvives());
+        const double roundoff = ComputeRoundoff(dtype);
+        const double bits = std::log2(static_cast<double>(s.length + s.taps)) + 2;
+        at = 0;
+        double worst = 0;
+        for (int64_t b = 0; b < s.batch; ++b)
+          for (int64_t n = 0; n < s.channels; ++n)
+            for (int64_t i = 0; i < s.length; ++i, ++at) {
+              const double arithmetic = is_fft ? 4 * bits * energy[at] + scale[at] : (s.taps + 8) * scale[at];
+              const double bound = 1.3 * roundoff * (arithmetic + 8 * std::fabs(expected[at])) +
+                                   1.01 * StorageRoundoff(dtype) * std::fabs(expected[at]) +
+                                   (dtype == CONVSCAN_FLOAT16 ? 0x1p-24 : 0x1p-120);
+              const double error = std::fabs(y.At(b, i, n).real() - expected[at]);
+              worst = std::max(worst, std::isnan(error) ? HUGE_VAL : error / bound);
+            }
+        if (worst > 1) context += " error/bound " + std::to_string(worst);
+        CHECK(worst <= 1);
+        if (threads == 1) first.CopyElements(y);
+        CHECK(y.SameElements(first));
+      }
+    }
+    context = Describe("any kernel", dtype, s.batch, s.length, s.channels, s.taps);
+    CHECK(ran_somewhere);
+  }
+  for (const Kernel &kernel : kernels) {
+    context = std::string("convolution ") + kernel.name + " ran " + std::to_string(kernel.ran) + " of " +
+              std::to_string(kTrials);
+    fprintf(stderr, "  %s\n", context.c_str());
+    CHECK(kernel.ran > 0);
+  }
+}
+
+void TestFilterGradient() {
+  static const auto kDirect = [](const convscan_filter_gradient *p, int64_t) {
+    return convscan_filter_gradient_direct(p);
+  };
+  GradientKernel kernels[] = {{"direct", kDirect}, {"fft", convscan_filter_gradient_fft}};
+  Random random(3);
+  constexpr int kTrials = 250;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const convscan_dtype dtype = random.Pick(kReal);
+    const convscan_dtype out_dtype = dtype == CONVSCAN_FLOAT64 ? CONVSCAN_FLOAT64 : CONVSCAN_FLOAT32;
+    const Sizes s(random);
+    const Layout x_layout = random.Pick(kLayouts), dz_layout = random.Pick(kLayouts), dh_layout = random.Pick(kLayouts);
+    Array x(dtype, s.batch, s.length, s.channels, x_layout, random.Below(5));
+    Array dz(dtype, s.batch, s.length, s.channels, dz_layout, random.Below(5));
+    Array state(dtype, s.batch, std::max<int64_t>(s.taps - 1, 1), s.channels, random.Pick(kLayouts), random.Below(3));
+    const int64_t misaligned = random.Below(5);
+    x.FillRandom(random);
+    dz.FillRandom(random);
+    state.FillRandom(random);
+
+    convscan_filter_gradient p{};
+    p.batch = s.batch;
+    p.length = s.length;
+    p.channels = s.channels;
+    p.taps = s.taps;
+    p.dtype = dtype;
+    p.x = x.data();
+    p.x_strides = x.strides();
+    p.dz = dz.data();
+    p.dz_strides = dz.strides();
+    if (random.Below(3) == 0) {
+      p.state = state.data();
+      p.state_strides = state.strides();
+    }
+
+    const size_t count = static_cast<size_t>(s.taps * s.channels);
+    std::vector<double> expected(count, 0), scale(count, 0), energy(count, 0);
+    for (int64_t n = 0; n < s.channels; ++n) {
+      double channel_energy = 0;
+      for (int64_t b = 0; b < s.batch; ++b) {
+        double x_energy = 0, dz_energy = 0;
+        for (int64_t i = 0; i < s.length; ++i) {
+          x_energy += std::norm(x.At(b, i, n));
+          dz_energy += std::norm(dz.At(b, i, n));
+        }
+        for (int64_t j = 0; j + 1 < s.taps && p.state != nullptr; ++j) x_energy += std::norm(state.At(b, j, n));
+        channel_energy += std::sqrt(x_energy * dz_energy);
+      }
+      for (int64_t k = 0; k < s.taps; ++k) {
+        const size_t at = static_cast<size_t>(k * s.channels + n);
+        energy[at] = channel_energy;
+        for (int64_t b = 0; b < s.batch; ++b)
+          for (int64_t i = 0; i < s.length; ++i) {
+            double sample = 0;
+            if (i >= k) sample = x.At(b, i - k, n).real();
+            else if (p.state != nullptr) sample = state.At(b, s.taps - 1 + i - k, n).real();
+            expected[at] += dz.At(b, i, n).real() * sample;
+            scale[at] += std::fabs(dz.At(b, i, n).real() * sample);
+          }
+      }
+    }
+
+    bool ran_somewhere = false;
+    for (GradientKernel &kernel : kernels) {
+      const bool is_fft = kernel.run == convscan_filter_gradient_fft;
+      const int64_t transform = is_fft ? RandomTransform(random, s, dtype) : 0;
+      context = Describe(kernel.name, dtype, s.batch, s.length, s.channels, s.taps) + " filter gradient, x " +
+                Name(x_layout) + " dz " + Name(dz_layout) + " dh " + Name(dh_layout) + " transform " +
+                std::to_string(transform) + (p.state ? " state" : "") + " trial " + std::to_string(trial);
+      Array first(out_dtype, 1, s.taps, s.channels, dh_layout, misaligned);
+      for (int threads = 1; threads <= 3; ++threads) {
+        Array dh(out_dtype, 1, s.taps, s.channels, dh_layout, misaligned);
+        dh.FillPattern();
+        p.dh = dh.data();
+        p.dh_tap_stride = dh.strides().time;
+        p.dh_channel_stride = dh.strides().channel;
+        p.threads = threads;
+        const convscan_status status = kernel.run(&p, transform);
+        if (status == CONVSCAN_UNSUPPORTED) break;
+        if (!CHECK(status == CONVSCAN_OK)) break;
+        ran_somewhere = true;
+        if (threads == 1) ++kernel.ran;
+        CHECK(dh.PatternSurvives());
+        const double roundoff = ComputeRoundoff(dtype);
+        const double bits = std::log2(static_cast<double>(s.length + s.taps)) + 2;
+        double worst = 0;
+        for (int64_t k = 0; k < s.taps; ++k)
+          for (int64_t n = 0; n < s.channels; ++n) {
+            const size_t at = static_cast<size_t>(k * s.channels + n);
+            const double arithmetic =
+                is_fft ? 4 * bits * energy[at] : static_cast<double>(s.batch * s.length + 8) * scale[at];
+            const double error = std::fabs(dh.At(0, k, n).real() - expected[at]);
+            worst = std::max(worst, std::isnan(error) ? HUGE_VAL : error / (roundoff * arithmetic + 0x1p-120));
+          }
+        if (worst > 1) context += " error/bound " + std::to_string(worst);
+        CHECK(worst <= 1);
+        if (threads == 1) first.CopyElements(dh);
+        CHECK(dh.SameElements(first));
+      }
+    }
+    context = Describe("any kernel", dtype, s.batch, s.length, s.channels, s.taps) + " filter gradient";
+    CHECK(ran_somewhere);
+  }
+  for (const GradientKernel &kernel : kernels) {
+    context = std::string("filter gradient ") + kernel.name + " ran " + std::to_string(kernel.ran) + " of " +
+              std::to_string(kTrials);
+    fprintf(stderr, "  %s\n", context.c_str());
+    CHECK(kernel.ran > 0);
+  }
+}
+
+}  // namespace tests

@@ -1,0 +1,368 @@
+"""The judge of every implementation: problems of hostile sizes, their truth in float64, and the error allowed.
+
+An implementation computing in type t with unit roundoff u may be off by four times the error of the plain loop in the
+same type, plus 4 u times the sum of magnitudes that the result is made of. A transform mixes the samples of a channel,
+so that its errors are relative to the channel's energy: 4 u log2(M) ‖h‖₂ ‖x‖₂ more. Every bound is per channel: a
+wrong channel cannot hide behind a loud one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COMPLEX = (torch.complex64, torch.complex128)
+ORDERS = ("channels contiguous", "time contiguous", "every second channel", "offset rows", "batch innermost")
+LENGTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 500, 1021)
+CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65)
+TAPS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 127, 129, 257, 600)
+
+
+class Mismatch(AssertionError):
+    """An answer further from the truth than rounding explains."""
+
+
+def compute_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that arithmetic on a stored type is done in."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """Unit roundoff of the arithmetic."""
+    return torch.finfo(compute_type(dtype)).eps / 2
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The same numbers in double precision."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+class Draw:
+    """Seeded random choices."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def below(self, n: int) -> int:
+        return int(torch.randint(n, (), generator=self._generator))
+
+    def pick(self, values: tuple[int, ...]) -> int:
+        return values[self.below(len(values))]
+
+    def chance(self, one_in: int) -> bool:
+        return self.below(one_in) == 0
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        kind = torch.complex128 if dtype in COMPLEX else torch.float64
+        return torch.randn(*shape, generator=self._generator, dtype=kind).to(dtype)
+
+
+def in_order(tensor: Tensor, order: str) -> Tensor:
+    """The same (B, L, D) values in another memory order; what lies between the elements is NaN."""
+    batch, length, channels = tensor.shape
+    if order == "channels contiguous":
+        return tensor.contiguous()
+    if order == "time contiguous":
+        return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+    if order == "batch innermost":
+        return tensor.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    shape, window = {
+        "every second channel": ((batch, length, 2 * channels), (slice(None), slice(None), slice(0, None, 2))),
+        "offset rows": ((batch, length + 2, channels + 3), (slice(None), slice(1, -1), slice(1, -2))),
+    }[order]
+    memory = torch.full(shape, math.nan, dtype=tensor.dtype)
+    view = memory[window]
+    view.copy_(tensor)
+    return view
+
+
+def _activate(z: Tensor, activation: str | None) -> Tensor:
+    if activation == "silu":
+        return z * torch.sigmoid(z)
+    if activation == "gelu":
+        return z * torch.erfc(-z / math.sqrt(2)) / 2
+    return z
+
+
+def _judge(what: str, y: Tensor, truth: Tensor, bound: Tensor) -> None:
+    """Fails where an error exceeds its channel's bound; NaN fails."""
+    if y.shape != truth.shape:
+        raise Mismatch(f"{what}: shape {tuple(y.shape)} instead of {tuple(truth.shape)}")
+    if y.numel() == 0:
+        return
+    error = (wide(y) - truth).abs().amax(-2)
+    bound = bound + 2.0**-24 * (y.dtype == torch.float16)  # its smallest subnormal number
+    excess = torch.where(bound > 0, error / bound, torch.where(error == 0, 0.0, math.inf))
+    worst = float(excess.nan_to_num(nan=math.inf).max())
+    if not worst <= 1:
+        raise Mismatch(f"{what}: error {float(error.max()):.3g} is {worst:.3g} times the bound")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One problem for causal_conv; x is (B, L, D)."""
+
+    x: Tensor
+    h: Tensor
+    bias: Tensor | None = None
+    activation: str | None = None
+    state: Tensor | None = None
+
+    def __str__(self) -> str:
+        extras = [
+            self.activation or "",
+            "bias" if self.bias is not None else "",
+            "state" if self.state is not None else "",
+        ]
+        sizes = f"{self.x.dtype} (B, L, D) = {tuple(self.x.shape)}, strides {self.x.stride()}, h {tuple(self.h.shape)}"
+        return " ".join([sizes, f"strides {self.h.stride()}", *filter(None, extras)])
+
+    def extended(self) -> Tensor:
+        """The samples with those before them."""
+        taps = self.h.shape[0]
+        batch, _, channels = self.x.shape
+        past = self.x.new_zeros(batch, taps - 1, channels) if self.state is None else self.state
+        return torch.cat([past, self.x], 1)
+
+    def truth(self) -> Tensor:
+        """The definition, in float64: a sum over taps, or a transform where that would take minutes."""
+        samples, h = wide(self.extended()), wide(self.h)
+        z = _sum(samples, h) if h.shape[0] <= 1024 else _transform(samples, h)
+        return _activate(z if self.bias is None else z + wide(self.bias), self.activation)
+
+    def error_of_the_plain_loop(self, truth: Tensor) -> Tensor:
+        """The error per channel of the sum over taps done in the implementation's own type."""
+        if self.x.dtype == torch.float64:
+            single = self.single()
+            return single.error_of_the_plain_loop(single.truth()) * 2.0**-29
+        kind, half = compute_type(self.x.dtype), self.x.dtype
+        taps = min(self.h.shape[0], 1024)  # errors of longer sums are no smaller
+        z = _sum(self.extended()[:, self.h.shape[0] - taps :].to(kind), self.h[:taps].to(kind))
+        if taps < self.h.shape[0]:
+            return (
+                (z.double() - _sum(wide(self.extended()[:, self.h.shape[0] - taps :]), wide(self.h[:taps])))
+                .abs()
+                .amax(1)
+            )
+        z = _activate(z if self.bias is None else z + self.bias.to(kind), self.activation)
+        return (wide(z.to(half)) - truth).abs().amax(1)
+
+    def single(self) -> Convolution:
+        """The same problem in float32: its error in units of the roundoff stands for that in float64."""
+        bias = None if self.bias is None else self.bias.float()
+        state = None if self.state is None else self.state.float()
+        return replace(self, x=self.x.float(), h=self.h.float(), bias=bias, state=state)
+
+    def scale(self) -> Tensor:
+        """The largest sum of magnitudes of a channel."""
+        samples, h = wide(self.extended()).abs(), wide(self.h).abs()
+        total = (_sum if h.shape[0] <= 1024 else _transform)(samples, h).amax(1)
+        return total if self.bias is None else total + wide(self.bias).abs()
+
+    def check(self, y: Tensor, *, is_transform: bool) -> None:
+        """Raises Mismatch unless ``y`` is the answer."""
+        truth = self.truth()
+        if self.x.numel() == 0:
+            return _judge(str(self), y, truth, truth)
+        u = roundoff(self.x.dtype)
+        bound = 4 * self.error_of_the_plain_loop(truth) + 4 * u * self.scale()
+        if is_transform:
+            samples = wide(self.extended())
+            energy = samples.norm(dim=1) * wide(self.h).norm(dim=0)
+            bound = bound + 4 * u * math.log2(2 * samples.shape[1] + 2) * energy
+        _judge(str(self), y, truth, bound)
+
+
+def _sum(samples: Tensor, h: Tensor) -> Tensor:
+    taps = h.shape[0]
+    length = samples.shape[1] - taps + 1
+    y = samples.new_zeros(samples.shape[0], length, samples.shape[2])
+    for k in range(taps):
+        y += h[k] * samples[:, taps - 1 - k : taps - 1 - k + length]
+    return y
+
+
+def _transform(samples: Tensor, h: Tensor) -> Tensor:
+    points = 1 << (samples.shape[1] + h.shape[0]).bit_length()
+    product = torch.fft.rfft(samples, points, dim=1) * torch.fft.rfft(h, points, dim=0)
+    return torch.fft.irfft(product, points, dim=1)[:, h.shape[0] - 1 : samples.shape[1]]
+
+
+def convolutions(dtype: torch.dtype, count: int, seed: int, limit: int = 2_000_000) -> Iterator[Convolution]:
+    """Seeded problems of hostile sizes, every memory order in turn."""
+    draw = Draw(seed)
+    for index in range(count):
+        while True:
+            batch, length, channels, taps = 1 + draw.below(3), draw.pick(LENGTHS), draw.pick(CHANNELS), draw.pick(TAPS)
+            if batch * length * channels * taps <= limit:
+                break
+        h = draw.normal(taps, 1 if draw.chance(6) else channels, dtype=dtype)
+        x = in_order(draw.normal(batch, length, channels, dtype=dtype), ORDERS[index % len(ORDERS)])
+        if draw.chance(8):
+            x = x[:1].expand(batch, length, channels)
+        state = in_order(draw.normal(batch, taps - 1, channels, dtype=dtype), "channels contiguous")
+        yield Convolution(
+            x=x,
+            h=h if draw.chance(2) else h.T.contiguous().T,
+            bias=draw.normal(channels, dtype=dtype) if draw.chance(3) else None,
+            activation=(None, None, "silu", "gelu")[draw.below(4)],
+            state=state if draw.chance(3) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """One problem for linear_recurrence; x is (B, L, D)."""
+
+    x: Tensor
+    y_init: Tensor | None
+    a: Tensor
+    reverse: bool = False
+
+    def __str__(self) -> str:
+        sizes = f"{self.x.dtype} (B, L, D) = {tuple(self.x.shape)}, strides {self.x.stride()}, a {tuple(self.a.shape)}"
+        extras = ["reverse" if self.reverse else "", "y_init" if self.y_init is not None else ""]
+        return " ".join([sizes, f"strides {self.a.stride()}", *filter(None, extras)])
+
+    def loop(self, kind: torch.dtype, *, magnitudes: bool = False) -> Tensor:
+        """The definition, in the given type; with ``magnitudes``, of the absolute values."""
+        x, a = self.x.to(kind), self.a.to(kind).expand(self.x.shape)
+        last = x.new_zeros(x.shape[0], x.shape[2]) if self.y_init is None else self.y_init.to(kind)
+        if magnitudes:
+            x, a, last = x.abs(), a.abs(), last.abs()
+        y = torch.empty_like(x)
+        steps = range(x.shape[1])
+        for i in reversed(steps) if self.reverse else steps:
+            last = a[:, i] * last + x[:, i]
+            y[:, i] = last
+        return y
+
+    def truth(self) -> Tensor:
+        """The definition, in double precision."""
+        return self.loop(torch.complex128 if self.x.is_complex() else torch.float64)
+
+    def error_of_the_plain_loop(self, truth: Tensor) -> Tensor:
+        """The error per channel of the loop over time in the implementation's own type; in double precision that of
+        single precision, in units of the roundoff."""
+        if truth.dtype == self.x.dtype:
+            kind = torch.complex64 if self.x.is_complex() else torch.float32
+            start = None if self.y_init is None else self.y_init.to(kind)
+            single = replace(self, x=self.x.to(kind), y_init=start, a=self.a.to(kind))
+            return single.error_of_the_plain_loop(single.truth()) * 2.0**-29
+        return (wide(self.loop(compute_type(self.x.dtype)).to(self.x.dtype)) - truth).abs().amax(1)
+
+    def check(self, y: Tensor) -> None:
+        """Raises Mismatch unless ``y`` is the answer."""
+        if self.x.numel() == 0:
+            return _judge(str(self), y, self.x, self.x)
+        truth = self.truth()
+        scale = self.loop(truth.dtype, magnitudes=True).amax(1)
+        _judge(str(self), y, truth, 4 * self.error_of_the_plain_loop(truth) + 4 * roundoff(self.x.dtype) * scale)
+
+
+def coefficients(draw: Draw, kind: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    """Coefficients of a recurrence: gates near 1; any sign; with exact zeros; or some beyond 1."""
+    noise = draw.normal(*shape)
+    a = torch.sigmoid(2 + 2 * noise)
+    if kind == 1:
+        a = torch.tanh(noise)
+    if kind == 2:
+        a = a * (draw.normal(*shape) > -1)
+    if kind == 3:
+        a = torch.where(draw.normal(*shape) > 1.5, -1.0625, a)
+    if dtype in COMPLEX:
+        return torch.polar(a.abs(), 3 * draw.normal(*shape)).to(dtype)
+    return a.to(dtype)
+
+
+def recurrences(dtype: torch.dtype, count: int, seed: int, limit: int = 40_000) -> Iterator[Recurrence]:
+    """Seeded problems of hostile sizes, every memory order in turn."""
+    draw = Draw(seed)
+    for index in range(count):
+        while True:
+            batch, length, channels = 1 + draw.below(3), draw.pick((*LENGTHS, 2500)), draw.pick((*CHANNELS, 130))
+            if batch * length * channels <= limit:
+                break
+        shape = ((batch, length, channels),) * 3 + (
+            (channels,),
+            (length, 1),
+            (batch, 1, channels),
+            (1, length, channels),
+        )
+        size = shape[draw.below(len(shape))]
+        # Powers of one coefficient beyond 1 magnify its rounding by the number of steps in any order but the plain one.
+        kind = index % 4 if size[-2:-1] == (length,) else index % 3
+        a = coefficients(draw, kind, *size, dtype=dtype)
+        if a.shape == (batch, length, channels):
+            a = in_order(a, ORDERS[draw.below(len(ORDERS))])
+        yield Recurrence(
+            x=in_order(draw.normal(batch, length, channels, dtype=dtype), ORDERS[index % len(ORDERS)]),
+            y_init=draw.normal(batch, channels, dtype=dtype) if draw.chance(2) else None,
+            a=a,
+            reverse=draw.chance(3),
+        )
+
+
+# ---- impostors: wrong answers that a test must not accept ----
+
+
+def _later(y: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(y[:, :1]), y[:, :-1]], 1)
+
+
+CONVOLUTION_IMPOSTORS: dict[str, Callable[[Convolution], Tensor]] = {
+    "all zeros": lambda p: torch.zeros_like(p.truth()),
+    "one step late": lambda p: _later(p.truth()),
+    "state dropped": lambda p: replace(p, state=None).truth(),
+    "state reversed": lambda p: replace(p, state=None if p.state is None else p.state.flip(1)).truth(),
+    "wrong channel": lambda p: p.truth().roll(1, 2),
+    "wrong batch": lambda p: p.truth().roll(1, 0),
+    "filter reversed": lambda p: replace(p, h=p.h.flip(0)).truth(),
+    "last tap dropped": lambda p: replace(p, h=torch.cat([p.h[:-1], torch.zeros_like(p.h[-1:])])).truth(),
+    "aliased tail": lambda p: _circular(p),
+    "bias dropped": lambda p: replace(p, bias=None).truth(),
+    "activation dropped": lambda p: replace(p, activation=None).truth(),
+    "computed in bfloat16": lambda p: replace(
+        p, x=p.x.bfloat16().to(p.x.dtype), h=p.h.bfloat16().to(p.h.dtype)
+    ).truth(),
+}
+
+
+def _circular(p: Convolution) -> Tensor:
+    """A transform that is too short: the end of the convolution wraps onto its start."""
+    wrapped = replace(p, state=None, x=torch.cat([p.x, p.x], 1)[:, -2 * p.x.shape[1] :])
+    return wrapped.truth()[:, p.x.shape[1] :]
+
+
+def _log_space(p: Recurrence) -> Tensor:
+    a = wide(p.a).expand(p.x.shape)
+    flip = (lambda t: t.flip(1)) if p.reverse else (lambda t: t)
+    total = flip(a).log().cumsum(1)
+    start = 0 if p.y_init is None else wide(p.y_init)[:, None]
+    return flip(total.exp() * (start + (flip(wide(p.x)) * (-total).exp()).cumsum(1)))
+
+
+RECURRENCE_IMPOSTORS: dict[str, Callable[[Recurrence], Tensor]] = {
+    "all zeros": lambda p: torch.zeros_like(p.truth()),
+    "one step late": lambda p: _later(p.truth()),
+    "y_init dropped": lambda p: replace(p, y_init=None).truth(),
+    "a one step early": lambda p: replace(p, a=wide(p.a).expand(p.x.shape).roll(-1, 1)).truth(),
+    "wrong channel": lambda p: p.truth().roll(1, 2),
+    "wrong batch": lambda p: p.truth().roll(1, 0),
+    "wrong direction": lambda p: replace(p, reverse=not p.reverse).truth(),
+    "state lost between tiles": lambda p: torch.cat(
+        [replace(p, x=x, a=a, y_init=None).truth() for x, a in _halves(p)], 1
+    ),
+    "log space": _log_space,
+}
+
+
+def _halves(p: Recurrence) -> Iterator[tuple[Tensor, Tensor]]:
+    a, middle = p.a.expand(p.x.shape), (p.x.shape[1] + 1) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        yield p.x[:, part], a[:, part]
