@@ -85,18 +85,26 @@ _is_transformed = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
-_is_grad_enabled = torch.is_grad_enabled
-_any_requires_grad = torch._C._any_requires_grad
+_grad_is_enabled = torch.is_grad_enabled
 
 
-def is_plain(*tensors: torch.Tensor | None) -> bool:
-    """Whether nothing watches a call: no compilation, tracing, transform, mode, forward-mode level or gradient."""
+def is_plain(first: torch.Tensor, second: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether nothing watches a call: no compilation, tracing, transform, mode, forward-mode level or gradient.
+
+    Also false for whatever is not an ordinary tensor.
+    """
+    if _is_compiling() or type(first) not in PLAIN_TYPES or type(second) not in PLAIN_TYPES:
+        return False
+    if _grad_is_enabled():
+        if first.requires_grad or second.requires_grad:
+            return False
+        for tensor in others:
+            if tensor is not None and (not isinstance(tensor, torch.Tensor) or tensor.requires_grad):
+                return False
     return not (
-        _is_compiling()
+        forward_ad._current_level >= 0
         or _is_transformed()
         or _dispatch_modes()
         or _function_modes()
-        or forward_ad._current_level >= 0
-        or (_is_grad_enabled() and _any_requires_grad(*tensors))
         or _tracing_state() is not None
     )

@@ -11,7 +11,7 @@ from ... import _checks, _native
 from ..._dispatch import Cost, Implementation, choose, prepared_cache, register, settings
 from ..._errors import message
 from ..._layout import dtype_name, fold, layout
-from ..._library import PLAIN_TYPES, below_autograd, define, derivative, is_plain, needs_gradient
+from ..._library import below_autograd, define, derivative, is_plain, needs_gradient
 from . import cpu, reference
 from .problem import ConvProblem, FilterGradientProblem
 
@@ -20,6 +20,7 @@ ACTIVATIONS = (None, "silu", "gelu")
 _HUGE_PAGE = 2 << 20  # bytes
 _PREPARED_LIMIT = 4096
 
+_configuration = _native.configuration
 _prepared: dict[Any, tuple[cpu.Run, bool]] = prepared_cache()
 
 
@@ -91,9 +92,7 @@ def _key(
     transposed: bool,
     y: Tensor | None,
 ) -> Any:
-    """All that a prepared call depends on; None, which finds nothing, for what is not an ordinary tensor."""
-    if type(x) not in PLAIN_TYPES or type(h) not in PLAIN_TYPES:
-        return None
+    """All that a prepared call depends on."""
     key = (
         x.shape,
         x.stride(),
@@ -105,12 +104,12 @@ def _key(
         h.is_cpu,
         activation,
         transposed,
-        _native.configuration(),
+        _configuration(),
         settings(),
     )
-    if bias is None and state is None and y is None:
-        return key
-    return (*key, layout(bias), layout(state), layout(y))
+    if bias is None and state is None:
+        return key if y is None else (key, layout(y))
+    return (key, layout(bias), layout(state), layout(y))
 
 
 def _checked(
@@ -208,7 +207,7 @@ def _run(
     problem = _problem(x, h, bias, activation, state, transposed, y)
     run = choose("causal_conv", problem, strict=not transposed).prepare(problem)
     run(x, h, bias, state, y)
-    if key is None or not x.is_cpu:
+    if not x.is_cpu:
         return None
     if len(_prepared) >= _PREPARED_LIMIT:
         _prepared.clear()

@@ -11,7 +11,7 @@ from ... import _checks, _native
 from ..._dispatch import Cost, Implementation, choose, prepared_cache, register, settings
 from ..._errors import message
 from ..._layout import Triple, dtype_name, fold, layout
-from ..._library import PLAIN_TYPES, below_autograd, define, derivative, is_plain, is_recorded, needs_gradient
+from ..._library import below_autograd, define, derivative, is_plain, is_recorded, needs_gradient
 from . import cpu, reference
 from .problem import ScanGradientProblem, ScanProblem
 
@@ -19,6 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 _HUGE_PAGE = 2 << 20  # bytes
 _PREPARED_LIMIT = 4096
 
+_configuration = _native.configuration
 _prepared: dict[Any, tuple[cpu.Run, bool]] = prepared_cache()
 
 
@@ -62,7 +63,7 @@ def linear_recurrence(
     >>> convscan.linear_recurrence(x, None, torch.tensor([0.5])).flatten().tolist()
     [1.0, 2.5, 4.25]
     """
-    if is_plain(x, y_init, a):
+    if is_plain(x, a, y_init):
         prepared = _prepared.get(_key(x, y_init, a, reverse, out))
         if prepared is not None and not (x.is_neg() or a.is_neg() or x.is_conj() or a.is_conj()):
             run, is_large = prepared
@@ -76,9 +77,7 @@ def linear_recurrence(
 
 
 def _key(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor | None) -> Any:
-    """All that a prepared call depends on; None, which finds nothing, for what is not an ordinary tensor."""
-    if type(x) not in PLAIN_TYPES or type(a) not in PLAIN_TYPES:
-        return None
+    """All that a prepared call depends on."""
     key = (
         x.shape,
         x.stride(),
@@ -89,12 +88,12 @@ def _key(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor |
         a.dtype,
         a.is_cpu,
         reverse,
-        _native.configuration(),
+        _configuration(),
         settings(),
     )
-    if y_init is None and y is None:
-        return key
-    return (*key, layout(y_init), layout(y))
+    if y_init is None:
+        return key if y is None else (key, layout(y))
+    return (key, layout(y_init), layout(y))
 
 
 def _checked(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, out: Tensor | None) -> Tensor:
@@ -104,7 +103,7 @@ def _checked(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, out: Te
         _checks.output("linear_recurrence", out, x, dtype, needs_gradient(x, y_init, a))
     x, a = x.to(dtype), a.to(dtype)
     y_init = None if y_init is None else y_init.to(dtype)
-    if out is not None and is_plain(x, y_init, a):
+    if out is not None and is_plain(x, a, y_init):
         _run(*_resolve(x, y_init, a), bool(reverse), out)
         return out
     # One axis of a for each of x: those of size 1 are constant.
@@ -181,7 +180,7 @@ def _run(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor) 
     problem = _problem(x, y_init, a, reverse, y)
     run = choose("linear_recurrence", problem).prepare(problem)
     run(x, y_init, a, y)
-    if key is None or not x.is_cpu:
+    if not x.is_cpu:
         return None
     if len(_prepared) >= _PREPARED_LIMIT:
         _prepared.clear()
