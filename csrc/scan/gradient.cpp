@@ -56,7 +56,8 @@ CONVSCAN_INLINE void GradientColumns(const GradientRows<Element, Gradient> &rows
       StoreNumbers<Element, N>(rows.dx.base + dx, g);
       carried = ConjugateMultiply<Element, N>(LoadNumbers<Element, N>(rows.a.base + a), g);
       if constexpr (kGradient) {
-        StoreNumbers<Element, N>(rows.da.base + da, ConjugateMultiply<Element, N>(LoadNumbers<Element, N>(rows.y.base + y), g));
+        const Numbers<Element, N> before = LoadNumbers<Element, N>(rows.y.base + y);
+        StoreNumbers<Element, N>(rows.da.base + da, ConjugateMultiply<Element, N>(before, g));
         y += rows.y.stride;
         da += rows.da.stride;
       }

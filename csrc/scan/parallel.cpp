@@ -174,7 +174,8 @@ struct Channel {
         const V other = SwapParts(least, MakeIndices<kN * kParts>{});
         least = other > least ? other : least;
       }
-      unsuitable = (largest <= Part{kLargest}) & (least >= kSmallest<Part>) & (s - s == V{}) ? unsuitable : V{} + Part{1};
+      const auto is_suitable = (largest <= Part{kLargest}) & (least >= kSmallest<Part>) & (s - s == V{});
+      unsuitable = is_suitable ? unsuitable : V{} + Part{1};
       StoreNumbers<Element, kN>(product + b * kN * kParts, p);
       StoreNumbers<Element, kN>(last + b * kN * kParts, s);
     }

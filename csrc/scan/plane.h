@@ -54,8 +54,8 @@ inline constexpr int64_t kTileNumbers = kTileBytes / static_cast<int64_t>(sizeof
                                         Element::kParts;
 
 // Tiles follow memory: where channels are contiguous a few rows of many channels (more rows of few), else half a cache
-// line of channels for many steps. Eight rows of time by 128 steps take 1.0 ns per element where sixteen by 64 take 1.2:
-// rows a power of two apart collide in the caches.
+// line of channels for many steps. Eight rows of time by 128 steps take 1.0 ns per element, sixteen by 64 take 1.2: rows
+// a power of two apart collide in the caches.
 template <class Element>
 struct TileShape {
   int64_t steps, channels;
@@ -110,7 +110,8 @@ __attribute__((noinline)) void MoveTile(const Plane<Element> &plane, const Tile 
                                         typename Element::Storage *rows) {
   constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
   const auto move = [&](int64_t t, int64_t c) {
-    typename Element::Storage *memory = plane.At(tile.t + t, tile.c + c), *row = rows + (t * tile.channels + c) * kParts;
+    typename Element::Storage *memory = plane.At(tile.t + t, tile.c + c);
+    typename Element::Storage *row = rows + (t * tile.channels + c) * kParts;
     for (int i = 0; i < kParts; ++i) {
       if constexpr (kToRows) {
         row[i] = memory[i];
@@ -159,7 +160,8 @@ CONVSCAN_INLINE void ForEachTile(Order order, int64_t length, int64_t channels, 
   const TileShape<Element> shape(order, channels);
   const bool by_rows = order == Order::channel;
   const int64_t outer_end = by_rows ? length : channels, inner_end = by_rows ? channels : length;
-  const int64_t outer_step = by_rows ? shape.steps : shape.channels, inner_step = by_rows ? shape.channels : shape.steps;
+  const int64_t outer_step = by_rows ? shape.steps : shape.channels;
+  const int64_t inner_step = by_rows ? shape.channels : shape.steps;
   for (int64_t outer = 0; outer < outer_end; outer += outer_step) {
     for (int64_t inner = 0; inner < inner_end; inner += inner_step) {
       const int64_t outer_size = Min(outer_step, outer_end - outer), inner_size = Min(inner_step, inner_end - inner);

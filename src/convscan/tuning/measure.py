@@ -134,7 +134,7 @@ def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
     """Times the kernels of the instruction set in use, stores the constants in ``path`` and uses them from now on."""
     threads = torch.get_num_threads()
     kernels = [f"conv.{row.name}" for row in conv_cpu.ROWS] + [f"gradient.{row.name}" for row in conv_cpu.GRADIENT_ROWS]
-    scans = ["scan.sequential", "scan.tiled", "scan.parallel"]
+    scans = ["scan.sequential", "scan.parallel"]
     steps = [(kernel, order) for kernel in kernels + scans for order in _ORDERS]
     constants: dict[str, float] = {}
     try:

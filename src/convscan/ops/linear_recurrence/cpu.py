@@ -49,23 +49,38 @@ def _arrays(problem: ScanProblem) -> float:
     return 2 if problem.a[1] == 0 else 3
 
 
+# A step waits for the one before it: a multiply-add's latency, in which three channels could have been computed.
+_LEAST_CHANNELS = 3
+
+
+def _sequential_seconds(problem: ScanProblem, tasks: float) -> float:
+    idle = max(1.0, _LEAST_CHANNELS / max(1, problem.channels))
+    return idle * _seconds(problem, "scan.sequential", tasks, _arrays(problem))
+
+
+def _parallel_seconds(problem: ScanProblem, tasks: float) -> float:
+    # One channel lies along time in every memory order.
+    memory_order = "time" if problem.channels == 1 and order(problem.x) == "channel" else ""
+    return _seconds(problem, "scan.parallel", tasks, _arrays(problem), memory_order)
+
+
 def _sequential_cost(problem: ScanProblem) -> Cost:
     # Rows are independent, and vectors hold 16 of them.
     tasks = problem.batch * -(-problem.channels // 16)
-    return Cost(_seconds(problem, "scan.sequential", tasks, _arrays(problem)), (64 << 10) * problem.threads)
-
-
-def _tiled_cost(problem: ScanProblem) -> Cost:
-    signal = problem.batch * problem.length * problem.channels * getattr(torch, problem.dtype).itemsize
-    workspace = (64 << 10) * problem.threads + signal // 100
-    return Cost(_seconds(problem, "scan.tiled", problem.threads, _arrays(problem)), workspace)
+    return Cost(_sequential_seconds(problem, tasks), (64 << 10) * problem.threads)
 
 
 def _parallel_cost(problem: ScanProblem) -> Cost:
-    # A few contiguous channels are one stream along time, as a row is.
-    memory_order = "time" if problem.channels <= 8 and order(problem.x) == "channel" else ""
-    seconds = _seconds(problem, "scan.parallel", problem.batch * problem.channels, _arrays(problem), memory_order)
-    return Cost(seconds, (64 << 10) * problem.threads)
+    return Cost(_parallel_seconds(problem, problem.batch * -(-problem.channels // 8)), (64 << 10) * problem.threads)
+
+
+def _tiled_cost(problem: ScanProblem) -> Cost:
+    # Tiles of the sequential scan, or of the one along time, and a little of every tile twice: how much depends on
+    # the coefficients, which are not known here.
+    tasks = problem.batch * problem.threads if problem.length >= 1 << 14 else problem.batch
+    along_time = problem.channels == 1 or order(problem.x) == "time"
+    seconds = (_parallel_seconds if along_time else _sequential_seconds)(problem, tasks)
+    return Cost(1.05 * seconds, (64 << 10) * problem.threads)
 
 
 def _forward_call(kernel: str, problem: ScanProblem) -> _native.ScanCall:
