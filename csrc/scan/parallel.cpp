@@ -82,6 +82,14 @@ struct Row {
     }
   }
 
+  // Asks for the block that starts at step t.
+  CONVSCAN_INLINE void Prefetch(int64_t t) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(Storage)) / kParts;
+    if (stride == 1 || stride == -1)
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < kN * kN; n += kLine) __builtin_prefetch(base + (t + n) * stride * kParts);
+  }
+
   CONVSCAN_INLINE void Store(int64_t t, V (&v)[kN], bool streams) const {
     if (stride == 1) {
       TransposeNumbers<Element, kN>(v);
@@ -160,6 +168,9 @@ struct Channel {
     LoadBlocks(a, t, blocks, as);
     V unsuitable{};
     for (int64_t b = 0; b < blocks; ++b) {
+      // The next blocks come from memory while these are computed.
+      x.Prefetch(t + (blocks + b) * kBlock);
+      a.Prefetch(t + (blocks + b) * kBlock);
       V p = as[b][0], s = xs[b][0], largest = Magnitude(p);
 #pragma GCC unroll 16
       for (int j = 1; j < kN; ++j) {
