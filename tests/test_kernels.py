@@ -45,16 +45,17 @@ def recur(p: oracle.Recurrence, name: str) -> Tensor | None:
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution(name: str, dtype: torch.dtype, isa: str) -> None:
     ran = 0
-    for p in oracle.convolutions(dtype, count=60, seed=1):
+    for p in oracle.convolutions(dtype, count=40, seed=1):
         answers = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
             y = convolve(p, name)
             if y is None:
                 continue
-            ran += 1
-            p.check(y, is_transform=name == "fft")
             answers.append(y)
+        if answers:
+            ran += 1
+            p.check(answers[0], is_transform=name == "fft")
         assert all(torch.equal(answers[0], y) for y in answers), f"{name} depends on the number of threads: {p}"
     assert ran > 0
 
@@ -63,16 +64,17 @@ def test_convolution(name: str, dtype: torch.dtype, isa: str) -> None:
 @pytest.mark.parametrize("name", RECURRENCES)
 def test_recurrence(name: str, dtype: torch.dtype, isa: str) -> None:
     ran = 0
-    for p in oracle.recurrences(dtype, count=60, seed=2):
+    for p in oracle.recurrences(dtype, count=40, seed=2):
         answers = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
             y = recur(p, name)
             if y is None:
                 continue
-            ran += 1
-            p.check(y)
             answers.append(y)
+        if answers:
+            ran += 1
+            p.check(answers[0])
         assert all(torch.equal(answers[0], y) for y in answers), f"{name} depends on the number of threads: {p}"
     assert ran > 0
 
@@ -158,7 +160,7 @@ def test_empty(shape: tuple[int, int, int], isa: str) -> None:
 @pytest.mark.parametrize("dtype", oracle.REAL, ids=str)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_in_place(name: str, dtype: torch.dtype, isa: str) -> None:
-    for p in oracle.convolutions(dtype, count=25, seed=4, limit=500_000):
+    for p in oracle.convolutions(dtype, count=10, seed=4, limit=500_000):
         x = p.x.clone()
         if convolve(replace(p, x=x), name) is None:
             continue
@@ -171,7 +173,7 @@ def test_convolution_in_place(name: str, dtype: torch.dtype, isa: str) -> None:
 @pytest.mark.parametrize("dtype", oracle.REAL + oracle.COMPLEX, ids=str)
 @pytest.mark.parametrize("name", RECURRENCES)
 def test_recurrence_in_place(name: str, dtype: torch.dtype, isa: str) -> None:
-    for p in oracle.recurrences(dtype, count=25, seed=5, limit=10_000):
+    for p in oracle.recurrences(dtype, count=10, seed=5, limit=10_000):
         x = p.x.clone()
         if recur(replace(p, x=x), name) is None:
             continue
