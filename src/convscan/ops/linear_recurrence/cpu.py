@@ -51,6 +51,8 @@ def _arrays(problem: ScanProblem) -> float:
 
 # A step waits for the one before it: a multiply-add's latency, in which three channels could have been computed.
 _LEAST_CHANNELS = 3
+# A row costs the scan along time as much as this many steps before the first one.
+_SHORT_ROW = 64
 
 
 def _sequential_seconds(problem: ScanProblem, tasks: float) -> float:
@@ -61,7 +63,8 @@ def _sequential_seconds(problem: ScanProblem, tasks: float) -> float:
 def _parallel_seconds(problem: ScanProblem, tasks: float) -> float:
     # One channel lies along time in every memory order.
     memory_order = "time" if problem.channels == 1 and order(problem.x) == "channel" else ""
-    return _seconds(problem, "scan.parallel", tasks, _arrays(problem), memory_order)
+    seconds = _seconds(problem, "scan.parallel", tasks, _arrays(problem), memory_order)
+    return seconds * (1 + _SHORT_ROW / max(1, problem.length))
 
 
 def _sequential_cost(problem: ScanProblem) -> Cost:
