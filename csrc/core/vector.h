@@ -75,6 +75,22 @@ struct ComputeOf<Float16> {
 template <class S>
 using Compute = typename ComputeOf<S>::Type;
 
+// The unsigned integer as large as T.
+template <int kBytes>
+struct UnsignedOfSize {
+  using Type = uint32_t;
+};
+template <>
+struct UnsignedOfSize<2> {
+  using Type = uint16_t;
+};
+template <>
+struct UnsignedOfSize<8> {
+  using Type = uint64_t;
+};
+template <class T>
+using Unsigned = typename UnsignedOfSize<static_cast<int>(sizeof(T))>::Type;
+
 template <class A, class B>
 inline constexpr bool kSame = false;
 template <class A>

@@ -145,24 +145,10 @@ struct Sink {
   }
 };
 
-// What a stored type is moved as.
-template <class S>
-struct StorableAs {
-  using Type = S;
-};
-template <>
-struct StorableAs<BFloat16> {
-  using Type = uint16_t;
-};
-template <>
-struct StorableAs<Float16> {
-  using Type = uint16_t;
-};
-
 // A 16 x 16 tile, rows and columns exchanged; `from` and `to` may be the same memory.
 template <class S>
 void TransposeTile(const S *from, int64_t from_stride, S *to, int64_t to_stride) {
-  using Bits = typename StorableAs<S>::Type;
+  using Bits = Unsigned<S>;
   constexpr int kW = kVectorBytes / static_cast<int>(sizeof(Bits)) < kChunk
                          ? kVectorBytes / static_cast<int>(sizeof(Bits))
                          : kChunk;
@@ -216,7 +202,7 @@ void RowsToColumns(const T *rows, int64_t count, T *to, int64_t stride) {
 // Reading one column at a time would fetch every cache line once per column.
 template <int kColumns, class S>
 void CopyColumns(const S *from, int64_t stride, int64_t count, S *to) {
-  using Bits = typename StorableAs<S>::Type;
+  using Bits = Unsigned<S>;
   const Bits *source = reinterpret_cast<const Bits *>(from);
   Bits *target = reinterpret_cast<Bits *>(to);
   int64_t n = 0;

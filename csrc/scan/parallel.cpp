@@ -34,20 +34,11 @@ CONVSCAN_INLINE bool AnySet(V mask) {
   return any != 0;
 }
 
-template <class Part>
-struct BitsOf {
-  using Type = uint32_t;
-};
-template <>
-struct BitsOf<double> {
-  using Type = uint64_t;
-};
-
 // |v|: the sign bits cleared, which a comparison and a selection would do in three instructions.
 template <class V>
 CONVSCAN_INLINE V Magnitude(V v) {
   using Part = decltype(v[0] + v[0]);
-  using Bits = Vec<typename BitsOf<Part>::Type, sizeof(V) / sizeof(Part)>;
+  using Bits = Vec<Unsigned<Part>, sizeof(V) / sizeof(Part)>;
   return BitCast<V>(BitCast<Bits>(v) & (~Bits{} >> 1));
 }
 
