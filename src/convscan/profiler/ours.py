@@ -40,6 +40,12 @@ def _why_not(problem: Problem, name: str) -> list[str]:
     return [reason for c in explain(problem).candidates if c.name == name for reason in c.reasons]
 
 
+def _estimate(problem: Problem, name: str) -> float:
+    """The cost model's seconds, halved: a kernel far off its favoured shapes must not use up its rivals' time."""
+    costs = [c.cost.seconds for c in explain(problem).candidates if c.name == name and c.cost is not None]
+    return sum(costs) / 2
+
+
 def _workspace() -> int:
     return convscan.workspace_memory().peak
 
@@ -109,6 +115,7 @@ def peers(op: str) -> tuple[Peer, ...]:
                     "convscan",
                     partial(_why_not, name=row.name),
                     partial(_prepare, name=row.name),
+                    estimate=partial(_estimate, name=row.name),
                     ours=True,
                 )
             )
