@@ -179,9 +179,6 @@ bool IsInPlace(const convscan_conv &p) {
 
 // ---- output ----
 
-// Stores beyond this many bytes of output bypass the caches, which could not hold it until it is read again.
-inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
 template <class S>
 bool StreamsOutput(const convscan_conv &p) {
   return p.x != p.y && p.batch * p.length * p.channels * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;

@@ -224,6 +224,9 @@ CONVSCAN_INLINE Vec<T, W> Broadcast(T v) {
   return [v]<int... I>(Indices<I...>) { return Vec<T, W>{((void)I, v)...}; }(MakeIndices<W>{});
 }
 
+// Outputs above this are stored past the caches: they would not stay there, and their lines need not be read first.
+inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
 // Store past the caches, for outputs too large to be read again soon. p must be aligned to the vector.
 // A line written only in part costs more than an ordinary store: fill 64 bytes in a row.
 template <int W, class T>

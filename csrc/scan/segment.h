@@ -74,9 +74,6 @@ inline Segment Cut(const convscan_scan &p, int64_t b, int64_t t, int64_t length,
 // y_init of channels [c, c + channels) of batch entry b, in the type computed in; zeros where there is none.
 void LoadInitialState(const convscan_scan &p, int64_t b, int64_t c, int64_t channels, void *state);
 
-// Outputs above this are stored past the caches: they would not stay there, and their lines need not be read first.
-inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
 // Whether stores may go past the caches, as far as sizes say. In place they may not: the lines are there already.
 inline bool IsTooLargeForCaches(const convscan_scan &p) {
   return p.x != p.y && p.batch * p.length * p.channels * StorageBytes(p.dtype) >= kStreamBytes;
