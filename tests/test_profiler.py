@@ -229,7 +229,7 @@ def test_peak_memory_is_what_was_touched(mebibytes: int) -> None:
     prepared = Prepared(run, lambda y: (y,), kept_bytes=1 << 20)
     peak = measure.peak_bytes(prepared, output_bytes=4 << 20)
     assert peak is not None
-    assert peak == pytest.approx((mebibytes + 1) << 20, abs=2 * measure.MEMORY_RESOLUTION)
+    assert peak == pytest.approx((mebibytes + 1) << 20, rel=0.025, abs=4 * measure.MEMORY_RESOLUTION)
 
 
 def test_machine_limits_are_positive_and_bind() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from .peer import Prepared
 
-# The kernel counts resident pages per thread and adds them up in batches: differences below this are noise.
+# The kernel counts resident pages per processor and adds them up in batches: differences below this are noise, and a
+# single figure may be off by a few times as much.
 MEMORY_RESOLUTION = 256 << 10
 # A burst of calls of one implementation: long enough to leave the rivals' cache contents behind, short enough to
 # interleave often. Between bursts the machine rests so that the other runtimes' spinning threads go to sleep.
