@@ -17,8 +17,8 @@ from ..peer import Peer, Prepared, missing, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
-# Direct multiply-adds a second no run of these loops has exceeded on two cores. With channels contiguous every tap reads
-# and writes the output again (measured: 1.7e9 for 256 channels, 0.5e9 for 2).
+# Direct multiply-adds a second no run of these loops has exceeded on two cores. With channels contiguous every tap
+# reads and writes the output again (measured: 1.7e9 for 256 channels, 0.5e9 for 2).
 MULTIPLY_ADDS_PER_SECOND = {"BLD": 10e9, "BDL": 60e9}
 
 
