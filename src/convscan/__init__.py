@@ -1,6 +1,6 @@
 """Sequence operators for PyTorch: causal convolutions of any length and linear recurrences."""
 
-from . import tuning
+from . import nn, tuning
 from ._dispatch import explain, force, implementations, workspace_limit
 from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
@@ -14,6 +14,7 @@ __all__ = [
     "force",
     "implementations",
     "linear_recurrence",
+    "nn",
     "reset_peak_workspace",
     "set_num_threads",
     "tuning",
