@@ -50,12 +50,20 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-def test_readme_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "docs/layers.md"])
+def test_examples_of_documents_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
     assert examples
     for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
-    assert "direct" in capsys.readouterr().out
+        exec(compile(example, name, "exec"), {})
+    assert name != "README.md" or "direct" in capsys.readouterr().out
+
+
+def test_layers_are_in_their_document() -> None:
+    text = (ROOT / "docs/layers.md").read_text(encoding="utf-8")
+    for name in convscan.nn.__all__:
+        assert f"`{name}(" in text
+        assert ">>>" in str(getattr(convscan.nn, name).__doc__)
 
 
 def test_make_targets_exist() -> None:
