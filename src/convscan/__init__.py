@@ -5,12 +5,14 @@ from ._dispatch import explain, force, implementations, workspace_limit
 from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
 from .ops.causal_conv.api import causal_conv
+from .ops.fft_conv.api import fft_conv
 from .ops.linear_recurrence.api import linear_recurrence
 
 __all__ = [
     "__version__",
     "causal_conv",
     "explain",
+    "fft_conv",
     "force",
     "implementations",
     "linear_recurrence",

@@ -18,10 +18,16 @@ from ._errors import cannot_run, message
 
 
 class Cost(NamedTuple):
-    """Predicted time of one call, and the workspace it needs beyond inputs and outputs (an upper bound)."""
+    """Predicted time of one call, and the workspace it needs beyond inputs and outputs (an upper bound).
+
+    Where implementations differ in what they compute, also the additions and multiplications, and the bytes that all
+    their steps together read and write.
+    """
 
     seconds: float
     workspace_bytes: int
+    flops: int | None = None
+    moved_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Implementation:
     target: str
     why_not: Callable[[Any], list[str]]
     cost: Callable[[Any], Cost]
-    prepare: Callable[[Any], Callable[..., None]]
+    prepare: Callable[[Any], Callable[..., Any]]
 
 
 class _Operator(NamedTuple):
@@ -201,9 +207,11 @@ class Explanation:
     chosen: str
 
     def __str__(self) -> str:
+        counted = any(candidate.cost and candidate.cost.flops is not None for candidate in self.candidates)
         lines = [
             f"{self.op}: {self.problem}",
-            f"  {'implementation':<16}{'target':<8}{'predicted':>12}{'workspace':>14}",
+            f"  {'implementation':<16}{'target':<8}{'predicted':>12}{'workspace':>14}"
+            + (f"{'flops':>12}{'moved':>14}" if counted else ""),
         ]
         for candidate in self.candidates:
             mark = "*" if candidate.name == self.chosen else " "
@@ -213,7 +221,8 @@ class Explanation:
             else:
                 refusal = f"  {'; '.join(candidate.reasons)}" if candidate.reasons else ""
                 time, workspace = _time(candidate.cost.seconds), _bytes(candidate.cost.workspace_bytes)
-                lines.append(f"{start}{time:>12}{workspace:>14}{refusal}")
+                counts = _counts(candidate.cost) if counted else ""
+                lines.append(f"{start}{time:>12}{workspace:>14}{counts}{refusal}")
         return "\n".join(lines)
 
 
@@ -229,6 +238,11 @@ def _bytes(count: int) -> str:
         if count >= 1 << shift:
             return f"{count / (1 << shift):.4g} {unit}"
     return f"{count} B"
+
+
+def _counts(cost: Cost) -> str:
+    flops = "" if cost.flops is None else f"{cost.flops:.3g}"
+    return f"{flops:>12}{'' if cost.moved_bytes is None else _bytes(cost.moved_bytes):>14}"
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:

@@ -67,6 +67,17 @@ def define(
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def define_composite(schema: str, function: Callable[..., Any]) -> Any:
+    """Registers ``convscan::<schema>``, composed of other operators, and returns the operator.
+
+    Compilation and export record what ``function`` calls, without tracing how it came to call it.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, function, "CompositeImplicitAutograd")
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:
     """Whether a call with these tensors has to be recorded for backward."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -7,6 +7,7 @@ the inner loop and seconds per element, follow from two times. Memory constants 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,30 @@ def _scan_constants(kernel: str, order: str) -> dict[str, float]:
     return {f"{kernel}.{order}.unit": max(0.0, each[1] - each[0]), f"{kernel}.{order}.element": each[0]}
 
 
+def _einsum_constants() -> dict[str, float]:
+    """One thread, in cache: PyTorch's own operators, which run between and instead of our kernels."""
+    n, tiny = 4096, torch.ones(2, 2)
+    constants = {"einsum.call": 4 * _seconds(lambda: tiny @ tiny)}  # with the views around it
+    operators: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        "matmul": lambda x, w: w @ x,
+        "direct": lambda x, w: torch.nn.functional.conv1d(x[None], w[..., None].expand(-1, -1, 8)),
+    }
+    for name, operator in operators.items():
+        points = []
+        for rows in (16, 64):
+            x, w = torch.ones(rows, n), torch.ones(rows, rows)
+            products = rows * rows * n * (8 if name == "direct" else 1)
+            points.append((float(products), float(2 * rows * n), _seconds(partial(operator, x, w))))
+        unit, element = _fit(points[0], points[1])
+        constants |= {f"einsum.{name}.unit": unit, f"einsum.{name}.element": element}
+    x, spectrum = torch.ones(16, n), torch.ones(16, n // 2 + 1, dtype=torch.complex64)
+    copy = _seconds(lambda: x.clone()) / (2 * x.numel())
+    transform = _seconds(lambda: torch.fft.rfft(x)) / x.numel()
+    product = _seconds(lambda: torch.addcmul(spectrum, spectrum, spectrum)) / spectrum.numel()
+    constants |= {"einsum.fft.unit": max(0.0, transform - 2 * copy) / math.log2(n), "einsum.fft.element": copy}
+    return constants | {"einsum.product.unit": max(0.0, product - 6 * copy), "einsum.product.element": copy}
+
+
 def _machine_constants(threads: int) -> dict[str, float]:
     """A call of a kernel with nothing to do, handing work to the other threads, and copies in and out of the caches."""
     cached, large = torch.ones(1 << 17), torch.ones(1 << 25)
@@ -144,6 +169,7 @@ def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
                 progress(f"{kernel}, {order} order", at / (len(steps) + 1))
             one = _scan_constants if kernel in scans else _conv_constants
             constants |= one(kernel, order)
+        constants |= _einsum_constants()
         if progress is not None:
             progress("memory", len(steps) / (len(steps) + 1))
         constants |= _machine_constants(threads)
