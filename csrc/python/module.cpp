@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "convscan.h"
+#include "python/tensors.h"
 
 namespace nb = nanobind;
 
@@ -54,6 +55,8 @@ class ReleasedGil {
 };
 
 using Address = uintptr_t;
+using convscan::python::NativeCall;
+using convscan::python::TensorAddress;
 
 void Raise(convscan_status status, const char *kernel) {
   if (status == CONVSCAN_OUT_OF_MEMORY) throw std::bad_alloc();
@@ -86,20 +89,12 @@ convscan_activation ParseActivation(const std::string &name) {
   throw nb::value_error(("unknown activation: " + name).c_str());
 }
 
-// One number that changes whenever a prepared choice may: the threads in use and the instruction set.
-int64_t Configuration() {
-  const char *isa = convscan_isa();
-  int index = 0;
-  while (convscan_isa_name(index) != nullptr && convscan_isa_name(index) != isa) ++index;
-  return int64_t{8} * convscan_thread_count() + index;
-}
-
 using Triple = std::tuple<int64_t, int64_t, int64_t>;
 using Pair = std::tuple<int64_t, int64_t>;
 
 convscan_strides Strides(const Triple &t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
 
-struct ConvCall {
+struct ConvCall final : NativeCall {
   enum class Kernel { direct, toeplitz, fft, recurrence } kernel;
   convscan_conv problem{};
   int64_t transform_length;
@@ -148,6 +143,12 @@ struct ConvCall {
     }
     Raise(status, "causal_conv");
   }
+
+  void RunOn(const Address *at) const override { Run(at[0], at[1], at[2], at[3], at[4], 0); }
+
+  void RunOnTensors(nb::handle x, nb::handle h, nb::handle bias, nb::handle state, nb::handle y) const {
+    Run(TensorAddress(x), TensorAddress(h), TensorAddress(bias), TensorAddress(state), TensorAddress(y), 0);
+  }
 };
 
 struct FilterGradientCall {
@@ -188,7 +189,7 @@ struct FilterGradientCall {
   }
 };
 
-struct ScanCall {
+struct ScanCall final : NativeCall {
   enum class Kernel { sequential, tiled, parallel } kernel;
   convscan_scan problem{};
 
@@ -234,6 +235,12 @@ struct ScanCall {
     }
     Raise(status, "linear_recurrence");
   }
+
+  void RunOn(const Address *at) const override { Run(at[0], at[2], at[1], at[3], 0); }
+
+  void RunOnTensors(nb::handle x, nb::handle y_init, nb::handle a, nb::handle y) const {
+    Run(TensorAddress(x), TensorAddress(a), TensorAddress(y_init), TensorAddress(y), 0);
+  }
 };
 
 struct ScanGradientCall {
@@ -276,25 +283,28 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // interpreter exit order is not ours to judge
   m.doc() = "Native kernels of convscan: addresses, sizes and strides in; nothing checked twice.";
 
-  nb::class_<ConvCall>(m, "ConvCall", "A convolution, all but its addresses.")
+  convscan::python::DefinePreparedCalls(m);
+  nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
                     const Pair &, const Triple &, int64_t, const Triple &, int64_t, const std::string &, int64_t>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "h_strides"_a,
            "y_strides"_a, "bias_stride"_a = 1, "state_strides"_a = Triple{0, 0, 0}, "origin"_a = 0,
            "activation"_a = "identity", "transform_length"_a = 0)
-      .def("__call__", &ConvCall::Run, "x"_a, "h"_a, "bias"_a, "state"_a, "y"_a, "threads"_a = 0);
+      .def("__call__", &ConvCall::Run, "x"_a, "h"_a, "bias"_a, "state"_a, "y"_a, "threads"_a = 0)
+      .def("__call__", &ConvCall::RunOnTensors, "x"_a, "h"_a, "bias"_a.none(), "state"_a.none(), "y"_a);
   nb::class_<FilterGradientCall>(m, "FilterGradientCall", "The gradient of a convolution's filter.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
                     const Triple &, const Triple &, const Pair &, int64_t>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "dz_strides"_a,
            "state_strides"_a, "dh_strides"_a, "transform_length"_a = 0)
       .def("__call__", &FilterGradientCall::Run, "x"_a, "dz"_a, "state"_a, "dh"_a, "threads"_a = 0);
-  nb::class_<ScanCall>(m, "ScanCall", "A linear recurrence, all but its addresses.")
+  nb::class_<ScanCall, NativeCall>(m, "ScanCall", "A linear recurrence, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, bool, const Triple &,
                     const Triple &, const Pair &, const Triple &>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "reverse"_a, "x_strides"_a, "a_strides"_a,
            "y_init_strides"_a, "y_strides"_a)
-      .def("__call__", &ScanCall::Run, "x"_a, "a"_a, "y_init"_a, "y"_a, "threads"_a = 0);
+      .def("__call__", &ScanCall::Run, "x"_a, "a"_a, "y_init"_a, "y"_a, "threads"_a = 0)
+      .def("__call__", &ScanCall::RunOnTensors, "x"_a, "y_init"_a.none(), "a"_a, "y"_a);
   nb::class_<ScanGradientCall>(m, "ScanGradientCall", "The gradients of a linear recurrence.")
       .def(nb::init<const ScanCall &, const Triple &, const Triple &, const Triple &, const Pair &>(), "forward"_a,
            "dy_strides"_a, "dx_strides"_a, "da_strides"_a, "dy_init_strides"_a)
@@ -312,7 +322,6 @@ NB_MODULE(_native, m) {
   });
   m.def("set_isa", [](const std::string &name) { return convscan_set_isa(name.c_str()) == CONVSCAN_OK; });
   m.def("thread_count", &convscan_thread_count);
-  m.def("configuration", &Configuration);
   m.def("workspace_current", &convscan_workspace_current);
   m.def("workspace_peak", &convscan_workspace_peak);
   m.def("tables_current", &convscan_tables_current);

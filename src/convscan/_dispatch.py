@@ -60,8 +60,8 @@ class Settings(NamedTuple):
 
 
 _operators: dict[str, _Operator] = {}
-_settings: ContextVar[Settings | None] = ContextVar("convscan_settings", default=None)
-settings = _settings.get
+settings_variable: ContextVar[Settings | None] = ContextVar("convscan_settings", default=None)
+settings = settings_variable.get
 
 
 def register(op: str, implementations: tuple[Implementation, ...], describe: Callable[..., Hashable]) -> None:
@@ -135,7 +135,7 @@ def choose(op: str, problem: Any, *, strict: bool = True) -> Implementation:
     A forced implementation that cannot run the problem is an error; with ``strict=False``, which the parts of a
     gradient use, it is passed over.
     """
-    wanted = _settings.get()
+    wanted = settings()
     if wanted is None:
         return select(op, problem)
     for row in implementations(op):
@@ -164,11 +164,11 @@ def force(implementation: str) -> Iterator[None]:
     known = {row.name for entry in _operators.values() for row in entry.implementations}
     if implementation not in known:
         raise ValueError(message("force", f"implementation must be one of {', '.join(sorted(known))}", implementation))
-    token = _settings.set((_settings.get() or Settings())._replace(forced=implementation))
+    token = settings_variable.set((settings() or Settings())._replace(forced=implementation))
     try:
         yield
     finally:
-        _settings.reset(token)
+        settings_variable.reset(token)
 
 
 @contextmanager
@@ -180,11 +180,11 @@ def workspace_limit(max_workspace_bytes: int) -> Iterator[None]:
     """
     if max_workspace_bytes < 0:
         raise ValueError(message("workspace_limit", "max_workspace_bytes must not be negative", max_workspace_bytes))
-    token = _settings.set((_settings.get() or Settings())._replace(max_workspace_bytes=max_workspace_bytes))
+    token = settings_variable.set((settings() or Settings())._replace(max_workspace_bytes=max_workspace_bytes))
     try:
         yield
     finally:
-        _settings.reset(token)
+        settings_variable.reset(token)
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     problem = _operator(name).describe(*args, **kwargs)
-    limit = (_settings.get() or Settings()).max_workspace_bytes
+    limit = (settings() or Settings()).max_workspace_bytes
     candidates = []
     for row in implementations(name):
         reasons = row.why_not(problem)

@@ -50,13 +50,6 @@ def fold(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> Leading:
     return Leading(size, steps, offsets)
 
 
-def layout(tensor: torch.Tensor | None) -> object:
-    """What a prepared call knows of an optional argument; the argument itself where it is no tensor."""
-    if not isinstance(tensor, torch.Tensor):
-        return tensor
-    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu)
-
-
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -17,8 +17,10 @@ import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
+from . import _native
+from ._dispatch import settings_variable
+
 NAMESPACE = "convscan"
-PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -90,32 +92,35 @@ def is_recorded(*tensors: torch.Tensor | None) -> bool:
     )
 
 
-# Looked up once: is_plain is a good part of what a call on a tiny input costs.
-_is_compiling = torch.compiler.is_compiling
-_is_transformed = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_tracing_state = torch._C._get_tracing_state
-_grad_is_enabled = torch.is_grad_enabled
+def use_exchange_table(table: object) -> None:
+    """Tells the native module what it has to know of PyTorch to run a call past the dispatcher.
 
-
-def is_plain(first: torch.Tensor, second: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Whether nothing watches a call: no compilation, tracing, transform, mode, forward-mode level or gradient.
-
-    Also false for whatever is not an ordinary tensor.
+    ``table`` is DLPack's table of functions, by which PyTorch 2.10 and later describe a tensor to C; with None the
+    module asks for attributes, which takes longer.
     """
-    if _is_compiling() or type(first) not in PLAIN_TYPES or type(second) not in PLAIN_TYPES:
-        return False
-    if _grad_is_enabled():
-        if first.requires_grad or second.requires_grad:
-            return False
-        for tensor in others:
-            if tensor is not None and (not isinstance(tensor, torch.Tensor) or tensor.requires_grad):
-                return False
-    return not (
-        forward_ad._current_level >= 0
-        or _is_transformed()
-        or _dispatch_modes()
-        or _function_modes()
-        or _tracing_state() is not None
+    _native.use_torch(
+        tensor=torch.Tensor,
+        parameter=torch.nn.Parameter,
+        watchers=(
+            torch._C._are_functorch_transforms_active,
+            torch._C._len_torch_dispatch_stack,
+            torch._C._len_torch_function_stack,
+            torch._C._is_tracing,
+        ),
+        is_grad_enabled=torch.is_grad_enabled,
+        forward_ad=forward_ad,
+        settings=settings_variable,
+        exchange=table,
     )
+
+
+use_exchange_table(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
+
+# Is replaced by True where Dynamo traces, which cannot look into native functions.
+is_traced = torch.compiler.is_dynamo_compiling
+
+
+def is_plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether nothing watches a call (no compilation, tracing, transform, mode, forward-mode level or gradient) and all
+    its tensors are ordinary ones on the CPU, whose memory has their values."""
+    return not is_traced() and _native.is_plain(*tensors)

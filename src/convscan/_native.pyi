@@ -1,9 +1,18 @@
 """Native kernels of convscan: addresses, sizes and strides in; nothing checked twice."""
 
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, overload
+
+from torch import Tensor
+
 Triple = tuple[int, int, int]
 Pair = tuple[int, int]
 
-class ConvCall:
+class NativeCall: ...
+
+class ConvCall(NativeCall):
     def __init__(
         self,
         kernel: str,
@@ -21,7 +30,10 @@ class ConvCall:
         activation: str = "identity",
         transform_length: int = 0,
     ) -> None: ...
+    @overload
     def __call__(self, x: int, h: int, bias: int, state: int, y: int, threads: int = 0) -> None: ...
+    @overload
+    def __call__(self, x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None: ...
 
 class FilterGradientCall:
     def __init__(
@@ -40,7 +52,7 @@ class FilterGradientCall:
     ) -> None: ...
     def __call__(self, x: int, dz: int, state: int, dh: int, threads: int = 0) -> None: ...
 
-class ScanCall:
+class ScanCall(NativeCall):
     def __init__(
         self,
         kernel: str,
@@ -54,7 +66,10 @@ class ScanCall:
         y_init_strides: Pair,
         y_strides: Triple,
     ) -> None: ...
+    @overload
     def __call__(self, x: int, a: int, y_init: int, y: int, threads: int = 0) -> None: ...
+    @overload
+    def __call__(self, x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None: ...
 
 class ScanGradientCall:
     def __init__(
@@ -64,6 +79,18 @@ class ScanGradientCall:
         self, a: int, y_init: int, y: int, dy: int, dx: int, da: int, dy_init: int, threads: int = 0
     ) -> None: ...
 
+def use_torch(
+    tensor: type,
+    parameter: type,
+    watchers: tuple[Callable[[], Any], ...],
+    is_grad_enabled: Callable[[], bool],
+    forward_ad: ModuleType,
+    settings: ContextVar[Any],
+    exchange: object,
+) -> None: ...
+def is_plain(*tensors: Tensor | None) -> bool: ...
+def call_key(variant: Hashable, *tensors: Tensor | None) -> Hashable | None: ...
+def run_prepared(calls: dict[Any, Any], variant: object, *tensors: Tensor | None) -> Tensor | None: ...
 def fft_length(points: int, dtype: str) -> int: ...
 def isa() -> str: ...
 def isa_names() -> list[str]: ...

@@ -8,20 +8,19 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _native
-from ..._dispatch import Cost, Implementation, choose, prepared_cache, register, settings
+from ..._calls import Calls, empty_like, run_prepared
+from ..._dispatch import Cost, Implementation, choose, register
 from ..._errors import message
-from ..._layout import dtype_name, fold, layout
-from ..._library import below_autograd, define, derivative, is_plain, needs_gradient
+from ..._layout import dtype_name, fold
+from ..._library import below_autograd, define, derivative, is_plain, is_traced, needs_gradient
 from . import cpu, reference
 from .problem import ConvProblem, FilterGradientProblem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ACTIVATIONS = (None, "silu", "gelu")
-_HUGE_PAGE = 2 << 20  # bytes
-_PREPARED_LIMIT = 4096
 
-_configuration = _native.configuration
-_prepared: dict[Any, tuple[cpu.Run, bool]] = prepared_cache()
+_calls = Calls("causal_conv")
+_prepared = _calls.prepared
 
 
 def causal_conv(
@@ -69,47 +68,11 @@ def causal_conv(
     >>> convscan.causal_conv(x, torch.tensor([[1.0], [10.0]])).flatten().tolist()
     [1.0, 12.0, 23.0]
     """
-    if is_plain(x, h, bias, initial_state):
-        key = _key(x, h, bias, activation, initial_state, False, out)
-        prepared = _prepared.get(key)
-        if prepared is not None and not (x.is_neg() or h.is_neg()):
-            run, is_large = prepared
-            if out is None:
-                out = torch.empty_like(x)
-                if is_large:
-                    _native.advise_huge_pages(out.data_ptr(), out.nbytes)
-            run(x, h, bias, initial_state, out)
-            return out
+    if not is_traced():
+        y = run_prepared(_prepared, activation, x, h, bias, initial_state, out)
+        if y is not None:
+            return y
     return _checked(x, h, bias, activation, initial_state, out)
-
-
-def _key(
-    x: Tensor,
-    h: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    state: Tensor | None,
-    transposed: bool,
-    y: Tensor | None,
-) -> Any:
-    """All that a prepared call depends on."""
-    key = (
-        x.shape,
-        x.stride(),
-        x.dtype,
-        x.is_cpu,
-        h.shape,
-        h.stride(),
-        h.dtype,
-        h.is_cpu,
-        activation,
-        transposed,
-        _configuration(),
-        settings(),
-    )
-    if bias is None and state is None:
-        return key if y is None else (key, layout(y))
-    return (key, layout(bias), layout(state), layout(y))
 
 
 def _checked(
@@ -122,7 +85,7 @@ def _checked(
     x, h = x.to(dtype), h.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     state = None if state is None else state.to(dtype)
-    if out is not None and is_plain(x, h, bias, state):
+    if out is not None and is_plain(x, h, bias, state, out):
         _run(x, h, bias, activation, state, False, out)
         return out
     y: Tensor = _operator(x, h, bias, state, activation, False)
@@ -199,31 +162,22 @@ def _describe(
 def _run(
     x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, transposed: bool, y: Tensor
 ) -> None:
-    """Selects, prepares and runs; remembers what it prepared for calls of the same layout."""
-    key = _key(x, h, bias, activation, state, transposed, y)
-    prepared = _prepared.get(key)
-    if prepared is not None:
-        return prepared[0](x, h, bias, state, y)
-    problem = _problem(x, h, bias, activation, state, transposed, y)
-    run = choose("causal_conv", problem, strict=not transposed).prepare(problem)
-    run(x, h, bias, state, y)
-    if not x.is_cpu:
-        return None
-    if len(_prepared) >= _PREPARED_LIMIT:
-        _prepared.clear()
-    _prepared[key] = (run, False)
-    if y.stride() == torch.empty_like(x, device="meta").stride():
-        fresh = _key(x, h, bias, activation, state, transposed, None)
-        _prepared[fresh] = (run, y.nbytes >= _HUGE_PAGE)
-    return None
+    _calls.run(
+        ("transposed", activation) if transposed else activation,
+        x,
+        h,
+        bias,
+        state,
+        y,
+        problem=lambda: _problem(x, h, bias, activation, state, transposed, y),
+        strict=not transposed,
+    )
 
 
 def _kernel(
     x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, activation: str | None, transposed: bool
 ) -> Tensor:
-    y = torch.empty_like(x)
-    if y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE:
-        _native.advise_huge_pages(y.data_ptr(), y.nbytes)
+    y = empty_like(x)
     _run(x, h, bias, activation, state, transposed, y)
     return y
 

@@ -185,26 +185,15 @@ def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
             activation=problem.activation or "identity",
             transform_length=_transform_length(problem) if kernel == "fft" else 0,
         )
-        if problem.offsets is not None:
-            offsets = tuple((item * x, item * state, item * y) for x, state, y in problem.offsets)
-
-            def run_turns(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
-                addresses = (x.data_ptr(), h.data_ptr() + flip, _address(bias), _address(state), y.data_ptr())
-                for at_x, at_state, at_y in offsets:
-                    past = addresses[3] and addresses[3] + at_state
-                    call(addresses[0] + at_x, addresses[1], addresses[2], past, addresses[4] + at_y)
-
-            return run_turns
-
-        if problem.bias is None and problem.state is None:
-
-            def run_plain(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
-                call(x.data_ptr(), h.data_ptr() + flip, 0, 0, y.data_ptr())
-
-            return run_plain
+        if problem.offsets is None and not problem.transposed:
+            return call
+        offsets = tuple((item * x, item * state, item * y) for x, state, y in problem.offsets or ((0, 0, 0),))
 
         def run(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
-            call(x.data_ptr(), h.data_ptr() + flip, _address(bias), _address(state), y.data_ptr())
+            addresses = (x.data_ptr(), h.data_ptr() + flip, _address(bias), _address(state), y.data_ptr())
+            for at_x, at_state, at_y in offsets:
+                past = addresses[3] and addresses[3] + at_state
+                call(addresses[0] + at_x, addresses[1], addresses[2], past, addresses[4] + at_y)
 
         return run
 

@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _native
-from ..._dispatch import Cost, Implementation, choose, prepared_cache, register, settings
+from ..._calls import Calls, empty_like, run_prepared
+from ..._dispatch import Cost, Implementation, choose, register
 from ..._errors import message
-from ..._layout import Triple, dtype_name, fold, layout
-from ..._library import below_autograd, define, derivative, is_plain, is_recorded, needs_gradient
+from ..._layout import Triple, dtype_name, fold
+from ..._library import below_autograd, define, derivative, is_plain, is_recorded, is_traced, needs_gradient
 from . import cpu, reference
 from .problem import ScanGradientProblem, ScanProblem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
-_HUGE_PAGE = 2 << 20  # bytes
-_PREPARED_LIMIT = 4096
 
-_configuration = _native.configuration
-_prepared: dict[Any, tuple[cpu.Run, bool]] = prepared_cache()
+_calls = Calls("linear_recurrence")
+_prepared = _calls.prepared
 
 
 def linear_recurrence(
@@ -63,37 +62,11 @@ def linear_recurrence(
     >>> convscan.linear_recurrence(x, None, torch.tensor([0.5])).flatten().tolist()
     [1.0, 2.5, 4.25]
     """
-    if is_plain(x, a, y_init):
-        prepared = _prepared.get(_key(x, y_init, a, reverse, out))
-        if prepared is not None and not (x.is_neg() or a.is_neg() or x.is_conj() or a.is_conj()):
-            run, is_large = prepared
-            if out is None:
-                out = torch.empty_like(x)
-                if is_large:
-                    _native.advise_huge_pages(out.data_ptr(), out.nbytes)
-            run(x, y_init, a, out)
-            return out
+    if not is_traced():
+        y = run_prepared(_prepared, reverse, x, y_init, a, out)
+        if y is not None:
+            return y
     return _checked(x, y_init, a, reverse, out)
-
-
-def _key(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor | None) -> Any:
-    """All that a prepared call depends on."""
-    key = (
-        x.shape,
-        x.stride(),
-        x.dtype,
-        x.is_cpu,
-        a.shape,
-        a.stride(),
-        a.dtype,
-        a.is_cpu,
-        reverse,
-        _configuration(),
-        settings(),
-    )
-    if y_init is None:
-        return key if y is None else (key, layout(y))
-    return (key, layout(y_init), layout(y))
 
 
 def _checked(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, out: Tensor | None) -> Tensor:
@@ -103,18 +76,12 @@ def _checked(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, out: Te
         _checks.output("linear_recurrence", out, x, dtype, needs_gradient(x, y_init, a))
     x, a = x.to(dtype), a.to(dtype)
     y_init = None if y_init is None else y_init.to(dtype)
-    if out is not None and is_plain(x, a, y_init):
-        _run(*_resolve(x, y_init, a), bool(reverse), out)
+    if out is not None and is_plain(x, y_init, a, out):
+        _run(x, y_init, a, bool(reverse), out)
         return out
     # One axis of a for each of x: those of size 1 are constant.
     y: Tensor = _operator(x, y_init, a[(None,) * (x.ndim - a.ndim)], bool(reverse))
     return y if out is None else out.copy_(y)
-
-
-def _resolve(x: Tensor, y_init: Tensor | None, a: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Conjugations and negations that PyTorch has put off, carried out; the dispatcher does it for operators."""
-    start = None if y_init is None else y_init.resolve_conj().resolve_neg()
-    return x.resolve_conj().resolve_neg(), start, a.resolve_conj().resolve_neg()
 
 
 def _check(x: Tensor, y_init: Tensor | None, a: Tensor) -> torch.dtype:
@@ -172,29 +139,11 @@ def _describe(
 
 
 def _run(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, y: Tensor) -> None:
-    """Selects, prepares and runs; remembers what it prepared for calls of the same layout."""
-    key = _key(x, y_init, a, reverse, y)
-    prepared = _prepared.get(key)
-    if prepared is not None:
-        return prepared[0](x, y_init, a, y)
-    problem = _problem(x, y_init, a, reverse, y)
-    run = choose("linear_recurrence", problem).prepare(problem)
-    run(x, y_init, a, y)
-    if not x.is_cpu:
-        return None
-    if len(_prepared) >= _PREPARED_LIMIT:
-        _prepared.clear()
-    _prepared[key] = (run, False)
-    if y.stride() == torch.empty_like(x, device="meta").stride():
-        is_large = y.nbytes >= _HUGE_PAGE
-        _prepared[_key(x, y_init, a, reverse, None)] = (run, is_large)
-    return None
+    _calls.run(reverse, x, y_init, a, y, problem=lambda: _problem(x, y_init, a, reverse, y))
 
 
 def _kernel(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool) -> Tensor:
-    y = torch.empty_like(x)
-    if y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE:
-        _native.advise_huge_pages(y.data_ptr(), y.nbytes)
+    y = empty_like(x)
     _run(x, y_init, a, reverse, y)
     return y
 

@@ -104,20 +104,16 @@ def _forward_call(kernel: str, problem: ScanProblem) -> _native.ScanCall:
 def _prepare(kernel: str) -> Callable[[ScanProblem], Run]:
     def prepare(problem: ScanProblem) -> Run:
         call = _forward_call(kernel, problem)
-        if problem.offsets is not None:
-            item = getattr(torch, problem.dtype).itemsize
-            offsets = tuple(tuple(item * offset for offset in turn) for turn in problem.offsets)
-
-            def run_turns(x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None:
-                start = 0 if y_init is None else y_init.data_ptr()
-                base = (x.data_ptr(), start, a.data_ptr(), y.data_ptr())
-                for at_x, at_start, at_a, at_y in offsets:
-                    call(base[0] + at_x, base[2] + at_a, base[1] and base[1] + at_start, base[3] + at_y)
-
-            return run_turns
+        if problem.offsets is None:
+            return call
+        item = getattr(torch, problem.dtype).itemsize
+        offsets = tuple(tuple(item * offset for offset in turn) for turn in problem.offsets)
 
         def run(x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None:
-            call(x.data_ptr(), a.data_ptr(), 0 if y_init is None else y_init.data_ptr(), y.data_ptr())
+            start = 0 if y_init is None else y_init.data_ptr()
+            base = (x.data_ptr(), start, a.data_ptr(), y.data_ptr())
+            for at_x, at_start, at_a, at_y in offsets:
+                call(base[0] + at_x, base[2] + at_a, base[1] and base[1] + at_start, base[3] + at_y)
 
         return run
 

@@ -1,0 +1,65 @@
+"""Calls that are prepared once: from the arguments of an operator to the function that runs its kernel.
+
+Selection and preparation look at sizes, strides, dtypes, threads and settings only, so that their outcome is kept for
+the next call that agrees in these. ``run_prepared`` is the whole way of such a call from a public function to its
+kernel, 1 to 2 µs; it returns None for what has to go through PyTorch's dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._dispatch import choose, prepared_cache
+
+_HUGE_PAGE = 2 << 20  # bytes
+_LIMIT = 4096
+
+PreparedCall = tuple[Callable[..., None], Callable[[Tensor], Tensor] | None]
+run_prepared = _native.run_prepared
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Memory for a result in the memory order of x; of huge pages where it is large, for faults cost more than sums."""
+    y = torch.empty_like(x)
+    if y.is_cpu and y.nbytes >= _HUGE_PAGE:
+        _native.advise_huge_pages(y.data_ptr(), y.nbytes)
+    return y
+
+
+class Calls:
+    """The prepared calls of one operator.
+
+    A call is a ``variant`` (whatever it depends on beside its tensors) with the tensors in the order of the functions
+    that rows prepare, the output last.
+    """
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self.prepared: dict[Any, PreparedCall] = prepared_cache()
+
+    def run(self, variant: Any, *tensors: Tensor | None, problem: Callable[[], Any], strict: bool = True) -> None:
+        """Selects, prepares and runs; remembers what it prepared."""
+        key = _native.call_key(variant, *tensors)
+        known = self.prepared.get(key)
+        if known is not None:
+            return known[0](*tensors)
+        described = problem()
+        run = choose(self.op, described, strict=strict).prepare(described)
+        run(*tensors)
+        if key is None:
+            return None
+        if len(self.prepared) >= _LIMIT:
+            self.prepared.clear()
+        self.prepared[key] = (run, None)
+        x, y = tensors[0], tensors[-1]
+        assert x is not None
+        assert y is not None
+        if y.stride() == torch.empty_like(x, device="meta").stride():
+            fresh = empty_like if y.nbytes >= _HUGE_PAGE else torch.empty_like
+            self.prepared[_native.call_key(variant, *tensors[:-1], None)] = (run, fresh)
+        return None
