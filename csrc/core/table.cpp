@@ -15,6 +15,9 @@ convscan_status ScanSequential(const convscan_scan &);
 convscan_status ScanTiled(const convscan_scan &);
 convscan_status ScanParallel(const convscan_scan &);
 convscan_status ScanGradientSequential(const convscan_scan_gradient &);
+convscan_status Vandermonde(const convscan_vandermonde &);
+convscan_status VandermondeAdjoint(const convscan_vandermonde_adjoint &);
+convscan_status CauchyProduct(const convscan_cauchy &);
 
 #define CONVSCAN_STRING_(x) #x
 #define CONVSCAN_STRING(x) CONVSCAN_STRING_(x)
@@ -33,6 +36,9 @@ const Kernels kKernels = {
     ScanTiled,
     ScanParallel,
     ScanGradientSequential,
+    Vandermonde,
+    VandermondeAdjoint,
+    CauchyProduct,
 };
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -142,6 +142,61 @@ typedef struct convscan_scan_gradient {
 
 CONVSCAN_API convscan_status convscan_scan_gradient_sequential(const convscan_scan_gradient *problem);
 
+/* y[r,l] = Re sum_n c[r,n] l (l-1) ... (l-order+1) a[r,n]^(l-order), 0 <= l < length: the kernel of a diagonal
+ * state-space layer, and with order > 0 its derivatives. dtype is that of c, COMPLEX64 or COMPLEX128; y is real, of its
+ * precision, with consecutive steps. a has a dtype of its own: powers are computed in double precision, and a rounded
+ * to single would spoil them. Strides of c and a may be zero. 0 to the power 0 is 1. */
+typedef struct convscan_vandermonde {
+  int64_t rows, terms, length;
+  int order; /* 0 <= order */
+  convscan_dtype dtype, a_dtype;
+  const void *c;
+  int64_t c_row_stride, c_term_stride;
+  const void *a;
+  int64_t a_row_stride, a_term_stride;
+  void *y;
+  int64_t y_row_stride;
+  int threads;
+} convscan_vandermonde;
+
+CONVSCAN_API convscan_status convscan_vandermonde_product(const convscan_vandermonde *problem);
+
+/* The transpose: w[r,n] = sum_l g[r,l] l (l-1) ... (l-order+1) a[r,n]^(l-order). dtype is that of w, which has
+ * consecutive terms; g is real, of its precision. */
+typedef struct convscan_vandermonde_adjoint {
+  int64_t rows, terms, length;
+  int order;
+  convscan_dtype dtype, a_dtype;
+  const void *g;
+  int64_t g_row_stride, g_time_stride;
+  const void *a;
+  int64_t a_row_stride, a_term_stride;
+  void *w;
+  int64_t w_row_stride;
+  int threads;
+} convscan_vandermonde_adjoint;
+
+CONVSCAN_API convscan_status convscan_vandermonde_adjoint_product(const convscan_vandermonde_adjoint *problem);
+
+/* k[s,r,w] = sum_n v[s,r,n] / (z[r,w] - lambda[r,n])^power for `sides` right hand sides. dtype is COMPLEX64 or 128;
+ * k has consecutive points; the strides of the inputs may be zero. */
+typedef struct convscan_cauchy {
+  int64_t sides, rows, terms, points;
+  int power; /* 1 <= power */
+  convscan_dtype dtype;
+  const void *v;
+  int64_t v_side_stride, v_row_stride, v_term_stride;
+  const void *lambda;
+  int64_t lambda_row_stride, lambda_term_stride;
+  const void *z;
+  int64_t z_row_stride, z_point_stride;
+  void *k;
+  int64_t k_side_stride, k_row_stride;
+  int threads;
+} convscan_cauchy;
+
+CONVSCAN_API convscan_status convscan_cauchy_product(const convscan_cauchy *problem);
+
 /* Instruction sets. The best one the processor supports is used until convscan_set_isa names another. */
 CONVSCAN_API const char *convscan_isa(void);                  /* in use: "baseline", "avx2", "avx512", "neon" */
 CONVSCAN_API int convscan_isa_count(void);                    /* how many this build has and this processor runs */

@@ -274,6 +274,84 @@ struct ScanGradientCall {
   }
 };
 
+// State-space kernels take milliseconds: plain calls, whose arguments cost nothing beside that.
+void Vandermonde(const std::string &dtype, const std::string &a_dtype, int64_t rows, int64_t terms, int64_t length,
+                 int order, const Pair &c_strides, const Pair &a_strides, int64_t y_row_stride, Address c, Address a,
+                 Address y, int threads) {
+  convscan_vandermonde p{};
+  p.rows = rows;
+  p.terms = terms;
+  p.length = length;
+  p.order = order;
+  p.dtype = ParseDtype(dtype);
+  p.a_dtype = ParseDtype(a_dtype);
+  p.c = Pointer<const void>(c);
+  std::tie(p.c_row_stride, p.c_term_stride) = c_strides;
+  p.a = Pointer<const void>(a);
+  std::tie(p.a_row_stride, p.a_term_stride) = a_strides;
+  p.y = Pointer<void>(y);
+  p.y_row_stride = y_row_stride;
+  p.threads = threads;
+  convscan_status status;
+  {
+    const ReleasedGil released;
+    status = convscan_vandermonde_product(&p);
+  }
+  Raise(status, "vandermonde");
+}
+
+void VandermondeAdjoint(const std::string &dtype, const std::string &a_dtype, int64_t rows, int64_t terms,
+                        int64_t length, int order, const Pair &g_strides, const Pair &a_strides,
+                        int64_t w_row_stride, Address g, Address a, Address w, int threads) {
+  convscan_vandermonde_adjoint p{};
+  p.rows = rows;
+  p.terms = terms;
+  p.length = length;
+  p.order = order;
+  p.dtype = ParseDtype(dtype);
+  p.a_dtype = ParseDtype(a_dtype);
+  p.g = Pointer<const void>(g);
+  std::tie(p.g_row_stride, p.g_time_stride) = g_strides;
+  p.a = Pointer<const void>(a);
+  std::tie(p.a_row_stride, p.a_term_stride) = a_strides;
+  p.w = Pointer<void>(w);
+  p.w_row_stride = w_row_stride;
+  p.threads = threads;
+  convscan_status status;
+  {
+    const ReleasedGil released;
+    status = convscan_vandermonde_adjoint_product(&p);
+  }
+  Raise(status, "vandermonde_adjoint");
+}
+
+void Cauchy(const std::string &dtype, int64_t sides, int64_t rows, int64_t terms, int64_t points, int power,
+            const Triple &v_strides, const Pair &lambda_strides, const Pair &z_strides, const Pair &k_strides,
+            Address v, Address lambda, Address z, Address k, int threads) {
+  convscan_cauchy p{};
+  p.sides = sides;
+  p.rows = rows;
+  p.terms = terms;
+  p.points = points;
+  p.power = power;
+  p.dtype = ParseDtype(dtype);
+  p.v = Pointer<const void>(v);
+  std::tie(p.v_side_stride, p.v_row_stride, p.v_term_stride) = v_strides;
+  p.lambda = Pointer<const void>(lambda);
+  std::tie(p.lambda_row_stride, p.lambda_term_stride) = lambda_strides;
+  p.z = Pointer<const void>(z);
+  std::tie(p.z_row_stride, p.z_point_stride) = z_strides;
+  p.k = Pointer<void>(k);
+  std::tie(p.k_side_stride, p.k_row_stride) = k_strides;
+  p.threads = threads;
+  convscan_status status;
+  {
+    const ReleasedGil released;
+    status = convscan_cauchy_product(&p);
+  }
+  Raise(status, "cauchy");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -310,6 +388,13 @@ NB_MODULE(_native, m) {
            "dy_strides"_a, "dx_strides"_a, "da_strides"_a, "dy_init_strides"_a)
       .def("__call__", &ScanGradientCall::Run, "a"_a, "y_init"_a, "y"_a, "dy"_a, "dx"_a, "da"_a, "dy_init"_a,
            "threads"_a = 0);
+
+  m.def("vandermonde", &Vandermonde, "dtype"_a, "a_dtype"_a, "rows"_a, "terms"_a, "length"_a, "order"_a,
+        "c_strides"_a, "a_strides"_a, "y_row_stride"_a, "c"_a, "a"_a, "y"_a, "threads"_a = 0);
+  m.def("vandermonde_adjoint", &VandermondeAdjoint, "dtype"_a, "a_dtype"_a, "rows"_a, "terms"_a, "length"_a,
+        "order"_a, "g_strides"_a, "a_strides"_a, "w_row_stride"_a, "g"_a, "a"_a, "w"_a, "threads"_a = 0);
+  m.def("cauchy", &Cauchy, "dtype"_a, "sides"_a, "rows"_a, "terms"_a, "points"_a, "power"_a, "v_strides"_a,
+        "lambda_strides"_a, "z_strides"_a, "k_strides"_a, "v"_a, "lambda_"_a, "z"_a, "k"_a, "threads"_a = 0);
 
   m.def("fft_length", [](int64_t points, const std::string &dtype) {
     return convscan_fft_length(points, ParseDtype(dtype));

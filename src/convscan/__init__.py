@@ -4,12 +4,15 @@ from . import nn, tuning
 from ._dispatch import explain, force, implementations, workspace_limit
 from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
+from .ops.cauchy.api import cauchy
 from .ops.causal_conv.api import causal_conv
 from .ops.fft_conv.api import fft_conv
 from .ops.linear_recurrence.api import linear_recurrence
+from .ops.vandermonde.api import vandermonde
 
 __all__ = [
     "__version__",
+    "cauchy",
     "causal_conv",
     "explain",
     "fft_conv",
@@ -20,6 +23,7 @@ __all__ = [
     "reset_peak_workspace",
     "set_num_threads",
     "tuning",
+    "vandermonde",
     "workspace_limit",
     "workspace_memory",
 ]

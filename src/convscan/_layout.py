@@ -50,6 +50,11 @@ def fold(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> Leading:
     return Leading(size, steps, offsets)
 
 
+def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape that all broadcast to; a RuntimeError where there is none."""
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

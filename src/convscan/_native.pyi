@@ -91,6 +91,53 @@ def use_torch(
 def is_plain(*tensors: Tensor | None) -> bool: ...
 def call_key(variant: Hashable, *tensors: Tensor | None) -> Hashable | None: ...
 def run_prepared(calls: dict[Any, Any], variant: object, *tensors: Tensor | None) -> Tensor | None: ...
+def vandermonde(
+    dtype: str,
+    a_dtype: str,
+    rows: int,
+    terms: int,
+    length: int,
+    order: int,
+    c_strides: Pair,
+    a_strides: Pair,
+    y_row_stride: int,
+    c: int,
+    a: int,
+    y: int,
+    threads: int = 0,
+) -> None: ...
+def vandermonde_adjoint(
+    dtype: str,
+    a_dtype: str,
+    rows: int,
+    terms: int,
+    length: int,
+    order: int,
+    g_strides: Pair,
+    a_strides: Pair,
+    w_row_stride: int,
+    g: int,
+    a: int,
+    w: int,
+    threads: int = 0,
+) -> None: ...
+def cauchy(
+    dtype: str,
+    sides: int,
+    rows: int,
+    terms: int,
+    points: int,
+    power: int,
+    v_strides: Triple,
+    lambda_strides: Pair,
+    z_strides: Pair,
+    k_strides: Pair,
+    v: int,
+    lambda_: int,
+    z: int,
+    k: int,
+    threads: int = 0,
+) -> None: ...
 def fft_length(points: int, dtype: str) -> int: ...
 def isa() -> str: ...
 def isa_names() -> list[str]: ...

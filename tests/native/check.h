@@ -137,5 +137,8 @@ void TestConvolution();
 void TestFilterGradient();
 void TestRecurrence();
 void TestRecurrenceGradient();
+void TestStateSpaceArguments();
+void TestVandermonde();
+void TestCauchy();
 
 }  // namespace tests

@@ -154,6 +154,7 @@ void Array::CopyElements(const Array &other) {
 int main() {
   using namespace tests;
   TestArguments();
+  TestStateSpaceArguments();
   for (int i = 0; i < convscan_isa_count(); ++i) {
     if (!CHECK(convscan_set_isa(convscan_isa_name(i)) == CONVSCAN_OK)) continue;
     fprintf(stderr, "%s\n", convscan_isa());
@@ -161,6 +162,8 @@ int main() {
     TestFilterGradient();
     TestRecurrence();
     TestRecurrenceGradient();
+    TestVandermonde();
+    TestCauchy();
   }
   convscan_workspace_reset_peak();
   context = "after the last call";

@@ -1,10 +1,24 @@
 """Layers for PyTorch built on the operators: public names, nothing else."""
 
+from ._state_space import parameter_groups
+from .fft_conv_s4 import FFTConvS4
 from .hyena import Hyena
 from .linear_recurrence import LinearRecurrence
 from .long_conv import ImplicitLongConv, LongConv
 from .lru import LRU
 from .rglru import RGLRU
+from .s4d import S4D
 from .short_conv import ShortConv
 
-__all__ = ["LRU", "RGLRU", "Hyena", "ImplicitLongConv", "LinearRecurrence", "LongConv", "ShortConv"]
+__all__ = [
+    "LRU",
+    "RGLRU",
+    "S4D",
+    "FFTConvS4",
+    "Hyena",
+    "ImplicitLongConv",
+    "LinearRecurrence",
+    "LongConv",
+    "ShortConv",
+    "parameter_groups",
+]

@@ -1,0 +1,1 @@
+"""k[w] = sum_n v[n] / (z[w] - lambda[n])."""

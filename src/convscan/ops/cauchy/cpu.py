@@ -1,0 +1,67 @@
+"""The native Cauchy kernel: what it can run, what it would cost, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ... import _native
+from ..._dispatch import Cost, Implementation
+from ...tuning.table import kernel_seconds
+from .problem import CauchyProblem
+
+DTYPES = ("complex64", "complex128")
+Run = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
+def _refusals(problem: CauchyProblem) -> list[str]:
+    reasons = []
+    if problem.device != "cpu":
+        reasons.append(f"runs on cpu, not on {problem.device}")
+    if problem.dtype not in DTYPES:
+        reasons.append(f"does not compute {problem.dtype}")
+    return reasons
+
+
+def _cost(problem: CauchyProblem) -> Cost:
+    results = problem.rows * problem.points * max(1, problem.sides)
+    seconds = problem.turns * kernel_seconds(
+        problem.isa,
+        "cauchy.direct",
+        problem.dtype,
+        # A reciprocal costs about as much as what two right hand sides do with it.
+        units=problem.rows * problem.points * problem.terms * (2 + problem.sides) / 3,
+        elements=results,
+        moved=getattr(torch, problem.dtype).itemsize * results,
+        workers=max(1, min(problem.threads, problem.rows * -(-problem.points // 256))),
+        threads=problem.threads,
+    )
+    return Cost(seconds, problem.threads * (64 << 10))
+
+
+def _prepare(problem: CauchyProblem) -> Run:
+    item = getattr(torch, problem.dtype).itemsize
+    offsets = problem.offsets or ((0, 0, 0, 0),)
+
+    def run(v: Tensor, poles: Tensor, z: Tensor, k: Tensor) -> None:
+        for turn in offsets:
+            _native.cauchy(
+                problem.dtype,
+                problem.sides,
+                problem.rows,
+                problem.terms,
+                problem.points,
+                problem.power,
+                problem.v,
+                problem.poles,
+                problem.z,
+                problem.k,
+                *(t.data_ptr() + item * offset for t, offset in zip((v, poles, z, k), turn, strict=True)),
+            )
+
+    return run
+
+
+ROWS: tuple[Implementation, ...] = (Implementation("direct", "cpu", _refusals, _cost, _prepare),)

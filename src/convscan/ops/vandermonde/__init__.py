@@ -1,0 +1,1 @@
+"""y[l] = Re sum_n c[n] a[n]^l."""
