@@ -8,6 +8,7 @@ from .ops.cauchy.api import cauchy
 from .ops.causal_conv.api import causal_conv
 from .ops.fft_conv.api import fft_conv
 from .ops.linear_recurrence.api import linear_recurrence
+from .ops.opt_ssm_forward.api import opt_ssm_forward
 from .ops.vandermonde.api import vandermonde
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "implementations",
     "linear_recurrence",
     "nn",
+    "opt_ssm_forward",
     "reset_peak_workspace",
     "set_num_threads",
     "tuning",

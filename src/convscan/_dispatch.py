@@ -47,16 +47,28 @@ class Implementation:
     prepare: Callable[[Any], Callable[..., Any]]
 
 
-class _Operator(NamedTuple):
-    implementations: tuple[Implementation, ...]
-    describe: Callable[..., Hashable]
-
-
 class Settings(NamedTuple):
-    """What ``with`` blocks around the call ask of the selection."""
+    """What ``with`` blocks around a call, or its own arguments, ask of the selection."""
 
     forced: str | None = None
     max_workspace_bytes: int | None = None
+
+    def within(self, outer: Settings | None) -> Settings:
+        """These settings inside those of a ``with`` block: the innermost name, the narrower limit."""
+        if outer is None:
+            return self
+        limits = [s.max_workspace_bytes for s in (self, outer) if s.max_workspace_bytes is not None]
+        return Settings(self.forced or outer.forced, min(limits, default=None))
+
+
+def _asks_nothing(problem: Any) -> Settings:
+    return Settings()
+
+
+class _Operator(NamedTuple):
+    implementations: tuple[Implementation, ...]
+    describe: Callable[..., Hashable]
+    asks: Callable[[Any], Settings]
 
 
 _operators: dict[str, _Operator] = {}
@@ -64,9 +76,15 @@ settings_variable: ContextVar[Settings | None] = ContextVar("convscan_settings",
 settings = settings_variable.get
 
 
-def register(op: str, implementations: tuple[Implementation, ...], describe: Callable[..., Hashable]) -> None:
-    """Enters an operator: its rows, and the function that makes a problem from the public function's arguments."""
-    _operators[op] = _Operator(implementations, describe)
+def register(
+    op: str,
+    implementations: tuple[Implementation, ...],
+    describe: Callable[..., Hashable],
+    asks: Callable[[Any], Settings] = _asks_nothing,
+) -> None:
+    """Enters an operator: its rows, the function that makes a problem from the public function's arguments, and what
+    the arguments of a problem ask of the selection."""
+    _operators[op] = _Operator(implementations, describe, asks)
 
 
 _caches: list[dict[Any, Any]] = []
@@ -135,9 +153,7 @@ def choose(op: str, problem: Any, *, strict: bool = True) -> Implementation:
     A forced implementation that cannot run the problem is an error; with ``strict=False``, which the parts of a
     gradient use, it is passed over.
     """
-    wanted = settings()
-    if wanted is None:
-        return select(op, problem)
+    wanted = _operator(op).asks(problem).within(settings())
     for row in implementations(op):
         if row.name == wanted.forced:
             reasons = row.why_not(problem)
@@ -257,7 +273,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     problem = _operator(name).describe(*args, **kwargs)
-    limit = (settings() or Settings()).max_workspace_bytes
+    limit = _operator(name).asks(problem).within(settings()).max_workspace_bytes
     candidates = []
     for row in implementations(name):
         reasons = row.why_not(problem)

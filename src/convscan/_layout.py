@@ -55,6 +55,11 @@ def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
+def kind(tensor: torch.Tensor | None) -> object:
+    """What a plan that works for any strides knows of an optional argument; an AttributeError where it is no tensor."""
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -21,6 +21,7 @@ from . import _native
 from ._dispatch import settings_variable
 
 NAMESPACE = "convscan"
+_TYPICAL_SIZE = 16
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -78,6 +79,14 @@ def define_composite(schema: str, function: Callable[..., Any]) -> Any:
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, function, "CompositeImplicitAutograd")
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def likely_size(size: int | torch.SymInt) -> int:
+    """A size, or the one that export saw of a size that may change: enough to choose by, where any choice works."""
+    if isinstance(size, int):
+        return size
+    hint: int | None = size.node.hint
+    return _TYPICAL_SIZE if hint is None else hint
 
 
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ... import _checks, _native
 from ..._dispatch import choose, prepared_cache, register, settings
 from ..._errors import message
-from ..._layout import dtype_name
-from ..._library import define_composite, is_plain
+from ..._layout import dtype_name, kind
+from ..._library import define_composite, is_plain, likely_size
 from . import equation as einsum
 from .equation import TIME
 from .methods import ROWS, Run
@@ -20,7 +20,6 @@ from .problem import EinsumProblem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PREPARED_LIMIT = 4096
-_TYPICAL_SIZE = 16
 
 _configuration = _native.configuration
 _prepared: dict[Any, Run] = prepared_cache()
@@ -77,9 +76,8 @@ def _compute(equation: str, x: Tensor, args: Sequence[Tensor]) -> Tensor:
     key: Any = None
     run: Run | None = None
     try:
-        chunked = is_plain(x, x, *args)
-        key = (equation, x.shape, x.dtype, x.device, chunked, _configuration(), settings(),
-               *((t.shape, t.dtype, t.device) for t in args))  # fmt: skip
+        chunked = is_plain(x, *args)
+        key = (equation, chunked, _configuration(), settings(), *map(kind, (x, *args)))
         run = _prepared.get(key)
     except (AttributeError, TypeError):
         key = None  # no tensor, of which the checks below speak, or a size that may change
@@ -95,14 +93,6 @@ def _compute(equation: str, x: Tensor, args: Sequence[Tensor]) -> Tensor:
     return run(x, args)
 
 
-def _likely(size: int | torch.SymInt) -> int:
-    """A size, or the one that export saw of a size that may change: it chooses the plan, which works for all."""
-    if isinstance(size, int):
-        return size
-    hint: int | None = size.node.hint
-    return _TYPICAL_SIZE if hint is None else hint
-
-
 def _problem(equation: str, x: Tensor, args: Sequence[Tensor]) -> EinsumProblem:
     """Checks everything."""
     if not isinstance(equation, str):
@@ -115,13 +105,13 @@ def _problem(equation: str, x: Tensor, args: Sequence[Tensor]) -> EinsumProblem:
     compute = _checks.common_dtype(einsum.NAME, DTYPES, **named)
     return EinsumProblem(
         equation=parsed,
-        sizes=tuple(sorted((axis, _likely(size)) for axis, size in sizes.items())),
+        sizes=tuple(sorted((axis, likely_size(size)) for axis, size in sizes.items())),
         length=int(x.shape[parsed.signal.index(TIME)]),
         taps=int(args[parsed.kernel].shape[parsed.operands[parsed.kernel].index(TIME)]),
         dtype=dtype_name(x.dtype),
         compute=dtype_name(torch.float64 if compute == torch.float64 else torch.float32),
         device=x.device.type,
-        chunked=is_plain(x, x, *args),
+        chunked=is_plain(x, *args),
         threads=_native.thread_count(),
         isa=_native.isa(),
     )

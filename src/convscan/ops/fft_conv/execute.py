@@ -45,35 +45,58 @@ def batch_axis(problem: EinsumProblem) -> str:
     return max((axis for axis in free if axis != TIME), key=lambda axis: lengths[axis], default="")
 
 
-def memory(problem: EinsumProblem, plan: Plan) -> tuple[float, float]:
-    """Bytes of the terms that do not depend on x, and the most that terms which do take at one time."""
+class Memory(NamedTuple):
+    """Bytes of intermediate tensors: the most that those which do not depend on x take at one time, what is kept of
+    them for every chunk of x, and the most that those which do take beside it, for the whole of x."""
+
+    before: float
+    kept: float
+    during: float
+
+
+def memory(problem: EinsumProblem, plan: Plan) -> Memory:
+    """Follows the terms of a plan from the step that makes them to the step that uses them up."""
     costs = Costs(problem)
-    kept = sum(costs.item * costs.elements(step.result) for step in plan.steps if not has_signal(step.result))
-    peak, live = 0.0, dict[Term, float]()
-    for step in plan.steps:
-        if has_signal(step.result):
-            live[step.result] = costs.item * costs.elements(step.result)
+
+    def size(term: Term) -> float:
+        return float(costs.item * costs.elements(term))
+
+    def most(steps: Sequence[Step], live: dict[Term, float]) -> float:
+        peak = sum(live.values())
+        for step in steps:
+            live[step.result] = size(step.result)
             peak = max(peak, sum(live.values()) + costs.work(step).scratch)
             for source in step.sources:
                 live.pop(source, None)
-    return kept, peak
+        return peak
+
+    casts = problem.dtype != problem.compute
+    live = {Term(1 << at): size(Term(1 << at)) for at in range(1, len(problem.equation.terms))} if casts else {}
+    before = most([step for step in plan.steps if not has_signal(step.result)], live)
+    kept = sum(live.values())
+    for step in plan.steps:
+        if step.kind == "spectral" and not has_signal(step.sources[1]):
+            before = max(before, kept + size(step.sources[1]))  # its spectrum in another memory order
+    during = most([step for step in plan.steps if has_signal(step.result)], {Term(1): size(Term(1))} if casts else {})
+    return Memory(before, kept, during)
 
 
 def chunk(problem: EinsumProblem, plan: Plan, limit: float = math.inf) -> int:
-    """How many entries of the batch axis to compute at a time, so that what they need stays within ``limit``."""
+    """How many entries of the batch axis to compute at a time, so that all intermediate tensors stay in ``limit``."""
     axis = batch_axis(problem)
+    size = dict(problem.sizes).get(axis, 1)
     if not axis or not problem.chunked:
-        return dict(problem.sizes).get(axis, 1)
-    size = dict(problem.sizes)[axis]
-    kept, peak = memory(problem, plan)
+        return size
+    _, kept, during = memory(problem, plan)
     # Every chunk reads all that is kept: of large kernels that is worth doing seldom.
-    return max(1, min(size, int(min(limit, max(CHUNK_BYTES, kept)) / max(1.0, peak / size))))
+    return max(1, min(size, int(min(limit - kept, max(CHUNK_BYTES, kept)) / max(1.0, during / size))))
 
 
-def workspace(problem: EinsumProblem, plan: Plan) -> int:
-    """Bytes of intermediate tensors alive at one time."""
-    kept, peak = memory(problem, plan)
-    return int(kept + peak * chunk(problem, plan) / max(1, dict(problem.sizes).get(batch_axis(problem), 1)))
+def workspace(problem: EinsumProblem, plan: Plan, limit: float = math.inf) -> int:
+    """Bytes of intermediate tensors alive at one time, which a small batch axis may keep from staying in ``limit``."""
+    before, kept, during = memory(problem, plan)
+    share = chunk(problem, plan, limit) / dict(problem.sizes).get(batch_axis(problem), 1)
+    return int(max(before, kept + during * share))
 
 
 # ---- steps ----
@@ -207,7 +230,7 @@ class Execution:
         # causal_conv stores the half types as such and computes in float32 by itself.
         self.casts = len(plan.steps) > 1 or step.kind != "channelwise" or bool(self._parts(step).summed)
         # Entries are multiplied one after the other in place, which nobody may record.
-        product = next((step for step in plan.steps if step.kind == "spectral"), None)
+        product = self.product = next((step for step in plan.steps if step.kind == "spectral"), None)
         self.by_products = (
             product is None
             or not self._parts(product).summed
@@ -223,12 +246,7 @@ class Execution:
     def _step(self, step: Step, terms: Mapping[Term, Operand], lengths: Mapping[str, int]) -> Operand:
         first, *others = (terms[source] for source in step.sources)
         if step.kind == "transform":
-            spectrum = torch.fft.rfft(first.tensor, points(self.problem))
-            if not self.by_products and not has_signal(step.result):
-                # The memory order that matrix products read: once, not for every chunk.
-                flat = spectrum.flatten(0, -2).mT.contiguous()
-                spectrum = flat.reshape(-1, *spectrum.shape[:-1]).movedim(0, -1)
-            return Operand(spectrum, first.letters, True)
+            return Operand(torch.fft.rfft(first.tensor, points(self.problem)), first.letters, True)
         if step.kind == "invert":
             y = torch.fft.irfft(first.tensor, points(self.problem))
             return Operand(y[..., : self.problem.length], first.letters, True)
@@ -258,22 +276,45 @@ class Execution:
 
     def run(self, x: Tensor, args: Sequence[Tensor]) -> Tensor:
         """y, of the dtype of x."""
-        kept = {
-            Term(1 << place): _input(self.problem, place, self._cast(tensor)) for place, tensor in enumerate(args, 1)
-        }
-        equation = self.problem.equation
-        # From the tensors: an exported program may be run with another batch.
-        lengths = {axis: size for axes_of, tensor in zip(equation.terms, (x, *args), strict=True)
-                   for axis, size in zip(axes_of, tensor.shape, strict=True) if axis != TIME}  # fmt: skip
-        self._walk(kept, lengths, False)
-        size = lengths.get(self.axis, 1)
-        if not self.problem.chunked or self.chunk >= size:
-            return self._output(x, kept, lengths).to(x.dtype)
+        equation, lengths = self.problem.equation, self._lengths(x, args)
+        if not self.problem.chunked or self.chunk >= lengths.get(self.axis, 1):
+            return self._output(x, self._kept(args, lengths), lengths).to(x.dtype)
         extents = [self.problem.length if axis == TIME else lengths[axis] for axis in equation.output]
         y = torch.empty(extents, dtype=x.dtype, device=x.device)
-        along, across = equation.signal.index(self.axis), equation.output.index(self.axis)
+        self.store(y, x, args)
+        return y
+
+    def store(self, y: Tensor, x: Tensor, args: Sequence[Tensor], add: bool = False) -> None:
+        """Writes the result into ``y``, or adds it to what is there, a few entries of the batch axis at a time."""
+        equation, lengths = self.problem.equation, self._lengths(x, args)
+        kept = self._kept(args, lengths)
+        along = equation.signal.index(self.axis) if self.axis else 0
+        across = equation.output.index(self.axis) if self.axis else 0
+        size = lengths.get(self.axis, 1)
         for start in range(0, size, self.chunk):
             count = min(self.chunk, size - start)
-            part = self._output(x.narrow(along, start, count), kept, lengths | {self.axis: count})
-            y.narrow(across, start, count).copy_(part)
-        return y
+            source, target = x, y
+            if self.axis:
+                source, target = x.narrow(along, start, count), y.narrow(across, start, count)
+            part = self._output(source, kept, lengths | {self.axis: count})
+            if add:
+                target.add_(part)
+            else:
+                target.copy_(part)
+
+    def _lengths(self, x: Tensor, args: Sequence[Tensor]) -> dict[str, int]:
+        """The size of every axis but l. From the tensors: an exported program may be run with another batch."""
+        terms = zip(self.problem.equation.terms, (x, *args), strict=True)
+        return {axis: size for axes_of, t in terms for axis, size in zip(axes_of, t.shape, strict=True) if axis != TIME}
+
+    def _kept(self, args: Sequence[Tensor], lengths: Mapping[str, int]) -> dict[Term, Operand]:
+        """What does not depend on x."""
+        terms = {Term(1 << at): _input(self.problem, at, self._cast(tensor)) for at, tensor in enumerate(args, 1)}
+        self._walk(terms, lengths, False)
+        if not self.by_products and self.product is not None and self.product.sources[1] in terms:
+            # The memory order that matrix products read: once, not for every chunk.
+            spectrum, letters, owned = terms[self.product.sources[1]]
+            flat = spectrum.flatten(0, -2).mT.contiguous()
+            spectrum = flat.reshape(-1, *spectrum.shape[:-1]).movedim(0, -1)
+            terms[self.product.sources[1]] = Operand(spectrum, letters, owned)
+        return terms

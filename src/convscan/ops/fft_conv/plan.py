@@ -182,7 +182,7 @@ class Costs:
             units = products if parts.summed else 0.0
             return Work(self._seconds("matmul", units, moved), 2 * products, self.item * moved, 0.0)
         if step.kind == "spectral":
-            return self._spectral(parts, moved)
+            return self._spectral(parts, moved, self.elements(first) + self.elements(step.result))
         if step.kind == "direct":
             products = self.count(parts.result + parts.summed) * self.taps * self.problem.length
             # Vectors are filled with channels: with few of them a product takes as long as with twelve.
@@ -196,14 +196,14 @@ class Costs:
             )
         return self._channelwise(parts, moved)
 
-    def _spectral(self, parts: Axes, moved: float) -> Work:
+    def _spectral(self, parts: Axes, moved: float, transposed: float) -> Work:
         frequencies = points(self.problem) / 2 + 1
         products = self.count(parts.result + parts.summed) * frequencies
         if by_products(parts, self.sizes):
             return Work(self._seconds("product", products, moved), 8 * products, self.item * moved, 0.0)
         # A matrix product for every frequency: four real products each, and a transposition there and back.
         return Work(self._seconds("matmul", 4 * products, 3 * moved), 8 * products, 3 * self.item * moved,
-                    self.item * moved)  # fmt: skip
+                    self.item * transposed)  # fmt: skip
 
     def _channelwise(self, parts: Axes, moved: float) -> Work:
         channels = parts.joint + parts.summed + parts.new
