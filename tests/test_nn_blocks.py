@@ -30,11 +30,13 @@ LAYERS: dict[str, Callable[..., SequenceLayer[Any]]] = {
     "hyena_order_4": lambda **options: nn.Hyena(D, 9, order=4, width=8, depth=1, frequency=3.0, **options),
     "lru": lambda **options: nn.LRU(D, 5, r_min=0.4, r_max=0.99, **options),
     "rglru": lambda **options: nn.RGLRU(D, num_heads=3, **options),
+    "s4_block": lambda **options: nn.S4Block(D, d_state=8, channels=2, **options),
+    "s4_block_postnorm": lambda **options: nn.S4Block(D, prenorm=False, d_state=8, init="lin", **options),
 }
 
 
 # One of a class: compilation takes its time, and the other sizes are the same program.
-CLASSES = ["short_conv", "linear_recurrence", "long_conv", "implicit_long_conv", "hyena", "lru", "rglru"]
+CLASSES = ["short_conv", "linear_recurrence", "long_conv", "implicit_long_conv", "hyena", "lru", "rglru", "s4_block"]
 
 
 @pytest.fixture(params=LAYERS)
@@ -189,6 +191,25 @@ def test_hyena_by_definition() -> None:
     z = z * x1
     z = conv(z, h[1]) + skip[1] * z
     torch.testing.assert_close(layer(x)[0], layer.out_proj(x0 * z))
+
+
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_s4_block_by_definition(prenorm: bool) -> None:
+    block, x = nn.S4Block(D, prenorm=prenorm, channels=2, d_state=8, dtype=torch.float64), samples(2, L, D)
+    with torch.no_grad():
+        block.norm.weight.add_(samples(D))
+    z = block.s4(block.norm(x) if prenorm else x)[0]
+    z = torch.nn.functional.gelu(torch.cat([z[:, 0], z[:, 1]], 1)).transpose(1, 2) @ block.output.weight.T
+    value, gate = (z + block.output.bias).split(D, -1)
+    y = x + value * torch.sigmoid(gate)
+    torch.testing.assert_close(block(x)[0], y if prenorm else block.norm(y))
+
+
+def test_s4_block_drops_out_in_training_only() -> None:
+    block, x = nn.S4Block(D, dropout=0.5, d_state=8), samples(2, L, D, dtype=torch.float32)
+    assert not torch.equal(block(x)[0], block(x)[0])
+    assert (block(x)[0] == x).float().mean() > 0.3
+    assert torch.equal(block.eval()(x)[0], block(x)[0])
 
 
 def test_implicit_filter_by_definition() -> None:

@@ -7,6 +7,7 @@ from .linear_recurrence import LinearRecurrence
 from .long_conv import ImplicitLongConv, LongConv
 from .lru import LRU
 from .rglru import RGLRU
+from .s4_block import S4Block
 from .s4d import S4D
 from .short_conv import ShortConv
 
@@ -19,6 +20,7 @@ __all__ = [
     "ImplicitLongConv",
     "LinearRecurrence",
     "LongConv",
+    "S4Block",
     "ShortConv",
     "parameter_groups",
 ]
