@@ -27,7 +27,7 @@ def relative(got: Tensor, expected: Tensor) -> float:
     return float(((got - expected).abs().max() / expected.abs().max()).detach())
 
 
-def continuous(kernel: nn.S4D) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def continuous(kernel: nn.S4D | nn.S4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dt, A, B, C of every feature as dense complex matrices over all states, conjugates included."""
     dt = kernel.time_steps().detach()
     A = kernel.poles().to(torch.complex128).repeat(H // kernel.n_ssm, 1)
@@ -38,10 +38,14 @@ def continuous(kernel: nn.S4D) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dt = dt.expand_as(A)
         dt, B, C = torch.cat([dt, dt], -1), torch.cat([B, B.conj()], -1), torch.cat([C, C.conj()], -1)
         dense = torch.diag_embed(torch.cat([A, A.conj()], -1))
+    if isinstance(kernel, nn.S4):
+        P = kernel._complex(kernel.P).repeat(1, H // kernel.n_ssm, 1)
+        P = torch.cat([P, P.conj()], -1)
+        dense = dense - torch.einsum("rhi,rhj->hij", P, P.conj())
     return dt, dense, B, C
 
 
-def dense_kernel(kernel: nn.S4D, disc: str, length: int) -> Tensor:
+def dense_kernel(kernel: nn.S4D | nn.S4, disc: str, length: int) -> Tensor:
     """C Abar^l Bbar by matrix exponentials or inverses, and one matrix power after the other."""
     dt, A, B, C = continuous(kernel)
     A, B = dt[..., None] * A, (dt * B)[..., None]
@@ -69,6 +73,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"init": "random", "real_transform": "relu", "imag_transform": "relu", "n_ssm": 1},
     {"is_real": True, "init": "random", "dt_min": 0.01, "dt_max": 0.02},
     {"is_real": True, "disc": "bilinear", "n_ssm": 3},
+    {"kernel": "s4"},
+    {"kernel": "s4", "init": "legt", "dt_tie": False, "n_ssm": 2, "real_transform": "softplus"},
+    {"kernel": "s4", "init": "fourier", "rank": 2, "n_ssm": 1, "dt_transform": "softplus", "imag_transform": "relu"},
 ]
 
 
@@ -82,20 +89,25 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_kernels_equal_dense_matrix_powers(options: dict[str, Any]) -> None:
+    disc = "bilinear" if options["kernel"] == "s4" else "zoh"
     for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         layer = nn.FFTConvS4(H, channels=2, dtype=dtype, **options)
-        assert isinstance(layer.kernel, nn.S4D)
+        assert isinstance(layer.kernel, nn.S4 if options["kernel"] == "s4" else nn.S4D)
         K, nothing = layer.kernel(L)
         assert nothing is None
         assert K.dtype == dtype
-        assert relative(K.double(), dense_kernel(layer.kernel, options.get("disc", "zoh"), L)) < bound
+        assert relative(K.double(), dense_kernel(layer.kernel, options.get("disc", disc), L)) < bound
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("mode", [None, "diagonal", "not set up"])
+@pytest.mark.parametrize("mode", [None, "linear", "dense", "diagonal", "not set up"])
 def test_steps_and_chunks_equal_the_whole(
     options: dict[str, Any], mode: str | None, dtype: torch.dtype, bound: float
 ) -> None:
+    if mode in ("linear", "dense") and options["kernel"] == "s4d":
+        pytest.skip("S4D has the mode diagonal only")
+    if mode == "diagonal" and options["kernel"] == "s4":
+        options |= {"d_state": 6}  # whose eigenbasis is well-conditioned
     layer = nn.FFTConvS4(H, L // 2, channels=3, dtype=dtype, **options).eval()  # past l_max nothing is truncated
     x = samples(2, H, L, dtype=dtype)
     with torch.no_grad():
@@ -107,6 +119,7 @@ def test_steps_and_chunks_equal_the_whole(
             y, state = layer.step(x[..., i], state)
             steps.append(y)
         assert nothing is None
+        assert whole.abs().max() > 1e-2
         assert relative(torch.stack(steps, -1), whole) < bound
         chunks, carried = [], layer.default_state(2)
         for chunk in x.split([1, 0, 30, 19], -1):
@@ -117,9 +130,10 @@ def test_steps_and_chunks_equal_the_whole(
         assert carried.dtype == state.dtype == layer.kernel.state_dtype
 
 
-def test_many_steps_of_a_large_layer() -> None:
+@pytest.mark.parametrize("kernel", ["s4d", "s4"])
+def test_many_steps_of_a_large_layer(kernel: str) -> None:
     torch.manual_seed(0)
-    layer, x = nn.FFTConvS4(16, channels=2).eval(), samples(1, 16, 1500, dtype=torch.float32)
+    layer, x = nn.FFTConvS4(16, channels=2, kernel=kernel).eval(), samples(1, 16, 1500, dtype=torch.float32)
     with torch.no_grad():
         layer.setup_step()
         whole, (state, steps) = layer(x)[0], (layer.default_state(1), [])
@@ -127,6 +141,26 @@ def test_many_steps_of_a_large_layer() -> None:
             y, state = layer.step(x[..., i], state)
             steps.append(y)
     assert relative(torch.stack(steps, -1), whole) < 1e-5
+
+
+@pytest.mark.parametrize("init", ["legs", "legt", "fourier"])
+def test_the_contour_reaches_every_length(init: str) -> None:
+    """The same kernel whatever length is asked for, also of slow poles that have not decayed at the end."""
+    torch.manual_seed(0)
+    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        kernel = nn.S4(H, d_state=64, init=init, dtype=dtype, dt_min=1e-4, dt_max=1e-1)
+        longest = kernel(3000)[0]
+        for length in (1, 2, 3, 5, 127, 1000):
+            assert relative(kernel(length)[0], longest[..., :length]) < bound
+    assert kernel(0)[0].shape == (1, H, 0)
+
+
+def test_an_ill_conditioned_eigenbasis_is_refused() -> None:
+    layer = nn.FFTConvS4(H, kernel="s4", d_state=64)
+    text = "S4: Abar must have an eigenbasis of condition 1e+08 or less for mode='diagonal'; got"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        layer.setup_step("diagonal")
+    assert layer.kernel.mode == "linear"
 
 
 def test_rate_rescales_the_time_step(options: dict[str, Any]) -> None:
@@ -285,14 +319,16 @@ def test_parameters_may_be_given() -> None:
     assert not torch.equal(C, torch.zeros_like(C)), "a ready parameter must be copied"
 
 
-def test_state_dict_has_each_parameter_once() -> None:
-    layer = nn.FFTConvS4(H, channels=2, d_state=8)
+@pytest.mark.parametrize("kernel", ["s4d", "s4"])
+def test_state_dict_has_each_parameter_once(kernel: str) -> None:
+    layer = nn.FFTConvS4(H, channels=2, d_state=8, kernel=kernel)
     layer.setup_step()
     names = ["D", "kernel.A_imag", "kernel.A_real", "kernel.B", "kernel.C", "kernel.inv_dt"]
+    names = sorted([*names, "kernel.P"]) if kernel == "s4" else names
     assert sorted(layer.state_dict()) == names
     assert sorted(name for name, _ in layer.named_parameters()) == names
     torch.manual_seed(5)
-    other = nn.FFTConvS4(H, channels=2, d_state=8)
+    other = nn.FFTConvS4(H, channels=2, d_state=8, kernel=kernel)
     other.load_state_dict(layer.state_dict())
     x = samples(1, H, L, dtype=torch.float32)
     assert torch.equal(other(x)[0], layer(x)[0])
@@ -331,9 +367,10 @@ def test_every_parameter_learns(options: dict[str, Any]) -> None:
         assert float(parameter.grad.abs().max()) > 0, name
 
 
-def test_gradients_of_the_kernel() -> None:
+@pytest.mark.parametrize("kind", [nn.S4D, nn.S4])
+def test_gradients_of_the_kernel(kind: type[nn.S4D] | type[nn.S4]) -> None:
     torch.manual_seed(0)
-    kernel = nn.S4D(2, d_state=4, dtype=torch.float64, dt_min=0.1, dt_max=0.5)
+    kernel = kind(2, d_state=4, dtype=torch.float64, dt_min=0.1, dt_max=0.5)
     names = [name for name, _ in kernel.named_parameters()]
 
     def function(x: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,9 +405,10 @@ def test_setup_step_follows_the_parameters() -> None:
 # ---- PyTorch ----
 
 
-def test_compile() -> None:
+@pytest.mark.parametrize("kernel", ["s4d", "s4"])
+def test_compile(kernel: str) -> None:
     torch.manual_seed(0)
-    layer, x = nn.FFTConvS4(H, channels=2, d_state=4), samples(2, H, L, dtype=torch.float32)
+    layer, x = nn.FFTConvS4(H, channels=2, d_state=4, kernel=kernel), samples(2, H, L, dtype=torch.float32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     y, expected = compiled(x)[0], layer(x)[0]
     torch.testing.assert_close(y, expected)
@@ -384,8 +422,9 @@ def test_compile() -> None:
         torch.testing.assert_close(got, wanted)
 
 
-def test_export() -> None:
-    layer, x = nn.FFTConvS4(H, channels=2, d_state=4).eval(), samples(2, H, L, dtype=torch.float32)
+@pytest.mark.parametrize("kernel", ["s4d", "s4"])
+def test_export(kernel: str) -> None:
+    layer, x = nn.FFTConvS4(H, channels=2, d_state=4, kernel=kernel).eval(), samples(2, H, L, dtype=torch.float32)
     exported = torch.export.export(layer, (x,))
     torch.testing.assert_close(exported.module()(x)[0], layer(x)[0])
 
@@ -404,8 +443,22 @@ def test_devices_and_copies() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"kernel": "s5"}, ValueError, "FFTConvS4: kernel must be one of 's4d'"),
-        ({"kernel_type": "diag"}, ValueError, "FFTConvS4: kernel_type must be one of 's4d'"),
+        ({"kernel": "s5"}, ValueError, "FFTConvS4: kernel must be one of 's4d', 's4'; got 's5'"),
+        ({"kernel_type": "diag"}, ValueError, "FFTConvS4: kernel_type must be one of 's4d', 's4'; got 'diag'"),
+        (
+            {"kernel": "s4", "kernel_type": "s4d"},
+            ValueError,
+            "name the same thing; give one of them; got 's4' and 's4d'",
+        ),
+        (
+            {"kernel": "s4", "disc": "zoh"},
+            TypeError,
+            "arguments for kernel S4 must be among d_state, init, rank, real_",
+        ),
+        ({"kernel": "s4", "init": "lin"}, ValueError, "S4: init must be one of 'legs', 'legt', 'fourier'; got 'lin'"),
+        ({"kernel": "s4", "init": "legt", "rank": 1}, ValueError, "S4: rank must be 2 for init='legt'; got 1"),
+        ({"kernel": "s4", "rank": 3}, ValueError, "S4: rank must be 1 or 2 for init='legs'; got 3"),
+        ({"kernel": "s4", "P": torch.ones(6, 32)}, ValueError, "S4: P must have the shape (1, 6, 32); got (6, 32)"),
         (
             {"d_sate": 4},
             TypeError,
@@ -447,6 +500,11 @@ def test_errors_of_calls() -> None:
         (lambda: layer.step(torch.ones(2, H), torch.ones(2, H, 4)), ValueError, "(..., 6, 2); got (2, 6, 4)"),
         (lambda: layer(torch.ones(2, H, L), torch.ones(2, H, 4)), ValueError, "S4D: state must have the shape (..., 6"),
         (lambda: layer.setup_step("dense"), ValueError, "S4D: mode must be one of 'diagonal'; got 'dense'"),
+        (
+            lambda: nn.FFTConvS4(H, kernel="s4").setup_step("fast"),
+            ValueError,
+            "'linear', 'dense', 'diagonal'; got 'fast'",
+        ),
         (lambda: layer.kernel(), ValueError, "S4D: length must be given, for l_max is None"),
     ):
         with pytest.raises(error, match=re.escape(text)):

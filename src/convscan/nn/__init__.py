@@ -7,6 +7,7 @@ from .linear_recurrence import LinearRecurrence
 from .long_conv import ImplicitLongConv, LongConv
 from .lru import LRU
 from .rglru import RGLRU
+from .s4 import S4
 from .s4_block import S4Block
 from .s4d import S4D
 from .short_conv import ShortConv
@@ -14,6 +15,7 @@ from .short_conv import ShortConv
 __all__ = [
     "LRU",
     "RGLRU",
+    "S4",
     "S4D",
     "FFTConvS4",
     "Hyena",

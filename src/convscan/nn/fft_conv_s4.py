@@ -14,9 +14,10 @@ from .._errors import message
 from ..ops.causal_conv.api import causal_conv
 from ._layer import at_least
 from ._state_space import StateSpaceKernel, one_of
+from .s4 import S4
 from .s4d import S4D
 
-KERNELS: dict[str, type[StateSpaceKernel]] = {"s4d": S4D}
+KERNELS: dict[str, type[StateSpaceKernel]] = {"s4d": S4D, "s4": S4}
 DEFAULT_KERNEL = "s4d"
 
 
@@ -59,9 +60,9 @@ class FFTConvS4(torch.nn.Module):
         dropout: of the output, while training.
         tie_dropout: drop the same features at all times.
         drop_kernel: dropout of the taps of the kernel, while training.
-        kernel, kernel_type: ``"s4d"`` (default): two names of one argument.
-        param_config: arguments of the kernel as a mapping, which may hold ready parameters A, B, C, dt.
-        kernel_args: arguments of the kernel, see ``S4D``.
+        kernel, kernel_type: ``"s4d"`` (default) or ``"s4"``: two names of one argument.
+        param_config: arguments of the kernel as a mapping, which may hold ready parameters A, B, C, dt and, of S4, P.
+        kernel_args: arguments of the kernel, see ``S4D`` and ``S4``.
 
     Parameters: ``kernel``'s, and ``D`` (C, H), standard normal at first.
 
@@ -160,7 +161,8 @@ class FFTConvS4(torch.nn.Module):
     def setup_step(self, mode: str | None = None) -> None:
         """Computes once what ``step`` would compute anew for each sample; to be called again when parameters change.
 
-        Modes: ``"diagonal"`` for S4D. None takes the kernel's default.
+        Modes: ``"diagonal"`` for S4D; ``"linear"``, ``"dense"`` and ``"diagonal"`` for S4. None takes the kernel's
+        default, the first of these.
         """
         self.kernel.setup_step(mode)
 
