@@ -4,12 +4,13 @@
 // otherwise blocks overlap and save: the K - 1 samples before a block enter its transform at the end of the period.
 // An initial state is the same thing for the first block.
 //
-// Rows of a channel-contiguous array are read and written 16 channels at a time through the output array itself,
-// transposed in 16 x 16 tiles (TransposeTiles), so that every access is a whole chunk and no scratch is needed.
+// Rows of a channel-contiguous array are read and written 16 to 64 channels at a time: through a small panel of
+// transposed rows, block after block of time, or, where a panel would take too much memory, through the output array
+// itself, transposed in 16 x 16 tiles (TransposeTiles): every access is a whole line.
 #include "conv/activation.h"
+#include "conv/signal.h"
 #include "core/arena.h"
 #include "core/kernels.h"
-#include "core/parallel.h"
 #include "core/storage.h"
 #include "core/workspace.h"
 #include "fft/rows.h"
@@ -18,8 +19,8 @@
 namespace convscan::CONVSCAN_ISA {
 namespace {
 
-// Below this many samples a second thread costs more than it saves.
-constexpr int64_t kParallelSamples = 1 << 14;
+// What a sample costs, in multiply-adds, at the least.
+constexpr int64_t kWorkPerSample = 8;
 
 // A length of M for `taps` and `length`, checked or chosen; and the outputs P of a block, 0 when M does not fit.
 template <class T>
@@ -38,18 +39,24 @@ struct Blocks {
   }
 };
 
-// The channels of one task: 16 neighbours where neighbours share cache lines, otherwise one.
+// The channels of one task: `width` neighbours where neighbours share cache lines, 16 where no more are left, otherwise
+// one.
 struct Groups {
-  int64_t wide, single;  // how many of each
+  int64_t width, wide, chunks, single;  // how many of each
 
-  Groups(int64_t channels, bool share_lines) {
-    wide = share_lines ? channels / kChunk : 0;
-    single = channels - wide * kChunk;
+  Groups(int64_t channels, bool share_lines, int64_t width = kChunk) : width(width) {
+    wide = share_lines ? channels / width : 0;
+    chunks = share_lines ? channels % width / kChunk : 0;
+    single = channels - wide * width - chunks * kChunk;
   }
-  int64_t Count() const { return wide + single; }
-  bool IsWide(int64_t group) const { return group < wide; }
-  int64_t First(int64_t group) const { return group < wide ? group * kChunk : wide * kChunk + (group - wide); }
-  int64_t Size(int64_t group) const { return group < wide ? kChunk : 1; }
+  int64_t Count() const { return wide + chunks + single; }
+  bool IsWide(int64_t group) const { return group < wide + chunks; }
+  int64_t First(int64_t group) const {
+    if (group < wide) return group * width;
+    if (group < wide + chunks) return wide * width + (group - wide) * kChunk;
+    return wide * width + chunks * kChunk + (group - wide - chunks);
+  }
+  int64_t Size(int64_t group) const { return group < wide ? width : IsWide(group) ? kChunk : 1; }
 };
 
 template <class S>
@@ -63,17 +70,20 @@ class FftConvolution {
         transform_(transform),
         outputs_(outputs),
         history_(p.taps - 1 - p.origin),
-        is_tiled_(p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.length >= kChunk),
+        panel_((CeilDiv(Min(outputs + p.origin, p.length), kChunk) + 1) * kChunk),
+        threads_(Threads(p.threads, p.batch * p.length * p.channels * kWorkPerSample)),
+        shares_lines_(p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.length >= kChunk),
+        keeps_spectra_(p.batch * CeilDiv(p.length, outputs) > 1),
         copies_taps_(p.h_channel_stride == 1 && p.h_tap_stride != 1 && p.taps > 1),
-        groups_(p.channels, is_tiled_ || copies_taps_) {}
+        panel_width_(PanelWidth()),
+        groups_(p.channels, shares_lines_ || copies_taps_, Max(panel_width_, kChunk)) {}
 
   convscan_status Run() {
     // Channels first; where they are too few to share out, batches too, and each transforms the filter for itself.
-    const int threads = p_.batch * p_.length * p_.channels < kParallelSamples ? 1 : p_.threads;
     const int64_t parts = groups_.Count() < 4 ? p_.batch : 1;
     const int64_t batches = p_.batch / parts;
     bool failed = false;
-    ParallelFor(groups_.Count() * parts, threads, [&](int64_t task) {
+    ParallelFor(groups_.Count() * parts, threads_, [&](int64_t task) {
       const int64_t part = task / groups_.Count();
       if (!RunGroup(task % groups_.Count(), part * batches, (part + 1) * batches))
         __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
@@ -86,44 +96,75 @@ class FftConvolution {
   // memory, then 4 (measured: reading one column of a (16384, 256) filter at a time doubles the whole time).
   static constexpr int kFew = 4;
   static constexpr int64_t kCopyBytes = int64_t{256} << 10;
+  // A panel and the spectra of its channels, together. Of most arrays every time step lies in a page of its own, so a
+  // panel takes several lines of it while it is there (measured: 3.7 to 3.0 ns an element for 4096 x 1024, K = 128; a
+  // single line still beats tiles, 6.5 to 8.2 ns for 16384 x 256, K = L).
+  static constexpr int64_t kPanelBytes = int64_t{1280} << 10;
+  static constexpr int64_t kMostLines = 4;
+
+  // The samples before a block, known or zero, and room for those before the next block.
+  struct Past {
+    T *samples, *next;
+    bool is_known;
+  };
 
   struct Scratch {
-    C *data, *spectrum;
-    T *history[2];
-    S *taps;
+    C *data, *spectra;
+    S *panel, *taps;
+    T *past[kMostLines * kChunk + 1];
   };
 
   int64_t CopiedFilters() const {
     return p_.taps * kChunk * static_cast<int64_t>(sizeof(S)) <= kCopyBytes ? kChunk : kFew;
   }
 
-  Scratch Carve(Arena &arena, bool copies_taps) const {
-    const bool keeps_history = history_ > 0 && (outputs_ < p_.length || p_.state != nullptr);
-    return {arena.Take<C>(transform_.Elements()), arena.Take<C>(transform_.Elements()),
-            {arena.Take<T>(keeps_history ? history_ : 0), arena.Take<T>(keeps_history ? history_ : 0)},
-            arena.Take<S>(copies_taps ? CopiedFilters() * p_.taps : 0)};
+  // Channels of a panel; 0 where not even 16 fit.
+  int64_t PanelWidth() const {
+    if (!shares_lines_) return 0;
+    const int64_t channel = panel_ * static_cast<int64_t>(sizeof(S)) +
+                            (keeps_spectra_ ? transform_.Elements() * static_cast<int64_t>(sizeof(C)) : 0);
+    const int64_t each = p_.channels / (2 * threads_) / kChunk;  // threads are not to wait for one another
+    return Min(Min(kMostLines, kPanelBytes / (channel * kChunk)), Max(each, 1)) * kChunk;
+  }
+
+  Scratch Carve(Arena &arena, bool is_panel, bool copies_taps, int64_t channels) const {
+    const int64_t rows = is_panel ? channels : 1;
+    const bool keeps_past = history_ > 0 && (outputs_ < p_.length || p_.state != nullptr);
+    Scratch scratch{};
+    scratch.data = arena.Take<C>(transform_.Elements());
+    scratch.spectra = arena.Take<C>((is_panel && keeps_spectra_ ? rows : 1) * transform_.Elements());
+    scratch.panel = arena.Take<S>(is_panel ? rows * panel_ : 0);
+    scratch.taps = arena.Take<S>(copies_taps ? CopiedFilters() * p_.taps : 0);
+    for (int64_t c = 0; keeps_past && c <= rows; ++c) scratch.past[c] = arena.Take<T>(history_);
+    return scratch;
   }
 
   bool RunGroup(int64_t group, int64_t batch_begin, int64_t batch_end) const {
-    const bool is_tiled = is_tiled_ && groups_.IsWide(group), copies_taps = copies_taps_ && groups_.IsWide(group);
+    const bool is_wide = groups_.IsWide(group), is_panel = is_wide && panel_width_ > 0;
+    const bool copies_taps = copies_taps_ && is_wide;
+    const int64_t first = groups_.First(group), channels = groups_.Size(group);
     Arena count(nullptr);
-    Carve(count, copies_taps);
+    Carve(count, is_panel, copies_taps, channels);
     void *const memory = Workspace(count.Used());
     if (memory == nullptr) return false;
     Arena arena(memory);
-    const Scratch scratch = Carve(arena, copies_taps);
-    const int64_t first = groups_.First(group), tiles = p_.length / kChunk;
-    if (is_tiled)
-      for (int64_t b = batch_begin; b < batch_end; ++b)
-        TransposeTiles(X(b, first), p_.x_strides.time, Y(b, first), p_.y_strides.time, tiles);
-    for (int64_t c = 0; c < groups_.Size(group); ++c) {
-      if (copies_taps) {
-        const int64_t copied = CopiedFilters();
-        if (c % copied == 0) CopyTaps(first + c, copied, scratch.taps);
-        TransformFilter(scratch.taps + c % copied * p_.taps, 1, scratch.spectrum);
-      } else {
-        TransformFilter(H(first + c), p_.h_tap_stride, scratch.spectrum);
-      }
+    Scratch scratch = Carve(arena, is_panel, copies_taps, channels);
+    if (is_panel) {
+      RunPanels(first, channels, batch_begin, batch_end, copies_taps, scratch);
+    } else {
+      RunRows(first, channels, batch_begin, batch_end, shares_lines_ && is_wide, copies_taps, scratch);
+    }
+    return true;
+  }
+
+  // Channel after channel, where they lie or in tiles in the output array.
+  void RunRows(int64_t first, int64_t channels, int64_t batch_begin, int64_t batch_end, bool is_tiled,
+               bool copies_taps, const Scratch &scratch) const {
+    const int64_t tiles = p_.length / kChunk;
+    for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b)
+      TransposeTiles(X(b, first), p_.x_strides.time, Y(b, first), p_.y_strides.time, tiles);
+    for (int64_t c = 0; c < channels; ++c) {
+      TransformFilter(first, c, copies_taps, scratch, scratch.spectra);
       for (int64_t b = batch_begin; b < batch_end; ++b) {
         Row<S> out = Row<S>::Strided(Y(b, first + c), p_.y_strides.time, p_.length);
         Row<const S> in = Row<const S>::Strided(X(b, first + c), p_.x_strides.time, p_.length);
@@ -132,67 +173,101 @@ class FftConvolution {
           out = {chunks, kChunk * p_.y_strides.time, tiles * kChunk, out.elements, out.stride};
           in = {chunks, kChunk * p_.y_strides.time, tiles * kChunk, in.elements, in.stride};
         }
-        ConvolveRow(b, first + c, in, out, scratch);
+        Past past = PastOf(b, first + c, scratch.past[0], scratch.past[1]);
+        for (int64_t start = 0; start < p_.length; start += outputs_)
+          ConvolveBlock(in.From(start), out.From(start), start, first + c, scratch.data, scratch.spectra, past);
       }
     }
-    if (is_tiled)
-      for (int64_t b = batch_begin; b < batch_end; ++b)
-        TransposeTiles(Y(b, first), p_.y_strides.time, Y(b, first), p_.y_strides.time, tiles);
-    return true;
+    for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b)
+      TransposeTiles(Y(b, first), p_.y_strides.time, Y(b, first), p_.y_strides.time, tiles);
   }
 
-  void CopyTaps(int64_t channel, int64_t count, S *to) const {
-    for (int64_t c = 0; c < count; c += kFew)
-      CopyColumns<kFew>(H(channel + c), p_.h_tap_stride, p_.taps, to + c * p_.taps);
+  // Block after block of time, its rows copied and transposed.
+  void RunPanels(int64_t first, int64_t channels, int64_t batch_begin, int64_t batch_end, bool copies_taps,
+                 Scratch &scratch) const {
+    const int64_t spectrum_step = keeps_spectra_ ? transform_.Elements() : 0;
+    for (int64_t c = 0; keeps_spectra_ && c < channels; ++c)
+      TransformFilter(first, c, copies_taps, scratch, scratch.spectra + c * spectrum_step);
+    for (int64_t b = batch_begin; b < batch_end; ++b) {
+      Past past[kMostLines * kChunk];
+      for (int64_t c = 0; c < channels; ++c) past[c] = PastOf(b, first + c, scratch.past[c], nullptr);
+      for (int64_t start = 0; start < p_.length; start += outputs_) {
+        const int64_t rest = p_.length - start;
+        RowsFromColumns(X(b, first) + start * p_.x_strides.time, p_.x_strides.time, Min(outputs_ + p_.origin, rest),
+                        channels, scratch.panel, panel_);
+        for (int64_t c = 0; c < channels; ++c) {
+          if (!keeps_spectra_) TransformFilter(first, c, copies_taps, scratch, scratch.spectra);
+          S *const row = scratch.panel + c * panel_;
+          past[c].next = scratch.past[channels];
+          ConvolveBlock(Row<const S>::Strided(row, 1, panel_), Row<S>::Strided(row, 1, panel_), start, first + c,
+                        scratch.data, scratch.spectra + c * spectrum_step, past[c]);
+          scratch.past[channels] = past[c].next;
+        }
+        RowsToColumns(scratch.panel, panel_, Min(outputs_, rest), channels,
+                      Y(b, first) + start * p_.y_strides.time, p_.y_strides.time);
+      }
+      for (int64_t c = 0; c < channels; ++c) scratch.past[c] = past[c].samples;
+    }
   }
 
-  void TransformFilter(const S *h, int64_t stride, C *spectrum) const {
+  // The spectrum of the filter of channel first + c; filters are copied when c reaches a new few of them.
+  void TransformFilter(int64_t first, int64_t c, bool copies_taps, const Scratch &scratch, C *spectrum) const {
+    const S *h = static_cast<const S *>(p_.h) + (first + c) * p_.h_channel_stride;
+    int64_t stride = p_.h_tap_stride;
+    if (copies_taps) {
+      const int64_t copied = CopiedFilters();
+      for (int64_t few = 0; c % copied == 0 && few < copied; few += kFew)
+        CopyColumns<kFew>(h + few, stride, p_.taps, scratch.taps + few * p_.taps);
+      h = scratch.taps + c % copied * p_.taps;
+      stride = 1;
+    }
     const Taps<S> taps{h, stride, p_.taps, p_.origin, 2 * transform_.Points(),
                        T{1} / static_cast<T>(transform_.Points())};
     transform_.FirstStep(taps, taps.UpperIsZero(transform_.Points()), spectrum);
     transform_.Spectrum(spectrum);
   }
 
-  void ConvolveRow(int64_t batch, int64_t channel, const Row<const S> &in, const Row<S> &out,
-                   const Scratch &scratch) const {
-    const T *history = nullptr;
-    if (p_.state != nullptr && history_ > 0) {
-      const S *state = static_cast<const S *>(p_.state) + batch * p_.state_strides.batch +
-                       channel * p_.state_strides.channel;
-      for (int64_t i = 0; i < history_; ++i) scratch.history[0][i] = LoadScalar(state + i * p_.state_strides.time);
-      history = scratch.history[0];
+  // What precedes a row: the initial state, if there is one.
+  Past PastOf(int64_t batch, int64_t channel, T *samples, T *next) const {
+    if (p_.state == nullptr || history_ == 0) return {samples, next, false};
+    const S *state = static_cast<const S *>(p_.state) + batch * p_.state_strides.batch +
+                     channel * p_.state_strides.channel;
+    for (int64_t i = 0; i < history_; ++i) samples[i] = LoadScalar(state + i * p_.state_strides.time);
+    return {samples, next, true};
+  }
+
+  // Outputs from time `start` on, as many as a block has; `in` and `out` are the row from there on.
+  void ConvolveBlock(const Row<const S> &in, const Row<S> &out, int64_t start, int64_t channel, C *data,
+                     const C *spectrum, Past &past) const {
+    const int64_t rest = p_.length - start;
+    const Samples<S> samples(in, Min(outputs_ + p_.origin, rest), past.is_known ? past.samples : nullptr, history_,
+                             transform_.Points());
+    if (outputs_ < rest && history_ > 0) {  // before the outputs overwrite it
+      samples.Copy(outputs_, history_, past.next);
+      past = {past.next, past.samples, true};
     }
+    transform_.FirstStep(samples, samples.UpperIsZero(transform_.Points()), data);
+    transform_.MultiplyBySpectrum(data, spectrum);
     const T bias = p_.bias == nullptr
                        ? T{0}
                        : LoadScalar(static_cast<const S *>(p_.bias) + channel * p_.bias_stride);
-    for (int64_t start = 0; start < p_.length; start += outputs_) {
-      const int64_t rest = p_.length - start;
-      const Samples<S> samples(in.From(start), Min(outputs_ + p_.origin, rest), history, history_,
-                             transform_.Points());
-      if (outputs_ < rest && history_ > 0) {  // before the outputs overwrite it
-        T *const next = scratch.history[history == scratch.history[0]];
-        samples.Copy(outputs_, history_, next);
-        history = next;
-      }
-      transform_.FirstStep(samples, samples.UpperIsZero(transform_.Points()), scratch.data);
-      transform_.MultiplyBySpectrum(scratch.data, scratch.spectrum);
-      const Sink<S> sink{out.From(start), Min(outputs_, rest), bias, p_.activation};
-      transform_.LastStep(scratch.data, sink.length, sink);
-    }
+    const Sink<S> sink{out, Min(outputs_, rest), bias, p_.activation};
+    transform_.LastStep(data, sink.length, sink);
   }
 
   const S *X(int64_t batch, int64_t channel) const {
     return static_cast<const S *>(p_.x) + batch * p_.x_strides.batch + channel * p_.x_strides.channel;
   }
-  const S *H(int64_t channel) const { return static_cast<const S *>(p_.h) + channel * p_.h_channel_stride; }
   S *Y(int64_t batch, int64_t channel) const {
     return static_cast<S *>(p_.y) + batch * p_.y_strides.batch + channel * p_.y_strides.channel;
   }
 
   const convscan_conv &p_;
   const Transform<T> &transform_;
-  const int64_t outputs_, history_;
-  const bool is_tiled_, copies_taps_;
+  const int64_t outputs_, history_, panel_;  // panel_: elements from row to row of a panel
+  const int threads_;
+  const bool shares_lines_, keeps_spectra_, copies_taps_;
+  const int64_t panel_width_;
   const Groups groups_;
 };
 
@@ -213,7 +288,7 @@ class FftFilterGradient {
                     p.batch * p.length * kChunk * static_cast<int64_t>(2 * sizeof(S)) <= kTileBytes) {}
 
   convscan_status Run() {
-    const int threads = p_.batch * p_.length * p_.channels < kParallelSamples ? 1 : p_.threads;
+    const int threads = Threads(p_.threads, p_.batch * p_.length * p_.channels * kWorkPerSample);
     bool failed = false;
     ParallelFor(groups_.Count(), threads, [&](int64_t group) {
       if (!RunGroup(group)) __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
@@ -261,7 +336,7 @@ class FftFilterGradient {
         RunChannel(first + c, scratch, is_tiled, c, dh + c * p_.dh_channel_stride, p_.dh_tap_stride);
       }
     }
-    if (writes_columns) RowsToColumns(scratch.dh, p_.taps, dh, p_.dh_tap_stride);
+    if (writes_columns) RowsToColumns(scratch.dh, p_.taps, p_.taps, kChunk, dh, p_.dh_tap_stride);
     return true;
   }
 
@@ -301,9 +376,10 @@ class FftFilterGradient {
     }
     transform_.BackFromSpectrum(scratch.sum);
     const T scale = T{1} / static_cast<T>(points);
-    transform_.LastStep(scratch.sum, p_.taps, [&](int64_t n, Vec<T> v) {
-      v *= scale;
-      for (int l = 0; l < kLanes<T> && n + l < p_.taps; ++l) dh[(n + l) * dh_stride] = v[l];
+    transform_.LastStep(scratch.sum, p_.taps, [&](int64_t n, int64_t vectors, const T *from) {
+      constexpr int kW = kLanes<T>;
+      for (; vectors > 0; --vectors, n += kW, from += 2 * kW)
+        for (int l = 0; l < kW && n + l < p_.taps; ++l) dh[(n + l) * dh_stride] = from[l] * scale;
     });
   }
 

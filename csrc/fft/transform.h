@@ -11,7 +11,7 @@
 //
 // M = W N, where W is the number of lanes: sample n = W j + l sits in lane l of element j. The transform of each lane
 // over j is an ordinary one of N points in which an element is a whole vector, twiddle factors are scalars, and no
-// step needs a shuffle: decimation in frequency, radices 4, 2, 3 or 5 first, then 8, 4, 2, 3, 5, and W last. After
+// step needs a shuffle: decimation in frequency, radices 8, 4, 2, 3 or 5 first, then 5, 3, 8, 4, 2, and W last. After
 // that last step the W elements of a group are transposed in registers, turned by w^(l (k - 1/4)) and transformed
 // over l. Nothing between the transforms needs the natural order, so the way back undoes the steps in reverse, block
 // by block: a sub-block goes forwards, is multiplied by the filter's spectrum and comes back while it is in cache.
@@ -53,7 +53,7 @@ struct Steps {
   int radix[kMost];
   int64_t elements = 0;  // N
 
-  // False when the length is not W² r (2,3,4,5,8)*, r in {2,3,4,5}.
+  // False when the length is not W² r (2,3,4,5,8)*, r in {2,3,4,5,8}.
   bool Cut(int64_t points) {
     constexpr int64_t kUnit = int64_t{kW} * kW;
     if (points < 2 * kUnit || points % kUnit != 0) return false;
@@ -65,7 +65,10 @@ struct Steps {
     for (; rest % 5 == 0; rest /= 5) ++fives;
     if (rest != 1) return false;
     count = 0;
-    if (twos >= 2 && twos != 3) {
+    if (twos == 3) {
+      radix[count++] = 8;
+      twos -= 3;
+    } else if (twos >= 2) {
       radix[count++] = 4;
       twos -= 2;
     } else if (twos >= 1) {
@@ -90,13 +93,13 @@ struct Steps {
 // Twiddle factors of a transform of M points. About 2 M / W complex numbers for the steps and M / W for the lanes.
 template <class T>
 struct Twiddles {
-  static constexpr int kW = kLanes<T>;
+  static constexpr int kW = kLanes<T>, kLargestFirst = 8;
   Steps<T> steps;
   int64_t step_offset[Steps<T>::kMost];  // into scalars, in complex numbers
   int64_t lane_offset;                   // into scalars, likewise
   ComplexVec<T> fine[kW];                   // exp(-2πi l p / W²) in lane l of fine[p]
   // exp(iπ q / 2R), R the first radix: what the quarter shift makes of the inputs of the first step.
-  T turn_re[5], turn_im[5];
+  T turn_re[kLargestFirst], turn_im[kLargestFirst];
   // Followed by the scalars: interleaved complex numbers per step, then per group W real and W imaginary parts.
 
   T *Scalars() { return reinterpret_cast<T *>(this + 1); }
@@ -199,27 +202,46 @@ class Transform {
   int64_t Elements() const { return points_ / kW; }
   int64_t Bytes() const { return points_ * 2 * static_cast<int64_t>(sizeof(T)); }
 
-  // data := the transform of the 2M samples load(n) (vectors of W samples from sample n on), except the last steps
-  // inside groups of W, which the functions below do. upper_is_zero says that samples M and above are all zero.
+  // data := the transform of 2M samples, except the last steps inside groups of W, which the functions below do.
+  // load(n, vectors, to) writes samples n ... n + W vectors - 1 to `to`, a vector every 2W numbers.
+  // upper_is_zero says that samples M and above are all zero; they are then not asked for.
   template <class Load>
   void FirstStep(const Load &load, bool upper_is_zero, C *data) const {
-    switch (table_->steps.radix[0]) {
-      case 2: return FirstStepOf<2>(load, upper_is_zero, data);
-      case 3: return FirstStepOf<3>(load, upper_is_zero, data);
-      case 4: return FirstStepOf<4>(load, upper_is_zero, data);
-      default: return FirstStepOf<5>(load, upper_is_zero, data);
-    }
+    ForFirstElements([&](int64_t begin, int64_t end, int64_t m, int radix) {
+      for (int q = 0; q < radix; ++q) {
+        const int64_t e = begin + m * q;
+        load(kW * e, end - begin, Low(data + e));
+        if (!upper_is_zero) load(kW * e + points_, end - begin, High(data + e));
+      }
+      switch (radix) {
+        case 2: return FirstStepOf<2>(data, begin, end, upper_is_zero);
+        case 3: return FirstStepOf<3>(data, begin, end, upper_is_zero);
+        case 4: return FirstStepOf<4>(data, begin, end, upper_is_zero);
+        case 5: return FirstStepOf<5>(data, begin, end, upper_is_zero);
+        default: return FirstStepOf<8>(data, begin, end, upper_is_zero);
+      }
+    });
   }
 
-  // The way back: store(n, vector) for n = 0, W, 2W, ... < limit, limit <= 2M.
+  // The way back: store(n, vectors, from) takes samples n ... below `limit`, limit <= 2M; vectors lie as for load, and
+  // the last one may reach beyond the limit.
   template <class Store>
-  void LastStep(const C *data, int64_t limit, const Store &store) const {
-    switch (table_->steps.radix[0]) {
-      case 2: return LastStepOf<2>(data, limit, store);
-      case 3: return LastStepOf<3>(data, limit, store);
-      case 4: return LastStepOf<4>(data, limit, store);
-      default: return LastStepOf<5>(data, limit, store);
-    }
+  void LastStep(C *data, int64_t limit, const Store &store) const {
+    ForFirstElements([&](int64_t begin, int64_t end, int64_t m, int radix) {
+      switch (radix) {
+        case 2: LastStepOf<2>(data, begin, end); break;
+        case 3: LastStepOf<3>(data, begin, end); break;
+        case 4: LastStepOf<4>(data, begin, end); break;
+        case 5: LastStepOf<5>(data, begin, end); break;
+        default: LastStepOf<8>(data, begin, end);
+      }
+      const auto vectors = [&](int64_t n) { return Min(end - begin, CeilDiv(limit - n, kW)); };
+      for (int q = 0; q < radix; ++q) {
+        const int64_t e = begin + m * q, low = kW * e, high = low + points_;
+        if (low < limit) store(low, vectors(low), Low(data + e));
+        if (high < limit) store(high, vectors(high), High(data + e));
+      }
+    });
   }
 
   // After FirstStep: data becomes the spectrum, in the order the other functions expect of it.
@@ -292,24 +314,38 @@ class Transform {
 
   const T *StepTwiddles(int step) const { return table_->Scalars() + 2 * table_->step_offset[step]; }
 
-  template <int R, class Load>
-  void FirstStepOf(const Load &load, bool upper_is_zero, C *data) const {
+  // Before the first step and after the last, an element holds W samples and the W samples M later.
+  static CONVSCAN_INLINE T *Low(C *element) { return reinterpret_cast<T *>(element); }
+  static CONVSCAN_INLINE T *High(C *element) { return reinterpret_cast<T *>(element) + kW; }
+
+  // The first step takes elements j + m q, q = 0 ... radix - 1, together: a few j at a time, so that they are still in the
+  // first-level cache when they have been loaded.
+  template <class Part>
+  void ForFirstElements(const Part &part) const {
+    constexpr int64_t kTogether = 16;
+    const int radix = table_->steps.radix[0];
+    const int64_t m = Elements() / radix;
+    for (int64_t begin = 0; begin < m; begin += kTogether) part(begin, Min(begin + kTogether, m), m, radix);
+  }
+
+  template <int R>
+  __attribute__((noinline)) void FirstStepOf(C *data, int64_t begin, int64_t end, bool upper_is_zero) const {
     const T *const turn_re = table_->turn_re, *const turn_im = table_->turn_im;
     const int64_t m = Elements() / R;
-    const T *twiddle = StepTwiddles(0);
-    for (int64_t j = 0; j < m; ++j, twiddle += 2 * R) {
+    const T *twiddle = StepTwiddles(0) + 2 * R * begin;
+    for (int64_t j = begin; j < end; ++j, twiddle += 2 * R) {
       C v[R];
       if (upper_is_zero) {
 #pragma GCC unroll 8
         for (int q = 0; q < R; ++q) {
-          const V low = load(kW * (j + m * q));
+          const V low = data[j + m * q].re;
           v[q] = {low * turn_re[q], low * turn_im[q]};
         }
       } else {
 #pragma GCC unroll 8
         for (int q = 0; q < R; ++q) {
-          const V low = load(kW * (j + m * q)), high = load(kW * (j + m * q) + points_);
-          v[q] = {low * turn_re[q] - high * turn_im[q], low * turn_im[q] + high * turn_re[q]};
+          const C sample = data[j + m * q];
+          v[q] = {sample.re * turn_re[q] - sample.im * turn_im[q], sample.re * turn_im[q] + sample.im * turn_re[q]};
         }
       }
       Dft<false, R>(v);
@@ -318,23 +354,19 @@ class Transform {
     }
   }
 
-  template <int R, class Store>
-  void LastStepOf(const C *data, int64_t limit, const Store &store) const {
+  template <int R>
+  __attribute__((noinline)) void LastStepOf(C *data, int64_t begin, int64_t end) const {
     const T *const turn_re = table_->turn_re, *const turn_im = table_->turn_im;
     const int64_t m = Elements() / R;
-    const T *twiddle = StepTwiddles(0);
-    const bool upper = limit > points_;
-    for (int64_t j = 0; j < m; ++j, twiddle += 2 * R) {
+    const T *twiddle = StepTwiddles(0) + 2 * R * begin;
+    for (int64_t j = begin; j < end; ++j, twiddle += 2 * R) {
       C v[R];
 #pragma GCC unroll 8
       for (int p = 0; p < R; ++p) v[p] = MultiplyConjugate(data[j + m * p], Scalar(twiddle + 2 * p));
       Dft<true, R>(v);
 #pragma GCC unroll 8
-      for (int q = 0; q < R; ++q) {
-        const int64_t n = kW * (j + m * q);
-        if (n < limit) store(n, v[q].re * turn_re[q] + v[q].im * turn_im[q]);
-        if (upper && n + points_ < limit) store(n + points_, v[q].im * turn_re[q] - v[q].re * turn_im[q]);
-      }
+      for (int q = 0; q < R; ++q)
+        data[j + m * q] = {v[q].re * turn_re[q] + v[q].im * turn_im[q], v[q].im * turn_re[q] - v[q].re * turn_im[q]};
     }
   }
 

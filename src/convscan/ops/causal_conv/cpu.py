@@ -16,6 +16,7 @@ from ...tuning.table import kernel_seconds
 from .problem import ConvProblem, FilterGradientProblem
 
 REAL = ("float32", "float64", "bfloat16", "float16")
+_PANEL_BYTES = 1280 << 10  # kPanelBytes of csrc/conv/fft.cpp
 Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], None]
 
 
@@ -143,11 +144,23 @@ def _fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
     return reasons
 
 
-def _fft_workspace(problem: ConvProblem | FilterGradientProblem, points: int) -> int:
+def _panel_bytes(problem: ConvProblem, points: int) -> int:
+    """Rows of up to 64 adjacent channels, transposed, with their spectra where blocks or sequences share them."""
+    if problem.x[2] != 1 or problem.y[2] != 1:
+        return 0
+    item, samples = _compute_bytes(problem.dtype), min(problem.length, 2 * points) + 32
+    blocks = _blocks(problem.length, _taps_in_reach(problem), points)
+    kept = 2.13 * item * points if problem.batch * blocks > 1 else 0
+    channel = int(samples * _bytes(problem.dtype) + kept)
+    width = 16 * min(4, _PANEL_BYTES // (16 * channel), problem.channels // 16)
+    return width * (channel + item * problem.taps)
+
+
+def _fft_workspace(problem: ConvProblem, points: int) -> int:
     # Per thread: the data and the filter's spectrum, complex and padded; two blocks of history; 16 filters copied.
     item = _compute_bytes(problem.dtype)
     per_thread = item * (4.25 * points + 2 * problem.taps) + 16 * _bytes(problem.dtype) * problem.taps + (64 << 10)
-    return int(problem.threads * per_thread)
+    return int(problem.threads * (per_thread + _panel_bytes(problem, points)))
 
 
 def _fft_cost(problem: ConvProblem) -> Cost:
