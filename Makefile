@@ -50,7 +50,7 @@ $(VENV)/tools: constraints.txt
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[rivals,test,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[rivals,test,dev,examples]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps heartpy  # an example reads a recording it ships
 	touch $@
 
