@@ -250,7 +250,7 @@ LOOPED_STEPS = 4096
 
 
 def solve_recurrence(x: Tensor, y_init: Tensor, a: Tensor) -> Tensor:
-    """float64 recurrence; of long sequences in about 2·√L vector steps: all tiles of time from zero, then the carries."""
+    """float64 recurrence; of a long sequence in about 2·√L vector steps: all tiles of time from zero, then carries."""
     batch, length, channels = x.shape
     if length == 0:
         return _wide(x).clone()
@@ -262,7 +262,8 @@ def solve_recurrence(x: Tensor, y_init: Tensor, a: Tensor) -> Tensor:
         padded = _wide(t)
         if tiles * tile != length:
             padded = torch.cat([padded, padded.new_zeros((batch, tiles * tile - length, channels))], dim=1)
-        return padded.view(batch, tiles, tile, channels).permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
+        parted = padded.view(batch, tiles, tile, channels).permute(2, 0, 1, 3)
+        return parted.clone(memory_format=torch.contiguous_format)
 
     y, coefficients = split(x), split(a.expand(x.shape).contiguous())
     y[0, :, 0].addcmul_(coefficients[0, :, 0], _wide(y_init))
