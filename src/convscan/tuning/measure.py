@@ -18,10 +18,14 @@ import torch
 
 from .. import _dispatch, _native
 from .._targets import tuning_file
+from ..ops.cauchy import api as cauchy_api
+from ..ops.cauchy import cpu as cauchy_cpu
 from ..ops.causal_conv import api as conv
 from ..ops.causal_conv import cpu as conv_cpu
 from ..ops.linear_recurrence import api as scan
-from .table import forget
+from ..ops.vandermonde import api as powers_api
+from ..ops.vandermonde import cpu as powers_cpu
+from .table import RELATIVE_COST, forget
 
 Progress = Callable[[str, float], None]
 _ORDERS = ("channel", "time", "strided")
@@ -139,6 +143,29 @@ def _einsum_constants() -> dict[str, float]:
     return constants | {"einsum.product.unit": max(0.0, product - 6 * copy), "einsum.product.element": copy}
 
 
+def _state_space_constants() -> dict[str, float]:
+    """One thread, in complex64, whose cost is a multiple: powers of short and long products, quotients of few and many
+    terms."""
+    scale = RELATIVE_COST["complex64"]
+    powers, quotients = [], []
+    for terms, length in ((4, 256), (64, 8192)):
+        c = torch.polar(torch.full((16, 64), 0.99), torch.linspace(0, 3, 64).expand(16, 64))
+        y = torch.empty(16, length)
+        problem = powers_api._problem(c, c, y, 0, False)
+        run = powers_cpu.ROWS[0].prepare(problem)
+        powers.append((*powers_cpu._work(problem), _seconds(partial(run, c, c, y)) / scale))
+        c = c[:, :terms]
+        z = torch.linspace(2, 3, 1024).to(c.dtype)
+        k = torch.empty(16, 1024, dtype=c.dtype)
+        quotient = cauchy_api._problem(c, z, c, k, 1)
+        divide = cauchy_cpu.ROWS[0].prepare(quotient)
+        quotients.append((*cauchy_cpu._work(quotient), _seconds(partial(divide, c, c, z, k)) / scale))
+    constants = {}
+    for kernel, (few, many) in {"vandermonde.factored": powers, "cauchy.direct": quotients}.items():
+        constants[f"{kernel}.unit"], constants[f"{kernel}.element"] = _fit(few, many)
+    return constants
+
+
 def _machine_constants(threads: int) -> dict[str, float]:
     """A call of a kernel with nothing to do, handing work to the other threads, and copies in and out of the caches."""
     cached, large = torch.ones(1 << 17), torch.ones(1 << 25)
@@ -169,7 +196,7 @@ def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
                 progress(f"{kernel}, {order} order", at / (len(steps) + 1))
             one = _scan_constants if kernel in scans else _conv_constants
             constants |= one(kernel, order)
-        constants |= _einsum_constants()
+        constants |= _einsum_constants() | _state_space_constants()
         if progress is not None:
             progress("memory", len(steps) / (len(steps) + 1))
         constants |= _machine_constants(threads)

@@ -20,7 +20,7 @@ from .._targets import tuning_file
 
 Constants = Mapping[str, float]
 # Lanes per vector halve with float64; the half types are computed in float32 and pay for two conversions.
-_RELATIVE_COST = {"float32": 1.0, "float64": 2.0, "bfloat16": 1.3, "float16": 1.2, "complex64": 3.0, "complex128": 6.0}
+RELATIVE_COST = {"float32": 1.0, "float64": 2.0, "bfloat16": 1.3, "float16": 1.2, "complex64": 3.0, "complex128": 6.0}
 
 
 @lru_cache
@@ -63,7 +63,7 @@ def kernel_seconds(
     ``moved`` bytes come from memory. A call that uses several threads pays for handing the work over.
     """
     known = constants(isa)
-    scale = _RELATIVE_COST[dtype]
+    scale = RELATIVE_COST[dtype]
     compute = scale * (units * known[f"{kernel}.unit"] + elements * known[f"{kernel}.element"]) / workers
     # Half of the last-level cache and less stays cached between producer and consumer.
     memory = moved * known["byte.cached" if moved < known["cache.bytes"] else "byte.memory"]

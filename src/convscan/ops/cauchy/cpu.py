@@ -25,16 +25,21 @@ def _refusals(problem: CauchyProblem) -> list[str]:
     return reasons
 
 
+def _work(problem: CauchyProblem) -> tuple[float, float]:
+    """Terms of the sums of one call, and results. A reciprocal costs about as much as two right hand sides with it."""
+    points = problem.rows * problem.points
+    return points * problem.terms * (2 + problem.sides) / 3, float(points * problem.sides)
+
+
 def _cost(problem: CauchyProblem) -> Cost:
-    results = problem.rows * problem.points * max(1, problem.sides)
+    units, elements = _work(problem)
     seconds = problem.turns * kernel_seconds(
         problem.isa,
         "cauchy.direct",
         problem.dtype,
-        # A reciprocal costs about as much as what two right hand sides do with it.
-        units=problem.rows * problem.points * problem.terms * (2 + problem.sides) / 3,
-        elements=results,
-        moved=getattr(torch, problem.dtype).itemsize * results,
+        units=units,
+        elements=elements,
+        moved=getattr(torch, problem.dtype).itemsize * elements,
         workers=max(1, min(problem.threads, problem.rows * -(-problem.points // 256))),
         threads=problem.threads,
     )

@@ -25,17 +25,22 @@ def _refusals(problem: PowersProblem) -> list[str]:
     return reasons
 
 
+def _work(problem: PowersProblem) -> tuple[float, float]:
+    """Terms of the sums of one call, and the powers computed for them: about the square root of the steps, twice."""
+    terms = problem.rows * problem.terms
+    return terms * problem.length, 2 * terms * problem.length**0.5
+
+
 def _cost(problem: PowersProblem) -> Cost:
     item = getattr(torch, problem.dtype).itemsize
-    steps = problem.rows * problem.length
+    units, elements = _work(problem)
     seconds = problem.turns * kernel_seconds(
         problem.isa,
         "vandermonde.factored",
         problem.dtype,
-        units=steps * problem.terms,
-        # About a square root of all powers is computed, twice.
-        elements=2 * problem.rows * problem.terms * problem.length**0.5,
-        moved=item / 2 * steps,
+        units=units,
+        elements=elements,
+        moved=item / 2 * problem.rows * problem.length,
         workers=max(1, min(problem.threads, problem.rows)),
         threads=problem.threads,
     )
