@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from convscan import linear_recurrence
+from convscan._calls import run_prepared
 from convscan.ops.linear_recurrence import reference
+from convscan.ops.linear_recurrence.api import _prepared
 
 REAL = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.complex64: 2e-5}
@@ -106,6 +108,15 @@ def test_out_may_be_the_input(time_contiguous: bool) -> None:
         assert torch.equal(memory, expected)
     assert linear_recurrence(x, start, a, out=x) is x
     torch.testing.assert_close(x, expected)
+
+
+def test_constant_coefficients_take_the_prepared_way() -> None:
+    x, y_init, a = normal(2, 5, 3), normal(2, 3), normal(3)
+    y = linear_recurrence(x, y_init, a)
+    again = run_prepared(_prepared, False, x, y_init, a, None)
+    assert again is not None, "a call with coefficients (D,) was not remembered"
+    assert torch.equal(again, y)
+    torch.testing.assert_close(y, reference.linear_recurrence(x, y_init, a.expand(x.shape), False))
 
 
 def test_out_that_partly_overlaps_is_refused() -> None:

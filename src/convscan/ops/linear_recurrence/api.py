@@ -76,11 +76,13 @@ def _checked(x: Tensor, y_init: Tensor | None, a: Tensor, reverse: bool, out: Te
         _checks.output("linear_recurrence", out, x, dtype, needs_gradient(x, y_init, a))
     x, a = x.to(dtype), a.to(dtype)
     y_init = None if y_init is None else y_init.to(dtype)
-    if out is not None and is_plain(x, y_init, a, out):
-        _run(x, y_init, a, bool(reverse), out)
-        return out
+    if is_plain(x, y_init, a, out):
+        # With a as it came, also where it has fewer axes than x: so the call is remembered and found again.
+        y = empty_like(x) if out is None else out
+        _run(x, y_init, a, bool(reverse), y)
+        return y
     # One axis of a for each of x: those of size 1 are constant.
-    y: Tensor = _operator(x, y_init, a[(None,) * (x.ndim - a.ndim)], bool(reverse))
+    y = _operator(x, y_init, a[(None,) * (x.ndim - a.ndim)], bool(reverse))
     return y if out is None else out.copy_(y)
 
 
