@@ -112,7 +112,8 @@ def test_held_out_shapes_are_seeded_and_varied() -> None:
 
 def record(case: str, implementation: str, microseconds: float, status: str = "ok") -> Record:
     latency = Latency(microseconds, microseconds, microseconds, 3) if status == "ok" else None
-    about = {"op": "causal_conv", "source": "", "group": "", "shape": (1, 1, 1, 1), "dtype": "float32", "layout": "BLD"}
+    about = {"op": "causal_conv", "source": "", "group": "", "shape": (1, 1, 1, 1), "axes": "BLDK"}
+    about |= {"dtype": "float32", "layout": "BLD"}
     return Record(
         **about,  # type: ignore[arg-type]
         case=case,

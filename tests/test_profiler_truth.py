@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,9 +10,14 @@ from torch import Tensor
 
 from convscan.ops.causal_conv.cases import Case as ConvCase
 from convscan.ops.causal_conv.cases import inputs as conv_inputs
+from convscan.ops.fft_conv.cases import Case as EinsumCase
+from convscan.ops.fft_conv.reference import fft_conv as fft_conv_reference
 from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
 from convscan.ops.linear_recurrence.cases import inputs as recurrence_inputs
+from convscan.ops.opt_ssm_forward.cases import Case as LayerCase
+from convscan.ops.opt_ssm_forward.reference import opt_ssm_forward as layer_reference
 from convscan.profiler import problem
+from convscan.profiler.operators import operator
 from convscan.profiler.problem import Problem, compare, truth
 
 CONV_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 4), (1, 33, 5, 33), (1, 16, 2, 40), (3, 64, 4, 20)]
@@ -23,12 +28,12 @@ def conv(
     shape: tuple[int, int, int, int], direction: str = "forward", layout: str = "BLD", **options: object
 ) -> Problem:
     case = ConvCase("test", "test", *shape, layout=layout, **options)  # type: ignore[arg-type]
-    return problem.make("causal_conv", case, conv_inputs(case, 3), direction, 3)
+    return problem.make(operator("causal_conv"), case, conv_inputs(case, 3), direction, 3)
 
 
 def recurrence(shape: tuple[int, int, int], direction: str = "forward", **options: object) -> Problem:
     case = RecurrenceCase("test", "test", *shape, state=True, **options)  # type: ignore[arg-type]
-    return problem.make("linear_recurrence", case, recurrence_inputs(case, 3), direction, 3)
+    return problem.make(operator("linear_recurrence"), case, recurrence_inputs(case, 3), direction, 3)
 
 
 def conv_loop(x: Tensor, h: Tensor, state: Tensor | None = None) -> Tensor:
@@ -140,6 +145,45 @@ def test_convolution_impostors_are_wrong(name: str) -> None:
 def test_recurrence_impostors_are_wrong(name: str) -> None:
     p = recurrence((2, 64, 5))
     assert compare(p, (RECURRENCE_IMPOSTORS[name](*p.arguments),), truth(p)).wrong
+
+
+MIXING = {
+    "fft_conv": EinsumCase("test", "test", 2, 20, 3, 27),
+    "opt_ssm_forward": LayerCase("test", "test", 2, 20, 3, 5),
+}
+
+
+def definition(p: Problem, arguments: Sequence[Tensor]) -> Tensor:
+    if p.op == "fft_conv":
+        return fft_conv_reference("bli,loi->blo", arguments[0], arguments[1:])
+    return layer_reference(*arguments)
+
+
+@pytest.mark.parametrize("op", MIXING)
+def test_truth_of_what_mixes_channels_is_the_definition(op: str) -> None:
+    p = problem.make(operator(op), MIXING[op], operator(op).inputs(MIXING[op], 3))
+    torch.testing.assert_close(truth(p).values[0], definition(p, p.arguments))
+    right = definition(p, p.arguments).float()
+    assert compare(p, (right,), truth(p)).wrong is None
+    impostors = (
+        torch.zeros_like(right),
+        right.roll(1, 1),
+        right.roll(1, 2),
+        right.roll(1, 0),
+        right.bfloat16().float(),
+    )
+    assert all(compare(p, (impostor,), truth(p)).wrong for impostor in impostors)
+
+
+@pytest.mark.parametrize("op", MIXING)
+def test_gradients_of_what_mixes_channels_are_autograds(op: str) -> None:
+    p = problem.make(operator(op), MIXING[op], operator(op).inputs(MIXING[op], 3), "backward", 3)
+    leaves = [t.double().requires_grad_() for t in p.arguments]
+    expected = torch.autograd.grad(definition(p, leaves), leaves, p.gradient_of_output.double())
+    for got, want in zip(truth(p).values, expected, strict=True):
+        torch.testing.assert_close(got, want)
+    assert compare(p, [g.float() for g in expected], truth(p)).wrong is None
+    assert compare(p, [g.float().flip(0) for g in expected], truth(p)).wrong
 
 
 def test_sampled_truth_still_sees_every_channel(monkeypatch: pytest.MonkeyPatch) -> None:

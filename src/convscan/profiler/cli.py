@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -14,14 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from convscan import __version__
-from convscan.ops.causal_conv import cases as conv_cases
-from convscan.ops.linear_recurrence import cases as recurrence_cases
 
 from . import session, signal
+from .operators import operators
 from .report import html, json, table
 from .session import Options, UsageError
 
-OPERATOR_NAMES = {"conv": "causal_conv", "recurrence": "linear_recurrence"}
+OPERATOR_NAMES = {one.short: name for name, one in operators().items()}
 # Wide enough for every column when the output goes to a file or a pipe.
 PLAIN_WIDTH = 120
 
@@ -114,13 +113,14 @@ def _check_writable(*paths: Path | None) -> None:
 
 def _profile(arguments: argparse.Namespace) -> int:
     _check_writable(arguments.json, arguments.html)
-    operators = tuple(OPERATOR_NAMES.values()) if arguments.op is None else (OPERATOR_NAMES[arguments.op],)
+    selected = tuple(OPERATOR_NAMES.values()) if arguments.op is None else (OPERATOR_NAMES[arguments.op],)
     if arguments.submit is not None:
         from . import submit
 
-        return submit.command(arguments.submit, operators, arguments.seed, _console())
+        judged = tuple(op for op in selected if op in submit.PUBLIC)
+        return submit.command(arguments.submit, judged, arguments.seed, _console())
     options = Options(
-        operators=operators,
+        operators=selected,
         cases=tuple(arguments.case),
         grid=arguments.grid,
         large=arguments.large,
@@ -174,7 +174,12 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.case is not None:
         _, case = session.select_cases(Options(operators=(op,), cases=(arguments.case,)))[0]
     else:
-        case = _own_case(op, arguments)
+        own_case = operators()[op].own_case
+        if own_case is None:
+            raise UsageError(f"{arguments.op}: name a case (--case NAME)")
+        case = own_case(arguments.shape, arguments.taps, _dtype(arguments.dtype), arguments.layout)
+        if case is None:
+            raise UsageError(f"{arguments.op}: give the number of filter taps (--taps K)")
     current = session.problem_of(op, case, 0)
     from . import ours
 
@@ -182,13 +187,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _own_case(op: str, arguments: argparse.Namespace) -> Any:
-    batch, length, channels = arguments.shape
-    if not hasattr(torch, arguments.dtype) or not isinstance(getattr(torch, arguments.dtype), torch.dtype):
-        raise UsageError(f"--dtype: expected a PyTorch dtype; got {arguments.dtype!r}")
-    own: dict[str, Any] = {"dtype": arguments.dtype, "layout": arguments.layout}
-    if op == "linear_recurrence":
-        return recurrence_cases.Case("own", "your shape", batch, length, channels, **own)
-    if arguments.taps is None:
-        raise UsageError("conv: give the number of filter taps (--taps K)")
-    return conv_cases.Case("own", "your shape", batch, length, channels, arguments.taps, **own)
+def _dtype(name: str) -> str:
+    if not hasattr(torch, name) or not isinstance(getattr(torch, name), torch.dtype):
+        raise UsageError(f"--dtype: expected a PyTorch dtype; got {name!r}")
+    return name

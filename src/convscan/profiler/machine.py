@@ -43,10 +43,9 @@ class Machine:
         """Whether other programs kept the cores occupied before the run."""
         return self.load > 0.6 * self.cores
 
-    def limit_seconds(self, op: str, bytes_moved: int, flops: int) -> float:
-        """Least time this machine could take: the slower of memory (copy for a convolution, triad for a recurrence) and
-        arithmetic."""
-        table = self.copy_bandwidth if op == "causal_conv" else self.triad_bandwidth
+    def limit_seconds(self, bandwidth: str, bytes_moved: int, flops: int) -> float:
+        """Least time this machine could take: the slower of memory (``bandwidth``: copy or triad) and arithmetic."""
+        table = self.copy_bandwidth if bandwidth == "copy" else self.triad_bandwidth
         return max(bytes_moved / _at(table, bytes_moved), flops / self.peak_flops)
 
 

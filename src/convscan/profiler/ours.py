@@ -11,16 +11,13 @@ import torch
 import convscan
 from convscan._dispatch import Explanation
 
+from .operators import operator
 from .peer import Peer, Prepared
 from .problem import Problem
 
 
 def _call(problem: Problem, **keywords: Any) -> torch.Tensor:
-    if problem.op == "causal_conv":
-        return convscan.causal_conv(
-            problem.x, problem.filter, activation=problem.activation, initial_state=problem.state, **keywords
-        )
-    return convscan.linear_recurrence(problem.x, problem.initial, problem.coefficients, **keywords)
+    return problem.operator.call(problem, *problem.arguments, **keywords)
 
 
 def _forced(name: str | None) -> AbstractContextManager[None]:
@@ -29,11 +26,7 @@ def _forced(name: str | None) -> AbstractContextManager[None]:
 
 def explain(problem: Problem) -> Explanation:
     """Dispatch's view of the forward call."""
-    if problem.op == "causal_conv":
-        return convscan.explain(
-            problem.op, problem.x, problem.filter, activation=problem.activation, initial_state=problem.state
-        )
-    return convscan.explain(problem.op, problem.x, problem.initial, problem.coefficients)
+    return problem.operator.explain(problem)
 
 
 def _why_not(problem: Problem, name: str) -> list[str]:
@@ -53,6 +46,7 @@ def _workspace() -> int:
 def _prepare(problem: Problem, name: str | None = None, fresh: bool = False) -> Prepared:
     if problem.direction == "backward":
         return _prepare_backward(problem, name)
+    fresh = fresh or not problem.operator.takes_out
     y = None if fresh else torch.empty_like(problem.x)
     force = partial(_forced, name)
 
@@ -81,31 +75,30 @@ def _prepare_backward(problem: Problem, name: str | None) -> Prepared:
 
     def run() -> tuple[torch.Tensor, ...]:
         with _forced(name):
-            if problem.op == "causal_conv":
-                y = convscan.causal_conv(*leaves, activation=problem.activation, initial_state=problem.state)
-            else:
-                y = convscan.linear_recurrence(*leaves)
+            y = problem.operator.call(problem, *leaves)
         return torch.autograd.grad(y, leaves, problem.gradient_of_output)
 
     return Prepared(run, lambda g: g, workspace_bytes=_workspace, note=_note(problem, name))
 
 
 def peers(op: str) -> tuple[Peer, ...]:
-    """`convscan` (what a user gets, with ``out=``), the same with a fresh output, and a row per native implementation.
+    """`convscan` (what a user gets, with ``out=`` if it takes that), the same with a fresh output, and a row for each
+    implementation.
 
     The reference loop is left out: it is the statement's loop, which is the baseline already.
     """
-    rows = [
-        Peer("convscan", op, "convscan", lambda problem: [], _prepare, ours=True),
-        Peer(
-            "convscan, fresh output",
-            op,
-            "convscan",
-            lambda problem: ["allocates its gradients anyway"] if problem.direction == "backward" else [],
-            partial(_prepare, fresh=True),
-            ours=True,
-        ),
-    ]
+    rows = [Peer("convscan", op, "convscan", lambda problem: [], _prepare, ours=True)]
+    if operator(op).takes_out:
+        rows.append(
+            Peer(
+                "convscan, fresh output",
+                op,
+                "convscan",
+                lambda problem: ["allocates its gradients anyway"] if problem.direction == "backward" else [],
+                partial(_prepare, fresh=True),
+                ours=True,
+            )
+        )
     for row in convscan.implementations(op):
         if row.name != "reference":
             rows.append(

@@ -26,6 +26,7 @@ class Record:
     source: str
     group: str
     shape: tuple[int, ...]
+    axes: str
     dtype: str
     layout: str
     direction: str
@@ -59,6 +60,7 @@ class Record:
             "source": self.source,
             "group": self.group,
             "shape": list(self.shape),
+            "axes": self.axes,
             "dtype": self.dtype,
             "layout": self.layout,
             "direction": self.direction,
@@ -112,25 +114,6 @@ class Report:
         for record in self.records:
             found.setdefault(record.key, []).append(record)
         return list(found.values())
-
-
-def group_of(op: str, shape: Sequence[int]) -> str:
-    """The group a shape is summarised under."""
-    _, length, channels = shape[:3]
-    if op == "linear_recurrence":
-        if length == 1:
-            return "recurrence, one step"
-        if length >= 100_000 and channels <= 8:
-            return "recurrence, few channels"
-        return "recurrence, D ≥ 512" if channels >= 512 else "recurrence, other"
-    taps = shape[3]
-    if length == 1:
-        return "convolution, one step"
-    if taps >= 1024:
-        return "convolution, K ≥ 1024"
-    if taps > 16:
-        return "convolution, 16 < K < 1024"
-    return "convolution, K ≤ 16"
 
 
 def award(block: Sequence[Record]) -> None:

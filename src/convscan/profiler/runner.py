@@ -16,9 +16,10 @@ import convscan
 
 from . import measure
 from .machine import Machine
+from .operators import operator
 from .peer import Peer, Prepared
 from .problem import Problem, Truth, compare, truth
-from .records import Record, award, group_of
+from .records import Record, award
 
 # A case whose checks alone take this many times its budget leaves its remaining rivals out: the machine is busy.
 OVERDRAFT = 3.0
@@ -53,8 +54,9 @@ def new_record(problem: Problem, peer: Peer | str, status: str, reason: str = ""
         op=problem.op,
         case=problem.name,
         source=problem.case.source,
-        group=group_of(problem.op, problem.shape),
+        group=problem.operator.group(problem.shape),
         shape=problem.shape,
+        axes=problem.operator.axes,
         dtype=problem.dtype_name,
         layout=problem.layout,
         direction=problem.direction,
@@ -141,7 +143,7 @@ def finish(entrants: Sequence[Entrant], machine: Machine) -> list[Record]:
         if entrant.contestant is not None and entrant.contestant.samples:
             record.latency = measure.latency_of(entrant.contestant.samples)
         if record.latency is not None and record.latency.median > 0:
-            limit = machine.limit_seconds(record.op, record.bytes, record.flops)
+            limit = machine.limit_seconds(operator(record.op).bandwidth, record.bytes, record.flops)
             record.roofline = limit * 1e6 / record.latency.median
     records = [e.record for e in entrants]
     award(records)

@@ -8,22 +8,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from convscan.ops.causal_conv import cases as conv_cases
-from convscan.ops.linear_recurrence import cases as recurrence_cases
-
 from . import machine, ours, peers, problem, runner
+from .operators import operator, operators
 from .peer import Peer
 from .problem import CaseLike, Problem
 from .records import Record, Report
 
-OPERATORS = ("causal_conv", "linear_recurrence")
-CASES: dict[str, Sequence[CaseLike]] = {
-    "causal_conv": conv_cases.CASES,
-    "linear_recurrence": recurrence_cases.CASES,
-}
+OPERATORS = tuple(operators())
+CASES: dict[str, Sequence[CaseLike]] = {name: one.cases for name, one in operators().items()}
 # Seconds for a whole run, reached by giving every case its share of what is left.
 DEFAULT_SECONDS, QUICK_SECONDS = 270.0, 36.0
 # A case never gets more than this: a long run has more cases, not longer ones.
@@ -106,8 +100,8 @@ def check(options: Options) -> None:
 
 def problem_of(op: str, case: Any, seed: int, direction: str = "forward") -> Problem:
     """The problem of a named case with its seeded inputs."""
-    module: Any = conv_cases if op == "causal_conv" else recurrence_cases
-    return problem.make(op, case, module.inputs(case, seed), direction, seed)
+    one = operator(op)
+    return problem.make(one, case, one.inputs(case, seed), direction, seed)
 
 
 def problems(options: Options) -> Iterator[Callable[[], Problem]]:
@@ -121,26 +115,14 @@ def problems(options: Options) -> Iterator[Callable[[], Problem]]:
             yield partial(problem_of, op, case, options.seed, direction)
     if options.signal is not None:
         for op in options.operators:
-            for case, arguments in signal_cases(op, options.signal, options.seed):
+            for case, arguments in operator(op).signal_cases(options.signal, options.seed, _source(options.signal)):
                 for direction in directions:
-                    yield partial(problem.make, op, case, arguments, direction, options.seed)
+                    yield partial(problem.make, operator(op), case, arguments, direction, options.seed)
 
 
-def signal_cases(op: str, signal: Tensor, seed: int) -> list[tuple[CaseLike, dict[str, Any]]]:
-    """The user's signal (L, D) under a short, a medium and a long decaying filter, or under a smoothing recurrence."""
+def _source(signal: Tensor) -> str:
     length, channels = signal.shape
-    x = signal[None]
-    source = f"your signal, {length} samples of {channels} channel{'s' if channels > 1 else ''}"
-    if op == "linear_recurrence":
-        case = recurrence_cases.Case("input", source, 1, length, channels)
-        return [(case, recurrence_cases.inputs(case, seed) | {"x": x})]
-    found: list[tuple[CaseLike, dict[str, Any]]] = []
-    for taps in sorted({4, min(128, length), min(48000, length)}):
-        conv = conv_cases.Case(f"input-k{taps}", source, 1, length, channels, taps)
-        arguments = conv_cases.inputs(conv, seed)
-        envelope = torch.exp(-6.9 * torch.arange(taps) / taps)[:, None]
-        found.append((conv, arguments | {"x": x, "h": arguments["h"] * envelope}))
-    return found
+    return f"your signal, {length} samples of {channels} channel{'s' if channels > 1 else ''}"
 
 
 def run(

@@ -300,7 +300,7 @@ def ranking(records: Sequence[Record]) -> list[Rank]:
 
 def judge(
     path: Path,
-    operators: Sequence[str] = session.OPERATORS,
+    operators: Sequence[str] = tuple(PUBLIC),
     seed: int | None = None,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     on_block: Callable[[list[Record]], None] = lambda block: None,

@@ -56,10 +56,10 @@ def fft_conv(equation: str, x: Tensor, *args: Tensor) -> Tensor:
     Cost: that of the cheapest order of contractions, convolving with the native engine channel by channel
     (``channelwise``), by sums over the taps (``direct``), or by products in the frequency domain (``spectral``), with
     transforms of L + K points and more, so that nothing wraps; ``explain`` tells which. Where no gradient is needed,
-    the work goes through a few entries of the batch at a time, in a few MiB of memory. Differentiable any number of
-    times with respect to every tensor.
+    the work goes through a few entries of the batch at a time, in a few MiB beside the spectra of the kernels.
+    Differentiable any number of times with respect to every tensor.
 
-    Reference: D. G. a. Smith, J. Gray, opt_einsum, JOSS 3(26), 2018, for contraction orders.
+    Reference: D. G. A. Smith, J. Gray, opt_einsum, JOSS 3(26), 2018, for contraction orders.
 
     >>> import torch, convscan
     >>> x, kernel = torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[[1.0]], [[10.0]]])

@@ -19,7 +19,7 @@ ORDER = {"ok": 0, "extrapolated": 1, "wrong": 2, "cut off": 3, "error": 4, "skip
 
 def shape_text(record: Record) -> str:
     """B=1 L=4096 D=2048 K=4."""
-    return " ".join(f"{letter}={n}" for letter, n in zip("BLDK", record.shape, strict=False))
+    return " ".join(f"{letter}={n}" for letter, n in zip(record.axes, record.shape, strict=True))
 
 
 def machine_lines(machine: Machine) -> str:

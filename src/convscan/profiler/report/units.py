@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def duration(microseconds: float) -> str:
     """Three significant digits in µs, ms or s."""
@@ -28,7 +30,9 @@ def size(count: int) -> str:
 
 
 def factor(value: float) -> str:
-    """A ratio: 0.031×, 1.5×, 34×, 12,000×."""
+    """A ratio: 0.031×, 1.5×, 34×, 12,000×; a dash where there is nothing to compare with."""
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}×" if value >= 100 else f"{_three(value)}×"
 
 
