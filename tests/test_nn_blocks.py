@@ -32,6 +32,7 @@ LAYERS: dict[str, Callable[..., SequenceLayer[Any]]] = {
     "rglru": lambda **options: nn.RGLRU(D, num_heads=3, **options),
     "s4_block": lambda **options: nn.S4Block(D, d_state=8, channels=2, **options),
     "s4_block_postnorm": lambda **options: nn.S4Block(D, prenorm=False, d_state=8, init="lin", **options),
+    "s4_block_dplr": lambda **options: nn.S4Block(D, kernel="s4", d_state=8, **options),
 }
 
 
@@ -356,8 +357,28 @@ def test_compile(name: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", ["linear_recurrence", "long_conv"])
+def test_compile_with_dynamic_shapes(name: str) -> None:
+    layer = LAYERS[name](dtype=torch.float64)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch, length in ((2, 23), (3, 11)):
+        x, state = samples(batch, length, D), layer.default_state(batch)
+        torch.testing.assert_close(compiled(x, state), layer(x, state))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", CLASSES)
-def test_export(name: str) -> None:
+def test_export_of_any_length(name: str) -> None:
+    layer, x = LAYERS[name](dtype=torch.float64).eval(), samples(2, L, D)
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(layer, (x,), dynamic_shapes={"x": free})
+    for batch, length in ((2, L), (3, 40), (4, 11)):
+        x = samples(batch, length, D)
+        torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_export_with_a_state(name: str) -> None:
     layer, x = LAYERS[name](dtype=torch.float64).eval(), samples(2, L, D)
     program = torch.export.export(layer, (x, layer.default_state(2)))
     torch.testing.assert_close(program.module()(x, layer.default_state(2)), layer(x, layer.default_state(2)))

@@ -97,7 +97,8 @@ def _check(x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, st
     _checks.signal(name, "x", x)
     _checks.tensor_like(name, "h", h, x)
     channels = x.shape[-1]
-    if h.ndim != 2 or h.shape[1] not in (1, channels) or h.shape[0] == 0:
+    # No `in`: of symbolic sizes it knows only whether they are one object.
+    if h.ndim != 2 or h.shape[0] == 0 or (h.shape[1] != 1 and h.shape[1] != channels):
         expectation = f"h must have the shape (K, D) = (K, {channels}) or (K, 1), K >= 1"
         remedy = "h[0] multiplies the current sample; nn.Conv1d's weight w of shape (D, 1, K) is w[:, 0].flip(-1).T"
         raise ValueError(message(name, expectation, _checks.shape_text(h.shape), remedy))

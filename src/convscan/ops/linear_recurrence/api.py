@@ -91,7 +91,8 @@ def _check(x: Tensor, y_init: Tensor | None, a: Tensor) -> torch.dtype:
     _checks.signal(name, "x", x)
     _checks.tensor_like(name, "a", a, x)
     sizes = zip(a.shape[::-1], x.shape[::-1], strict=False)
-    if a.ndim > x.ndim or any(size not in (1, full) for size, full in sizes):
+    # No `in`: of symbolic sizes it knows only whether they are one object.
+    if a.ndim > x.ndim or any(size != 1 and size != full for size, full in sizes):
         expectation = f"a must broadcast to the shape of x, {_checks.shape_text(x.shape)}"
         raise ValueError(message(name, expectation, _checks.shape_text(a.shape)))
     if y_init is not None:
