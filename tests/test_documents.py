@@ -39,7 +39,7 @@ def test_public_functions_have_an_equation_or_effect_and_an_example() -> None:
         assert item.__doc__.splitlines()[0].endswith((".", "]", ")", ":")), (
             f"convscan.{name}: {item.__doc__.splitlines()[0]}"
         )
-    for operator in (convscan.causal_conv, convscan.linear_recurrence):
+    for operator in (convscan.causal_conv, convscan.fft_conv, convscan.linear_recurrence, convscan.opt_ssm_forward):
         assert ">>>" in str(operator.__doc__)
 
 

@@ -18,9 +18,10 @@ def _call(problem: Problem, x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, kernel: Tensor) -> Tensor:
-    length, points = x.shape[1], 1 << (x.shape[1] + kernel.shape[0]).bit_length()
-    signal, filters = torch.fft.rfft(x, points, dim=1), torch.fft.rfft(kernel, points, dim=0)
-    y: Tensor = torch.fft.irfft(torch.einsum("bfi,foi->bfo", signal, filters), points, dim=1)[:, :length]
+    length, points = x.shape[1], 1 << (x.shape[1] + kernel.shape[0] - 1).bit_length()
+    signal = torch.fft.rfft(x.transpose(0, 1), points, dim=0).contiguous()
+    filters = torch.fft.rfft(kernel.mT, points, dim=0).contiguous()
+    y: Tensor = torch.fft.irfft(signal @ filters, points, dim=0)[:length].transpose(0, 1)
     return y
 
 
