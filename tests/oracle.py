@@ -19,7 +19,7 @@ REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex64, torch.complex128)
 ORDERS = ("channels contiguous", "time contiguous", "every second channel", "offset rows", "batch innermost")
 LENGTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 500, 1021)
-CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65)
+CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 130)
 TAPS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 127, 129, 257, 600)
 
 
@@ -285,7 +285,7 @@ def recurrences(dtype: torch.dtype, count: int, seed: int, limit: int = 40_000) 
     draw = Draw(seed)
     for index in range(count):
         while True:
-            batch, length, channels = 1 + draw.below(3), draw.pick((*LENGTHS, 2500)), draw.pick((*CHANNELS, 130))
+            batch, length, channels = 1 + draw.below(3), draw.pick((*LENGTHS, 2500)), draw.pick(CHANNELS)
             if batch * length * channels <= limit:
                 break
         shape = ((batch, length, channels),) * 3 + (
