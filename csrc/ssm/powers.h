@@ -9,12 +9,17 @@ namespace convscan::CONVSCAN_ISA {
 // Terms of a sum that a task holds at a time: its tables then stay in the second-level cache.
 inline constexpr int64_t kTerms = 64;
 
-// One complex number per term; the loops over them are left to the compiler's vectorizer.
+// One complex number per term.
 struct Terms {
+  static constexpr int kTogether = 8;
   double re[kTerms], im[kTerms];
+  int64_t size;  // those in use, a multiple of kTogether
+
+  static int64_t SizeFor(int64_t count) { return CeilDiv(count, kTogether) * kTogether; }
+  explicit Terms(int64_t count) : size(SizeFor(count)) {}
 
   void Fill(double value) {
-    for (int64_t i = 0; i < kTerms; ++i) {
+    for (int64_t i = 0; i < size; ++i) {
       re[i] = value;
       im[i] = 0;
     }
@@ -22,7 +27,7 @@ struct Terms {
   // `count` numbers of an array of interleaved parts; zeros behind them.
   template <class T>
   void Gather(const T *numbers, int64_t stride, int64_t count) {
-    for (int64_t i = 0; i < kTerms; ++i) {
+    for (int64_t i = 0; i < size; ++i) {
       re[i] = i < count ? numbers[2 * i * stride] : 0;
       im[i] = i < count ? numbers[2 * i * stride + 1] : 0;
     }
@@ -32,10 +37,11 @@ struct Terms {
     Gather(static_cast<const double *>(numbers) + 2 * offset, stride, count);
   }
   void Multiply(const Terms &by) {
-    for (int64_t i = 0; i < kTerms; ++i) {
-      const double real = re[i] * by.re[i] - im[i] * by.im[i];
-      im[i] = re[i] * by.im[i] + im[i] * by.re[i];
-      re[i] = real;
+    for (int64_t i = 0; i < size; i += kTogether) {
+      const Vec<double, kTogether> a = Load<kTogether>(re + i), b = Load<kTogether>(im + i);
+      const Vec<double, kTogether> c = Load<kTogether>(by.re + i), d = Load<kTogether>(by.im + i);
+      Store<kTogether>(re + i, a * c - b * d);
+      Store<kTogether>(im + i, a * d + b * c);
     }
   }
   // This times base^exponent. Squaring reaches any start of a tile in some twenty products; 0 to the power 0 is 1.

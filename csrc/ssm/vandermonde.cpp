@@ -54,11 +54,11 @@ CONVSCAN_INLINE T Narrow(double value) {
   return value > -kSmallest && value < kSmallest ? T(0) : static_cast<T>(value);
 }
 
-// The `count` numbers as T: their real parts, then their imaginary ones, times `sign`.
+// The numbers as T: their real parts, then their imaginary ones, times `sign`.
 template <class T>
-CONVSCAN_INLINE void NarrowTerms(const Terms &terms, int64_t count, double sign, T *parts) {
-  for (int64_t i = 0; i < count; ++i) parts[i] = Narrow<T>(terms.re[i]);
-  for (int64_t i = 0; i < count; ++i) parts[count + i] = Narrow<T>(sign * terms.im[i]);
+CONVSCAN_INLINE void NarrowTerms(const Terms &terms, double sign, T *parts) {
+  for (int64_t i = 0; i < terms.size; ++i) parts[i] = Narrow<T>(terms.re[i]);
+  for (int64_t i = 0; i < terms.size; ++i) parts[terms.size + i] = Narrow<T>(sign * terms.im[i]);
 }
 
 // Steps of a tile for this many exponents: about the square root, in whole panels.
@@ -73,8 +73,8 @@ int64_t TileSteps(int64_t exponents) {
 
 template <class T>
 struct ProductTables {
-  T *right;  // [2 terms][tile]: real parts of a^t, then imaginary ones
-  T *left;   // [rows][2 terms]: those of c a^(tile j), the imaginary ones negated
+  T *right;  // [2 size][tile]: real parts of a^t, then imaginary ones
+  T *left;   // [rows][2 size]: those of c a^(tile j), the imaginary ones negated
 };
 
 template <class T>
@@ -103,6 +103,29 @@ CONVSCAN_INLINE void AddSums(int order, bool is_first, int64_t m, int64_t steps,
   }
 }
 
+// right[2 size][tile]: real parts of base^t, then imaginary ones; leaves base^tile in power. Stored in vectors along t:
+// one number after the other would touch as many lines of memory as there are rows for every step.
+template <class T>
+void FillPowers(const Terms &base, int64_t tile, Terms &power, T *right) {
+  constexpr int W = kLanes<T>;
+  T parts[W][2 * kTerms];
+  power.Fill(1);
+  for (int64_t t = 0; t < tile; t += W) {
+    for (int i = 0; i < W; ++i) {
+      NarrowTerms(power, 1, parts[i]);
+      power.Multiply(base);
+    }
+    for (int64_t k = 0; k < 2 * base.size; k += W) {
+      Vec<T> square[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) square[i] = Load<W>(parts[i] + k);
+      Transpose<T>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) Store<W>(right + (k + i) * tile + t, square[i]);
+    }
+  }
+}
+
 // The exponents [first, end) of one row of the problem, by at most kMaxRows rows of `tile`.
 template <class T>
 void ProductTask(const convscan_vandermonde &p, int64_t row, int64_t tile, int64_t first, int64_t end,
@@ -111,25 +134,20 @@ void ProductTask(const convscan_vandermonde &p, int64_t row, int64_t tile, int64
   const int64_t rows = CeilDiv(CeilDiv(end - first, tile), kTileRows) * kTileRows;
   for (int64_t n = 0; n < p.terms; n += kTerms) {
     const int64_t count = Min(kTerms, p.terms - n);
-    Terms base, power, anchor;
+    Terms base(count), power(count), anchor(count);
     base.Gather(p.a_dtype, p.a, row * p.a_row_stride + n * p.a_term_stride, p.a_term_stride, count);
     anchor.Gather(p.dtype, p.c, row * p.c_row_stride + n * p.c_term_stride, p.c_term_stride, count);
     anchor.MultiplyPower(base, first);
-    power.Fill(1);
-    for (int64_t t = 0; t < tile; ++t) {
-      T parts[2 * kTerms];
-      NarrowTerms(power, count, 1, parts);
-      for (int64_t k = 0; k < 2 * count; ++k) tables.right[k * tile + t] = parts[k];
-      power.Multiply(base);
-    }
+    FillPowers(base, tile, power, tables.right);
+    const int64_t depth = 2 * base.size;
     for (int64_t j = 0; j < rows; ++j) {
-      NarrowTerms(anchor, count, -1, tables.left + j * 2 * count);
+      NarrowTerms(anchor, -1, tables.left + j * depth);
       anchor.Multiply(power);
     }
     for (int64_t t = 0; t < tile; t += kPanel<T>)
       for (int64_t j = 0; j < rows; j += kTileRows) {
         Sums<T> sums{};
-        MultiplyTile<T>(2 * count, tables.left + j * 2 * count, 2 * count, tables.right + t, tile, sums);
+        MultiplyTile<T>(depth, tables.left + j * depth, depth, tables.right + t, tile, sums);
         for (int r = 0; r < kTileRows; ++r) {
           const int64_t m = first + (j + r) * tile + t;
           if (m < end) AddSums<T>(p.order, n == 0, m, Min(kPanel<T>, end - m), sums[r], y);
@@ -189,13 +207,13 @@ template <class T>
 void AdjointTask(const convscan_vandermonde_adjoint &p, int64_t row, int64_t n, int64_t count, int64_t tile,
                  int64_t columns, const AdjointTables<T> &tables) {
   const int64_t exponents = Max(0, p.length - p.order);
-  Terms base, power, anchor, total;
+  Terms base(count), power(count), anchor(count), total(count);
   base.Gather(p.a_dtype, p.a, row * p.a_row_stride + n * p.a_term_stride, p.a_term_stride, count);
   power.Fill(1);
   for (int64_t t = 0; t < tile; ++t) {
     T *const entries = tables.right + t * columns;
-    NarrowTerms(power, count, 1, entries);
-    for (int64_t i = 2 * count; i < columns; ++i) entries[i] = 0;
+    NarrowTerms(power, 1, entries);
+    for (int64_t i = 2 * power.size; i < columns; ++i) entries[i] = 0;
     power.Multiply(base);
   }
   anchor.Fill(1);
@@ -219,7 +237,7 @@ void AdjointTask(const convscan_vandermonde_adjoint &p, int64_t row, int64_t n, 
             Store<kLanes<T>>(tables.products + (j + r) * columns + column + v * kLanes<T>, sums[r][v]);
       }
     for (int64_t j = 0; j < rows; ++j) {
-      const T *const re = tables.products + j * columns, *const im = re + count;
+      const T *const re = tables.products + j * columns, *const im = re + total.size;
       for (int64_t i = 0; i < count; ++i) {
         total.re[i] += anchor.re[i] * re[i] - anchor.im[i] * im[i];
         total.im[i] += anchor.re[i] * im[i] + anchor.im[i] * re[i];
@@ -237,7 +255,7 @@ void AdjointTask(const convscan_vandermonde_adjoint &p, int64_t row, int64_t n, 
 template <class T>
 convscan_status Adjoint(const convscan_vandermonde_adjoint &p) {
   const int64_t tile = TileSteps<T>(Max(0, p.length - p.order)), blocks = CeilDiv(p.terms, kTerms);
-  const int64_t columns = CeilDiv(2 * Min(kTerms, p.terms), kPanel<T>) * kPanel<T>;
+  const int64_t columns = CeilDiv(2 * Terms::SizeFor(Min(kTerms, p.terms)), kPanel<T>) * kPanel<T>;
   Arena counting(nullptr);
   TakeAdjointTables<T>(counting, tile, columns);
   bool failed = false;
