@@ -429,6 +429,16 @@ def test_export(kernel: str) -> None:
     torch.testing.assert_close(exported.module()(x)[0], layer(x)[0])
 
 
+@pytest.mark.parametrize(("kernel", "sizes"), [("s4d", (5, 77)), ("s4", (5, L))])
+def test_export_with_sizes_left_open(kernel: str, sizes: tuple[int, int]) -> None:
+    """The batch always, the length for S4D: S4's contour has as many nodes as the length asks for."""
+    layer, x = nn.FFTConvS4(H, d_state=4, kernel=kernel).eval(), samples(2, H, L, dtype=torch.float32)
+    open_sizes = {0: torch.export.Dim("B", min=1)} | ({2: torch.export.Dim("L", min=3)} if kernel == "s4d" else {})
+    exported = torch.export.export(layer, (x,), dynamic_shapes={"x": open_sizes})
+    other = samples(sizes[0], H, sizes[1], dtype=torch.float32)
+    torch.testing.assert_close(exported.module()(other)[0], layer(other)[0])
+
+
 def test_devices_and_copies() -> None:
     layer = nn.FFTConvS4(H, d_state=4, device="meta", dtype=torch.float64)
     assert layer(torch.empty(2, H, L, device="meta", dtype=torch.float64))[0].shape == (2, 1, H, L)
