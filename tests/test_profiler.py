@@ -103,6 +103,8 @@ def test_ours_are_rivals_among_rivals(op: str, direction: str) -> None:
             assert record.ours
             assert record.version == convscan.__version__
             assert record.workspace_bytes is not None
+            # Kept from call to call, it would escape a measurement of one call.
+            assert record.peak_bytes is None or record.peak_bytes >= record.workspace_bytes
 
 
 def test_the_command_end_to_end(
