@@ -315,6 +315,22 @@ def test_summary_compares_with_the_best_rival() -> None:
     (row,) = summarise(report())
     assert (row.cases, row.wins, row.rival, row.worst_case) == (1, 1, "big rival", "c")
     assert (row.against_best, row.against_baseline) == pytest.approx((5.0, 1000.0))
+    without = [record for record in block() if record.implementation != "time loop"]
+    for record in without:
+        record.speedup = None
+    (row,) = summarise(Report(MACHINE, without, session.Options().to_json(), 1.0))
+    assert (row.against_best, row.against_baseline) == (pytest.approx(5.0), None)
+
+
+def test_a_report_without_a_baseline_is_written_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
+    records = runner.run_case(
+        problem_of("fft_conv", SMALL["fft_conv"][0]), session.all_peers("fft_conv"), MACHINE, BUDGET
+    )
+    found = Report(MACHINE, records, session.Options().to_json(), 1.0)
+    table.print_summary(Console(width=100), found)
+    text = capsys.readouterr().out
+    assert "nan" not in text
+    assert "NaN" not in html.render(found)
 
 
 @pytest.mark.parametrize(

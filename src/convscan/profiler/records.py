@@ -158,21 +158,21 @@ def _memory(record: Record) -> int:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """exp of the mean logarithm; NaN of nothing."""
+    """exp of the mean logarithm of at least one value."""
     logs = [math.log(v) for v in values]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+    return math.exp(sum(logs) / len(logs))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """convscan's dispatch against the best rival over the cases of one group."""
+    """convscan's dispatch against the best rival, and against the baseline if any, over the cases of one group."""
 
     group: str
     direction: str
     cases: int
     wins: int
     against_best: float
-    against_baseline: float
+    against_baseline: float | None
     rival: str
     worst_case: str
     worst: float
@@ -193,6 +193,7 @@ def summarise(report: Report) -> list[Summary]:
     for (group, direction), cases in rows.items():
         names = [c[3] for c in cases]
         worst = min(cases, key=lambda c: c[1])
+        speedups = [c[2] for c in cases if c[2]]
         found.append(
             Summary(
                 group,
@@ -200,7 +201,7 @@ def summarise(report: Report) -> list[Summary]:
                 len(cases),
                 sum(c[1] >= 1 for c in cases),
                 geometric_mean(c[1] for c in cases),
-                geometric_mean(c[2] for c in cases if c[2]),
+                geometric_mean(speedups) if speedups else None,
                 max(set(names), key=names.count),
                 worst[0],
                 worst[1],

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
-from ..records import Report, summarise
+from ..records import Report
 from .table import machine_lines
 
 MARKER = "/*REPORT*/null"
@@ -15,10 +14,7 @@ MARKER = "/*REPORT*/null"
 
 def render(report: Report) -> str:
     """The page as text. It loads nothing: styles, script and data are inside."""
-    document = report.to_json() | {
-        "summary": [asdict(row) for row in summarise(report)],
-        "machine_text": machine_lines(report.machine),
-    }
+    document = report.to_json() | {"machine_text": machine_lines(report.machine)}
     # A closing tag inside a string would end the script element.
     data = json.dumps(document, ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
     page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 
 def duration(microseconds: float) -> str:
     """Three significant digits in µs, ms or s."""
@@ -29,9 +27,9 @@ def size(count: int) -> str:
     return f"{_three(value)} GiB"
 
 
-def factor(value: float) -> str:
+def factor(value: float | None) -> str:
     """A ratio: 0.031×, 1.5×, 34×, 12,000×; a dash where there is nothing to compare with."""
-    if math.isnan(value):
+    if value is None:
         return "–"
     return f"{value:,.0f}×" if value >= 100 else f"{_three(value)}×"
 
