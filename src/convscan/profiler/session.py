@@ -19,7 +19,7 @@ from .records import Record, Report
 OPERATORS = tuple(operators())
 CASES: dict[str, Sequence[CaseLike]] = {name: one.cases for name, one in operators().items()}
 # Seconds for a whole run, reached by giving every case its share of what is left.
-DEFAULT_SECONDS, QUICK_SECONDS = 270.0, 36.0
+DEFAULT_SECONDS, QUICK_SECONDS = 270.0, 26.0
 # A case never gets more than this: a long run has more cases, not longer ones.
 CASE_SECONDS = 8.0
 
