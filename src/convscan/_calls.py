@@ -23,12 +23,16 @@ PreparedCall = tuple[Callable[..., None], Callable[[Tensor], Tensor] | None]
 run_prepared = _native.run_prepared
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """Memory for a result in the memory order of x; of huge pages where it is large, for faults cost more than sums."""
-    y = torch.empty_like(x)
+def in_huge_pages(y: Tensor) -> Tensor:
+    """y, not yet written to, to be in huge pages where it is large: faults cost more than sums."""
     if y.is_cpu and y.nbytes >= _HUGE_PAGE:
         _native.advise_huge_pages(y.data_ptr(), y.nbytes)
     return y
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Memory for a result in the memory order of x."""
+    return in_huge_pages(torch.empty_like(x))
 
 
 class Calls:

@@ -80,6 +80,8 @@ class StateSpaceKernel(torch.nn.Module):
     # The parameters that may be given ready, and that ``lr`` and ``wd`` may name.
     PARAMETERS: tuple[str, ...]
     MODES: tuple[str, ...]
+    A_real: Tensor
+    A_imag: Tensor
     inv_dt: Tensor
 
     def __init__(
@@ -164,6 +166,12 @@ class StateSpaceKernel(torch.nn.Module):
         options = {option: by_key[key] for option, by_key in self._options.items() if key in by_key}
         self.optimizer_options[attribute] = options
 
+    def _add_poles(self, A: Tensor, real_transform: str, imag_transform: str) -> None:
+        self.real_transform, self.imag_transform = real_transform, imag_transform
+        self._add("A_real", "A", transformed(self.name, "real", real_transform, -A.real))
+        if not self.is_real:
+            self._add("A_imag", "A", transformed(self.name, "imag", imag_transform, A.imag))
+
     # ---- parameters in double precision: rounding a pole by 2^-24 turns its power l by l times that ----
 
     def _complex(self, parameter: Tensor) -> Tensor:
@@ -173,6 +181,13 @@ class StateSpaceKernel(torch.nn.Module):
         """(..., n_ssm, modes) as (..., H, modes): feature h uses system h mod n_ssm."""
         copies = self.d_model // self.n_ssm
         return parameter.repeat(*(1,) * (parameter.ndim - 2), copies, 1) if copies > 1 else parameter
+
+    def poles(self) -> Tensor:
+        """A, or its diagonal part, (n_ssm, modes) complex128; float64 when ``is_real``."""
+        real = -TRANSFORMS[self.real_transform][0](self.A_real.double())
+        if self.is_real:
+            return real
+        return torch.complex(real, TRANSFORMS[self.imag_transform][0](self.A_imag.double()))
 
     def time_steps(self, rate: float = 1.0) -> Tensor:
         """dt, (H, 1) or (H, modes), float64."""
@@ -220,9 +235,13 @@ class StateSpaceKernel(torch.nn.Module):
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One sample u (..., H) and the state before it to (y (..., channels, H), state after it)."""
 
-    @abstractmethod
+    def _state_size(self) -> int:
+        return self.modes
+
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """The state before the first sample: zeros."""
+        shape = (*batch_shape, self.d_model, self._state_size())
+        return self.inv_dt.new_zeros(shape, dtype=self.state_dtype, device=device)
 
     def train(self, mode: bool = True) -> StateSpaceKernel:
         if mode:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._errors import message
 from ..ops.cauchy.api import cauchy
 from ._hippo import NATURAL_RANK, diagonal_plus_low_rank
-from ._state_space import TRANSFORMS, Option, StateSpaceKernel, one_of, transformed
+from ._state_space import Option, StateSpaceKernel, one_of
 
 MODES = ("linear", "dense", "diagonal")
 
@@ -74,8 +74,6 @@ class S4(StateSpaceKernel):
 
     PARAMETERS = ("A", "B", "C", "dt", "P")
     MODES = MODES
-    A_real: Tensor
-    A_imag: Tensor
     P: Tensor
     B: Tensor
     C: Tensor
@@ -125,7 +123,6 @@ class S4(StateSpaceKernel):
             device=device,
             dtype=dtype,
         )
-        self.real_transform, self.imag_transform = real_transform, imag_transform
         least = NATURAL_RANK[one_of("S4", "init", init, tuple(NATURAL_RANK))]
         self.rank = least if rank is None else rank
         if not least <= self.rank <= 2:
@@ -139,19 +136,13 @@ class S4(StateSpaceKernel):
         if real_transform != "none" and not bool((A.real <= 0).all()):
             remedy = "Use real_transform='none' for others"
             raise ValueError(message("S4", "the real part of A must not be positive", float(A.real.max()), remedy))
-        self._add("A_real", "A", transformed("S4", "real", real_transform, -A.real))
-        self._add("A_imag", "A", transformed("S4", "imag", imag_transform, A.imag))
+        self._add_poles(A, real_transform, imag_transform)
         self._add("P", "P", self._start("P", P, hippo.P[:, None].expand(self.rank, *systems)))
         self._add("B", "B", self._start("B", B, hippo.B.expand(systems)))
         self._add("C", "C", self._start("C", C, torch.randn(features, dtype=torch.complex64)))
 
     def _start(self, name: str, given: Tensor | None, initial: Tensor) -> Tensor:
         return self._ready(name, initial if given is None else given, tuple(initial.shape), torch.complex128)
-
-    def poles(self) -> Tensor:
-        """The diagonal part of A, (n_ssm, N/2) complex128."""
-        real = -TRANSFORMS[self.real_transform][0](self.A_real.double())
-        return torch.complex(real, TRANSFORMS[self.imag_transform][0](self.A_imag.double()))
 
     def _scaled(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """dt poles, dt B (H, N/2), dt P and P (rank, H, N/2): dt A = diag(dt poles) - (dt P) P^*."""
@@ -340,10 +331,6 @@ class S4(StateSpaceKernel):
             return x
         inverse = self._terms()[3]
         return torch.einsum("hij,...hj->...hi", inverse, _parts(x).to(inverse.dtype))
-
-    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
-        shape = (*batch_shape, self.d_model, self._state_size())
-        return self.inv_dt.new_zeros(shape, dtype=self.state_dtype, device=device)
 
 
 def _parts(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .._errors import message
 from ..ops.vandermonde.api import vandermonde, vandermonde_adjoint
 from ._hippo import DIAGONAL_INITS, NATURAL_RANK, diagonal
-from ._state_space import TRANSFORMS, Option, StateSpaceKernel, one_of, transformed
+from ._state_space import Option, StateSpaceKernel, one_of
 
 DISCRETISATIONS = ("zoh", "bilinear")
 
@@ -74,8 +74,6 @@ class S4D(StateSpaceKernel):
 
     PARAMETERS = ("A", "B", "C", "dt")
     MODES = ("diagonal",)
-    A_real: Tensor
-    A_imag: Tensor
     B: Tensor
     C: Tensor
 
@@ -126,7 +124,6 @@ class S4D(StateSpaceKernel):
             dtype=dtype,
         )
         self.disc = one_of("S4D", "disc", disc, DISCRETISATIONS)
-        self.real_transform, self.imag_transform = real_transform, imag_transform
         one_of("S4D", "init", init, ("legs", "random") if is_real else DIAGONAL_INITS)
         if rank is not None and rank < NATURAL_RANK.get(init, 1):
             expectation = f"rank must be at least {NATURAL_RANK.get(init, 1)} for init={init!r}"
@@ -143,19 +140,10 @@ class S4D(StateSpaceKernel):
         if real_transform != "none" and not bool((A.real < 0).all()):
             remedy = "Use real_transform='none' for others"
             raise ValueError(message("S4D", "the real part of A must be negative", float(A.real.max()), remedy))
-        self._add("A_real", "A", transformed("S4D", "real", real_transform, -A.real))
-        if not is_real:
-            self._add("A_imag", "A", transformed("S4D", "imag", imag_transform, A.imag))
+        self._add_poles(A, real_transform, imag_transform)
         self._add("B", "B", self._ready("B", torch.ones(systems) if B is None else B, systems, kind))
         C = torch.randn(features, dtype=torch.float32 if is_real else torch.complex64) if C is None else C
         self._add("C", "C", self._ready("C", C, features, kind))
-
-    def poles(self) -> Tensor:
-        """A, (n_ssm, N/2) complex128; (n_ssm, N) float64 when ``is_real``."""
-        real = -TRANSFORMS[self.real_transform][0](self.A_real.double())
-        if self.is_real:
-            return real
-        return torch.complex(real, TRANSFORMS[self.imag_transform][0](self.A_imag.double()))
 
     def discretised(self, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Abar and Bbar, (H, N/2) complex128."""
@@ -211,7 +199,3 @@ class S4D(StateSpaceKernel):
         x = Abar * state + Bbar * u.unsqueeze(-1)
         y = (C * x.unsqueeze(-3)).sum(-1)
         return y.real.to(u.dtype), x.to(self.state_dtype)
-
-    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
-        shape = (*batch_shape, self.d_model, self.modes)
-        return self.inv_dt.new_zeros(shape, dtype=self.state_dtype, device=device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _native
+from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose, register
 from ..._errors import message
 from ..._layout import broadcast, dtype_name, fold
@@ -16,7 +17,6 @@ from . import cpu, reference
 from .problem import CauchyProblem
 
 DTYPES = (torch.complex64, torch.complex128, torch.float32, torch.float64)
-_HUGE_PAGE = 2 << 20  # bytes
 
 
 def cauchy(v: Tensor, z: Tensor, poles: Tensor, *, conjugate_pairs: bool = False) -> Tensor:
@@ -119,9 +119,7 @@ def _describe(v: Tensor, z: Tensor, poles: Tensor, *, conjugate_pairs: bool = Fa
 
 
 def _kernel(v: Tensor, z: Tensor, poles: Tensor, power: int) -> Tensor:
-    k = _fake(v, z, poles, power)
-    if k.device.type == "cpu" and k.nbytes >= _HUGE_PAGE:
-        _native.advise_huge_pages(k.data_ptr(), k.nbytes)
+    k = in_huge_pages(_fake(v, z, poles, power))
     problem = _problem(v, z, poles, k, power)
     choose("cauchy", problem).prepare(problem)(v, poles, z, k)
     return k

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _native
+from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose, register
 from ..._errors import message
 from ..._layout import broadcast, dtype_name, fold
@@ -18,7 +19,6 @@ from .problem import PowersProblem
 DTYPES = (torch.complex64, torch.complex128, torch.float32, torch.float64)
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {dtype: torch.promote_types(dtype, torch.complex64) for dtype in DTYPES}
-_HUGE_PAGE = 2 << 20  # bytes
 
 
 def vandermonde(c: Tensor, a: Tensor, length: int) -> Tensor:
@@ -148,9 +148,7 @@ def _describe_adjoint(g: Tensor, a: Tensor) -> PowersProblem:
 
 
 def _kernel(c: Tensor, a: Tensor, length: int, order: int) -> Tensor:
-    y = _fake(c, a, length, order)
-    if y.device.type == "cpu" and y.nbytes >= _HUGE_PAGE:
-        _native.advise_huge_pages(y.data_ptr(), y.nbytes)
+    y = in_huge_pages(_fake(c, a, length, order))
     problem = _problem(c, a, y, order, False)
     choose("vandermonde", problem).prepare(problem)(c, a, y)
     return y
