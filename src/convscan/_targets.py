@@ -31,6 +31,16 @@ class Target:
 TARGETS: tuple[Target, ...] = (Target("cpu", "cpu", lambda: None),)
 
 
+def cpu_refusals(device: str, dtype: str, dtypes: tuple[str, ...], other_dtype: str = "does not compute") -> list[str]:
+    """Why native kernels for ``dtypes`` cannot run a problem; ``other_dtype`` words it for a dtype not among them."""
+    reasons = []
+    if device != "cpu":
+        reasons.append(f"runs on cpu, not on {device}")
+    if dtype not in dtypes:
+        reasons.append(f"{other_dtype} {dtype}")
+    return reasons
+
+
 class WorkspaceMemory(NamedTuple):
     """Bytes of scratch memory that the native kernels of all threads hold together.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ... import _native
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
+from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
 from .problem import ConvProblem, FilterGradientProblem
 
@@ -29,12 +30,7 @@ def _compute_bytes(dtype: str) -> int:
 
 
 def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
-    reasons = []
-    if problem.device != "cpu":
-        reasons.append(f"runs on cpu, not on {problem.device}")
-    if problem.dtype not in REAL:
-        reasons.append(f"computes real numbers, not {problem.dtype}")
-    return reasons
+    return cpu_refusals(problem.device, problem.dtype, REAL, "computes real numbers, not")
 
 
 def _products(problem: ConvProblem | FilterGradientProblem) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import _native
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
+from ..._targets import cpu_refusals
 from ...tuning.table import constants, kernel_seconds
 from .problem import ScanGradientProblem, ScanProblem
 
@@ -19,12 +20,7 @@ RunGradient = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | 
 
 
 def _refusals(problem: ScanProblem) -> list[str]:
-    reasons = []
-    if problem.device != "cpu":
-        reasons.append(f"runs on cpu, not on {problem.device}")
-    if problem.dtype not in DTYPES:
-        reasons.append(f"does not compute {problem.dtype}")
-    return reasons
+    return cpu_refusals(problem.device, problem.dtype, DTYPES)
 
 
 def _seconds(problem: ScanProblem, kernel: str, tasks: float, arrays: float, memory_order: str = "") -> float:

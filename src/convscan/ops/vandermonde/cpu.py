@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ... import _native
 from ..._dispatch import Cost, Implementation
+from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
 from .problem import PowersProblem
 
@@ -17,12 +18,7 @@ Run = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def _refusals(problem: PowersProblem) -> list[str]:
-    reasons = []
-    if problem.device != "cpu":
-        reasons.append(f"runs on cpu, not on {problem.device}")
-    if problem.dtype not in DTYPES:
-        reasons.append(f"does not compute {problem.dtype}")
-    return reasons
+    return cpu_refusals(problem.device, problem.dtype, DTYPES)
 
 
 def _work(problem: PowersProblem) -> tuple[float, float]:
