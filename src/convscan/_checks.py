@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -70,3 +71,29 @@ def output(function: str, out: Tensor, x: Tensor, dtype: torch.dtype, needs_grad
     if out.dtype != dtype:
         expectation = f"out must have the dtype of the result, {dtype_name(dtype)}"
         raise TypeError(message(function, expectation, dtype_name(out.dtype)))
+
+
+def packed(function: str, cu_seqlens: Tensor, x: Tensor) -> int:
+    """How many sequences lie behind one another along the time axis of x: sequence s has the steps
+    cu_seqlens[s] <= t < cu_seqlens[s+1]. Looks at the shape only; ``boundaries`` looks at the values."""
+    tensor_like(function, "cu_seqlens", cu_seqlens, x)
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        expectation = "cu_seqlens must have one of the dtypes int32, int64"
+        raise TypeError(message(function, expectation, dtype_name(cu_seqlens.dtype)))
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
+        expectation = "cu_seqlens must have the shape (S+1,) for S >= 1 sequences"
+        raise ValueError(message(function, expectation, shape_text(cu_seqlens.shape)))
+    return cu_seqlens.shape[0] - 1
+
+
+def boundaries(function: str, cu_seqlens: Tensor, length: int) -> list[int]:
+    """The values of cu_seqlens: from 0 to the length, none below the one before it. Sequences may be empty."""
+    values: list[int] = cu_seqlens.tolist()
+    if values[0] != 0 or values[-1] != length:
+        expectation = f"cu_seqlens must begin with 0 and end with L = {length}"
+        raise ValueError(message(function, expectation, f"{values[0]} ... {values[-1]}"))
+    for s, (begin, end) in enumerate(pairwise(values)):
+        if end < begin:
+            expectation = "cu_seqlens must not decrease"
+            raise ValueError(message(function, expectation, f"{end} after {begin} at {s + 1}"))
+    return values
