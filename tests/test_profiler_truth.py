@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
 from convscan.ops.linear_recurrence.cases import inputs as recurrence_inputs
 from convscan.ops.opt_ssm_forward.cases import Case as LayerCase
 from convscan.ops.opt_ssm_forward.reference import opt_ssm_forward as layer_reference
-from convscan.profiler import problem
+from convscan.profiler import ours, problem
 from convscan.profiler.operators import operator
 from convscan.profiler.problem import Problem, compare, truth
 
@@ -59,8 +60,8 @@ def recurrence_loop(x: Tensor, y_init: Tensor, a: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", ["BLD", "BDL"])
 def test_convolution_truth_is_the_double_loop(shape: tuple[int, int, int, int], layout: str) -> None:
     p = conv(shape, layout=layout)
-    torch.testing.assert_close(truth(p).values[0], conv_loop(p.x.double(), p.filter.double()))
-    assert compare(p, (conv_loop(p.x, p.filter),), truth(p)).wrong is None
+    torch.testing.assert_close(truth(p).values[0], conv_loop(p["x"].double(), p["h"].double()))
+    assert compare(p, (conv_loop(p["x"], p["h"]),), truth(p)).wrong is None
 
 
 @pytest.mark.parametrize("shape", CONV_SHAPES)
@@ -68,7 +69,7 @@ def test_convolution_gradients_are_autograds(shape: tuple[int, int, int, int]) -
     p = conv(shape, "backward", activation="silu")
     x, h = (t.double().requires_grad_() for t in p.arguments)
     y = torch.nn.functional.silu(conv_loop_functional(x, h))
-    expected = torch.autograd.grad(y, (x, h), p.gradient_of_output.double())
+    expected = torch.autograd.grad(y, (x, h), p.cotangent.double())
     for got, want in zip(truth(p).values, expected, strict=True):
         torch.testing.assert_close(got, want)
 
@@ -80,10 +81,10 @@ def conv_loop_functional(x: Tensor, h: Tensor) -> Tensor:
 
 def test_a_state_counts() -> None:
     p = conv((2, 6, 3, 4), state=True)
-    assert p.state is not None
-    right = conv_loop(p.x.double(), p.filter.double(), p.state.double())
+    assert p.inputs["initial_state"] is not None
+    right = conv_loop(p["x"].double(), p["h"].double(), p.inputs["initial_state"].double())
     torch.testing.assert_close(truth(p).values[0], right)
-    assert compare(p, (conv_loop(p.x, p.filter),), truth(p)).wrong is not None
+    assert compare(p, (conv_loop(p["x"], p["h"]),), truth(p)).wrong is not None
 
 
 @pytest.mark.parametrize("shape", RECURRENCE_SHAPES)
@@ -101,7 +102,7 @@ def test_recurrence_gradients_are_autograds(shape: tuple[int, int, int], options
     p = recurrence(shape, "backward", **options)
     wide = torch.complex128 if p.dtype.is_complex else torch.float64
     leaves = [t.to(wide).requires_grad_() for t in p.arguments]
-    expected = torch.autograd.grad(recurrence_loop(*leaves), leaves, p.gradient_of_output.to(wide))
+    expected = torch.autograd.grad(recurrence_loop(*leaves), leaves, p.cotangent.to(wide))
     for got, want in zip(truth(p).values, expected, strict=True):
         torch.testing.assert_close(got, want)
 
@@ -138,7 +139,7 @@ RECURRENCE_IMPOSTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", CONV_IMPOSTORS)
 def test_convolution_impostors_are_wrong(name: str) -> None:
     p = conv((2, 64, 5, 64))
-    assert compare(p, (CONV_IMPOSTORS[name](p.x, p.filter),), truth(p)).wrong
+    assert compare(p, (CONV_IMPOSTORS[name](p["x"], p["h"]),), truth(p)).wrong
 
 
 @pytest.mark.parametrize("name", RECURRENCE_IMPOSTORS)
@@ -179,11 +180,84 @@ def test_truth_of_what_mixes_channels_is_the_definition(op: str) -> None:
 def test_gradients_of_what_mixes_channels_are_autograds(op: str) -> None:
     p = problem.make(operator(op), MIXING[op], operator(op).inputs(MIXING[op], 3), "backward", 3)
     leaves = [t.double().requires_grad_() for t in p.arguments]
-    expected = torch.autograd.grad(definition(p, leaves), leaves, p.gradient_of_output.double())
+    expected = torch.autograd.grad(definition(p, leaves), leaves, p.cotangent.double())
     for got, want in zip(truth(p).values, expected, strict=True):
         torch.testing.assert_close(got, want)
     assert compare(p, [g.float() for g in expected], truth(p)).wrong is None
     assert compare(p, [g.float().flip(0) for g in expected], truth(p)).wrong
+
+
+@dataclass(frozen=True)
+class DecayCase:
+    """For an operator with heads, two signals, a setting, an absent argument and two outputs."""
+
+    name: str = "test"
+    source: str = "test"
+    dtype: str = "float32"
+    tags: frozenset[str] = frozenset()
+    bytes: int = 0
+    flops: int = 0
+
+
+def decayed(k: Tensor, v: Tensor, g: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+    """k and v (B, L, H, P) as a running sum with decay 1/2, `steps` late, and the last state (B, H, P)."""
+    state, rows = torch.zeros_like(k[:, 0]), []
+    for i in range(k.shape[1]):
+        state = 0.5 * state + k[:, i] * v[:, i]
+        rows.append(state)
+    return torch.stack(rows, 1).roll(steps, 1), state
+
+
+def decay_problem(direction: str) -> Problem:
+    def inputs(case: DecayCase, seed: int) -> dict[str, object]:
+        generator = torch.Generator().manual_seed(seed)
+        k, v = (torch.randn(2, 6, 3, 4, generator=generator) for _ in range(2))
+        return {"k": k, "v": v, "g": None, "steps": 1}
+
+    one = problem.Operator(
+        name="decayed",
+        short="decayed",
+        cases=(DecayCase(),),
+        inputs=inputs,
+        function=decayed,
+        differentiable=("k", "v", "g"),
+        shape=lambda inputs: tuple(inputs["k"].shape),
+        axes="BLHP",
+        group=lambda shape: "test",
+        answer=problem.by_formula(decayed),
+        bound=64.0,
+        bandwidth="copy",
+        explain=None,
+        outputs=lambda inputs: (inputs["k"].to("meta"), inputs["k"][:, 0].to("meta")),
+    )
+    return problem.make(one, DecayCase(), inputs(DecayCase(), 3), direction, 3)
+
+
+def test_an_operator_may_have_any_inputs_and_several_outputs() -> None:
+    p = decay_problem("forward")
+    y, state = ours._prepare(p).run()
+    assert (p.size("H"), p.elements, p.output_bytes) == (3, 168, 672)
+    assert compare(p, (y, state), truth(p)).wrong is None
+    assert "output 1 is off" in str(compare(p, (y, 1.01 * state), truth(p)).wrong)
+    assert "output 0 is off" in str(compare(p, (y.roll(1, 2), state), truth(p)).wrong)
+    assert "returned 1 tensors" in str(compare(p, (y,), truth(p)).wrong)
+    p = decay_problem("backward")
+    assert p.differentiated == ("k", "v")
+    gradients = ours._prepare(p).run()
+    assert compare(p, gradients, truth(p)).wrong is None
+    assert str(compare(p, (gradients[0], 2 * gradients[1]), truth(p)).wrong).startswith("dv is off by")
+
+
+def test_a_scale_may_be_per_head() -> None:
+    p = decay_problem("forward")
+    expected = truth(p)
+    heads = expected.values[0].abs().amax((0, 1, 3), keepdim=True)[0]
+    narrow = replace(expected, scales=(1e-3 * heads, expected.scales[1]))
+    y, state = decayed(**p.inputs)
+    off = y.clone()
+    off[:, :, 2] += 1e-5
+    assert compare(p, (off, state), expected).wrong is None
+    assert "output 0 is off" in str(compare(p, (off, state), narrow).wrong)
 
 
 def test_sampled_truth_still_sees_every_channel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +265,7 @@ def test_sampled_truth_still_sees_every_channel(monkeypatch: pytest.MonkeyPatch)
     p = conv((1, 64, 40, 16))
     expected = truth(p)
     assert len(expected.channels) == 4
-    right = conv_loop(p.x, p.filter)
+    right = conv_loop(p["x"], p["h"])
     assert compare(p, (right,), expected).wrong is None
     unseen = next(n for n in range(40) if n not in expected.channels.tolist())
     wrong = right.clone()

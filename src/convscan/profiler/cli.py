@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--threads", type=_positive, metavar="N", help="threads (default: PyTorch's)")
 
     explain = commands.add_parser("explain", help="every implementation's predicted time, workspace or refusal")
-    explain.add_argument("op", choices=tuple(OPERATOR_NAMES))
+    explain.add_argument(
+        "op", choices=tuple(short for short, name in OPERATOR_NAMES.items() if operators()[name].explain)
+    )
     explain.add_argument("--case", metavar="NAME", help="a named case of the profiler")
     explain.add_argument("--shape", type=_shape, metavar="B,L,D", help="or a shape of your own")
     explain.add_argument("--taps", type=_positive, metavar="K", help="filter taps (conv)")

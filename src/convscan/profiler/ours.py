@@ -9,34 +9,35 @@ from typing import Any
 import torch
 
 import convscan
-from convscan._dispatch import Explanation
+from convscan._dispatch import Candidate, Explanation
 
 from .operators import operator
 from .peer import Peer, Prepared
-from .problem import Problem
-
-
-def _call(problem: Problem, **keywords: Any) -> torch.Tensor:
-    return problem.operator.call(problem, *problem.arguments, **keywords)
+from .problem import Problem, as_tuple
 
 
 def _forced(name: str | None) -> AbstractContextManager[None]:
     return nullcontext() if name is None else convscan.force(name)
 
 
-def explain(problem: Problem) -> Explanation:
-    """Dispatch's view of the forward call."""
-    return problem.operator.explain(problem)
+def explain(problem: Problem) -> Explanation | None:
+    """Dispatch's view of the forward call, if it has one."""
+    look = problem.operator.explain
+    return None if look is None else look(problem.inputs)
+
+
+def _candidates(problem: Problem, name: str) -> list[Candidate]:
+    explanation = explain(problem)
+    return [] if explanation is None else [c for c in explanation.candidates if c.name == name]
 
 
 def _why_not(problem: Problem, name: str) -> list[str]:
-    return [reason for c in explain(problem).candidates if c.name == name for reason in c.reasons]
+    return [reason for c in _candidates(problem, name) for reason in c.reasons]
 
 
 def _estimate(problem: Problem, name: str) -> float:
     """The cost model's seconds, halved: a kernel far off its favoured shapes must not use up its rivals' time."""
-    costs = [c.cost.seconds for c in explain(problem).candidates if c.name == name and c.cost is not None]
-    return sum(costs) / 2
+    return sum(c.cost.seconds for c in _candidates(problem, name) if c.cost is not None) / 2
 
 
 def _workspace() -> int:
@@ -46,20 +47,21 @@ def _workspace() -> int:
 def _prepare(problem: Problem, name: str | None = None, fresh: bool = False) -> Prepared:
     if problem.direction == "backward":
         return _prepare_backward(problem, name)
+    call = partial(problem.operator.function, **problem.inputs)
     fresh = fresh or not problem.operator.takes_out
-    y = None if fresh else torch.empty_like(problem.x)
+    y = None if fresh else torch.empty_like(problem.outputs[0], device="cpu")
     force = partial(_forced, name)
 
-    def run() -> torch.Tensor:
+    def run() -> Any:
         with torch.no_grad(), force():
-            return _call(problem) if fresh else _call(problem, out=y)
+            return call() if fresh else call(out=y)
 
-    def run_chosen() -> torch.Tensor:
-        return _call(problem) if fresh else _call(problem, out=y)
+    def run_chosen() -> Any:
+        return call() if fresh else call(out=y)
 
     return Prepared(
         run_chosen if name is None else run,
-        lambda y: (y,),
+        as_tuple,
         fresh=fresh,
         workspace_bytes=_workspace,
         note=_note(problem, name),
@@ -67,16 +69,19 @@ def _prepare(problem: Problem, name: str | None = None, fresh: bool = False) -> 
 
 
 def _note(problem: Problem, name: str | None) -> str:
-    return f"dispatch chose {explain(problem).chosen}" if name is None else ""
+    explanation = explain(problem) if name is None else None
+    return "" if explanation is None else f"dispatch chose {explanation.chosen}"
 
 
 def _prepare_backward(problem: Problem, name: str | None) -> Prepared:
-    leaves = [t.detach().requires_grad_() for t in problem.arguments]
+    leaves = tuple(t.detach().requires_grad_() for t in problem.arguments)
+    named = zip(problem.differentiated, leaves, strict=True)
+    call = partial(problem.operator.function, **(dict(problem.inputs) | dict(named)))
 
     def run() -> tuple[torch.Tensor, ...]:
         with _forced(name):
-            y = problem.operator.call(problem, *leaves)
-        return torch.autograd.grad(y, leaves, problem.gradient_of_output)
+            y = call()
+        return torch.autograd.grad(as_tuple(y), leaves, problem.cotangents)
 
     return Prepared(run, lambda g: g, workspace_bytes=_workspace, note=_note(problem, name))
 
@@ -99,7 +104,7 @@ def peers(op: str) -> tuple[Peer, ...]:
                 ours=True,
             )
         )
-    for row in convscan.implementations(op):
+    for row in convscan.implementations(op) if operator(op).explain is not None else ():
         if row.name != "reference":
             rows.append(
                 Peer(

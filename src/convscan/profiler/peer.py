@@ -13,7 +13,7 @@ from torch import Tensor
 
 import convscan
 
-from .problem import Problem
+from .problem import Problem, as_tuple
 
 
 class CutOff(Exception):
@@ -83,41 +83,58 @@ def unsupported(
     backward: bool = False,
     state: bool = False,
 ) -> list[str]:
-    """Reasons that most rivals share: dtype, no gradient, no initial state of a convolution."""
+    """Reasons that most rivals share: dtype, no gradient, no initial state."""
     reasons = []
     if dtypes is not None and problem.dtype not in dtypes:
-        reasons.append(f"does not do {problem.dtype_name}")
+        reasons.append(f"does not do {problem.case.dtype}")
     if problem.direction == "backward" and not backward:
         reasons.append("has no gradient")
-    if problem.state is not None and not state:
+    if problem.inputs.get("initial_state") is not None and not state:
         reasons.append("takes no initial state")
     return reasons
 
 
+def time_last(t: Tensor) -> Tensor:
+    """`t` as a contiguous (B, D, L): the same memory when the case is time contiguous, a copy otherwise."""
+    return t.transpose(-1, -2).contiguous()
+
+
+def activate(problem: Problem, y: Tensor) -> Tensor:
+    """A convolution's activation, in place where no gradient is needed, for rivals that have none of their own."""
+    activation = problem.inputs["activation"]
+    if activation is None:
+        return y
+    if activation == "silu":
+        activated: Tensor = torch.nn.functional.silu(y, inplace=not y.requires_grad)
+        return activated
+    return torch.nn.functional.gelu(y)
+
+
 def from_torch(
     problem: Problem,
-    function: Callable[..., Tensor],
+    function: Callable[..., Any],
     arguments: Sequence[Tensor],
-    result: Callable[[Tensor], Tensor] = lambda y: y,
+    result: Callable[[Any], Tensor | Sequence[Tensor]] = lambda y: y,
     gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda g: g,
     cotangent: Callable[[Tensor], Tensor] = lambda g: g,
     kept_bytes: int = 0,
 ) -> Prepared:
     """A PyTorch function of differentiable arguments, forward alone or forward and autograd's backward.
 
-    `arguments` are in the rival's favourite memory order; `result`, `gradients` and `cotangent` translate views.
+    `arguments` are in the rival's favourite memory order; `result` (of all outputs), `gradients` and `cotangent` (of
+    each output) translate views.
     """
     if problem.direction == "forward":
 
-        def forward() -> Tensor:
+        def forward() -> Any:
             with torch.no_grad():
                 return function(*arguments)
 
-        return Prepared(forward, lambda y: (result(y),), kept_bytes=kept_bytes)
+        return Prepared(forward, lambda y: as_tuple(result(y)), kept_bytes=kept_bytes)
     leaves = [t.detach().requires_grad_() for t in arguments]
-    start = cotangent(problem.gradient_of_output)
+    start = tuple(cotangent(g) for g in problem.cotangents)
 
     def backward() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(*leaves), leaves, start)
+        return torch.autograd.grad(as_tuple(function(*leaves)), leaves, start)
 
     return Prepared(backward, lambda g: gradients(g), kept_bytes=kept_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -32,22 +32,18 @@ UNIT_ROUNDOFF = {
 
 
 class CaseLike(Protocol):
-    """What the profiler reads of a case in ``ops/<op>/cases.py``."""
+    """What the profiler reads of a case in ``ops/<op>/cases.py``; one with several memory orders has a ``layout`` too.
+
+    ``dtype`` is that of the arithmetic. Tags: "default" runs in a plain profile, "quick" in a short one, "operator"
+    where its operator is asked for, "grid" and "large" where they are.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def source(self) -> str: ...
     @property
-    def batch(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-    @property
     def dtype(self) -> str: ...
-    @property
-    def layout(self) -> str: ...
     @property
     def tags(self) -> frozenset[str]: ...
     @property
@@ -57,12 +53,17 @@ class CaseLike(Protocol):
 
 
 class Answer(NamedTuple):
-    """What an operator's truth consists of: a value per output, what the tolerance scales with (per channel), and rows
-    at a few times in every channel, where the values are of a sample of channels."""
+    """What an operator's truth consists of: a value per output, forward, or per differentiable argument, backward; what
+    the tolerance of each scales with, a tensor that broadcasts against the value; and rows of the first output at a few
+    times in every channel, where the values are of a sample of channels."""
 
     values: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]
-    points: tuple[tuple[int, Tensor], ...]
+    points: tuple[tuple[int, Tensor], ...] = ()
+
+
+def _like_x(inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return (torch.empty_like(inputs["x"], device="meta"),)
 
 
 @dataclass(frozen=True)
@@ -70,48 +71,62 @@ class Operator:
     """All that the profiler knows of an operator. Every operator is one file in ``operators/`` holding ``OPERATOR``.
 
     ``name`` is that of the public function, ``short`` that on the command line. ``inputs(case, seed)`` makes the
-    arguments by name; x is one of them, (B, L, D). ``differentiable`` names those that ``call(problem, *arguments)``
-    gets in this order, with ``out`` where it ``takes_out``; ``explain`` is dispatch's view of that call.
-    ``answer(problem, channels, generator)`` is the truth, on all channels of the output or, where it can be
-    ``sampled``, on some of them; an answer may differ from it by ``bound`` units of roundoff times its scales.
-    ``shape`` is what reports show, a letter of ``axes`` each, and ``group`` the heading under which they summarise it.
-    ``bandwidth`` names the limit of the machine that counts, that of a copy or that of a triad. ``signal_cases`` are
-    those for a user's own signal, and ``own_case(shape, taps, dtype, layout)`` is one for a user's own shape, None
-    without the taps that it needs.
+    arguments of ``function`` by name: tensors of any number and shape, settings, None for what a case goes without.
+    ``outputs(inputs)`` describes what comes back, on the device "meta": sizes, dtypes and memory orders; by default one
+    tensor like x. ``differentiable`` names the arguments that get a gradient, ``takes_out`` says that ``function`` has
+    ``out``, and ``explain`` is dispatch's view of a call, None for a function that is composed of several operators.
+
+    ``answer(problem, channels, generator)`` is the truth (``by_formula`` makes one from a formula), on all channels, or
+    where it can be ``sampled`` on some of the last axis of the first output; an answer may differ from it by ``bound``
+    units of roundoff times its scales. ``shape`` is what reports show, a letter of ``axes`` each, and ``group`` the
+    heading under which they summarise it. ``bandwidth`` names the limit of the machine that counts, that of a copy or
+    that of a triad. ``directions(case)`` are those in which it makes sense; backward is run where it is asked for, or
+    where there is no other. ``signal_cases`` are those for a user's own signal, and ``own_case(shape, taps, dtype,
+    layout)`` is one for a user's own shape, None without the taps that it needs.
     """
 
     name: str
     short: str
     cases: Sequence[Any]
     inputs: Callable[[Any, int], dict[str, Any]]
+    function: Callable[..., Any]
     differentiable: tuple[str, ...]
-    shape: Callable[[Problem], tuple[int, ...]]
+    shape: Callable[[Mapping[str, Any]], tuple[int, ...]]
     axes: str
     group: Callable[[Sequence[int]], str]
     answer: Callable[[Problem, Tensor, torch.Generator], Answer]
     bound: float
     bandwidth: str
-    call: Callable[..., Tensor]
-    explain: Callable[[Problem], Explanation]
+    explain: Callable[[Mapping[str, Any]], Explanation] | None
+    outputs: Callable[[Mapping[str, Any]], tuple[Tensor, ...]] = _like_x
     takes_out: bool = False
     sampled: bool = False
+    directions: Callable[[Any], tuple[str, ...]] = lambda case: DIRECTIONS
     own_case: Callable[[tuple[int, int, int], int | None, str, str], Any] | None = None
-    output_channels: Callable[[Mapping[str, Any]], int] = lambda inputs: int(inputs["x"].shape[-1])
     signal_cases: Callable[[Tensor, int, str], Sequence[tuple[Any, dict[str, Any]]]] = lambda signal, seed, source: ()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A case, a direction and the arguments by name; x and all like it are (B, L, D) in the case's memory order.
+    """A case, a direction and the arguments by name, ``problem["x"]``; in the case's memory order.
 
-    ``cotangent`` is what the backward pass starts from.
+    ``cotangents`` are what the backward pass starts from, one per output.
     """
 
     operator: Operator
     case: CaseLike
     direction: str
     inputs: Mapping[str, Any]
-    cotangent: Tensor | None = None
+    outputs: tuple[Tensor, ...]
+    cotangents: tuple[Tensor, ...] = ()
+
+    def __getitem__(self, name: str) -> Tensor:
+        argument: Tensor = self.inputs[name]
+        return argument
+
+    def size(self, letter: str) -> int:
+        """Of the axis that has this letter in reports."""
+        return self.shape[self.operator.axes.index(letter)]
 
     @property
     def op(self) -> str:
@@ -123,88 +138,51 @@ class Problem:
 
     @property
     def layout(self) -> str:
-        return self.case.layout
-
-    @property
-    def x(self) -> Tensor:
-        x: Tensor = self.inputs["x"]
-        return x
-
-    @property
-    def state(self) -> Tensor | None:
-        state: Tensor | None = self.inputs.get("initial_state")
-        return state
-
-    @property
-    def activation(self) -> str | None:
-        name: str | None = self.inputs.get("activation")
-        return name
-
-    @property
-    def batch(self) -> int:
-        return self.x.shape[0]
-
-    @property
-    def length(self) -> int:
-        return self.x.shape[1]
-
-    @property
-    def channels(self) -> int:
-        """Channels of the output."""
-        return self.operator.output_channels(self.inputs)
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.length, self.channels)
-
-    @property
-    def taps(self) -> int:
-        return self.filter.shape[0] if "h" in self.inputs else 0
+        """Memory order, empty where there is only one."""
+        layout: str = getattr(self.case, "layout", "")
+        return layout
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.x.dtype
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        """Of the arithmetic."""
+        dtype: torch.dtype = getattr(torch, self.case.dtype)
+        return dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As reports show it."""
-        return self.operator.shape(self)
+        return self.operator.shape(self.inputs)
+
+    @property
+    def differentiated(self) -> tuple[str, ...]:
+        """Names of the differentiable arguments that this case has."""
+        return tuple(name for name in self.operator.differentiable if self.inputs[name] is not None)
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
-        """The differentiable arguments in the operator's order."""
-        return tuple(self.inputs[name] for name in self.operator.differentiable)
+        """The differentiable arguments that this case has, in the operator's order."""
+        return tuple(self.inputs[name] for name in self.differentiated)
 
     @property
-    def filter(self) -> Tensor:
-        h: Tensor = self.inputs["h"]
-        return h
+    def cotangent(self) -> Tensor:
+        """The cotangent of the only output."""
+        (one,) = self.cotangents
+        return one
 
     @property
-    def coefficients(self) -> Tensor:
-        a: Tensor = self.inputs["a"]
-        return a
-
-    @property
-    def initial(self) -> Tensor:
-        start: Tensor = self.inputs["y_init"]
-        return start
-
-    @property
-    def gradient_of_output(self) -> Tensor:
-        assert self.cotangent is not None
-        return self.cotangent
+    def expected(self) -> tuple[Tensor, ...]:
+        """What an answer must look like: the outputs forward, the gradients of every argument backward."""
+        return self.outputs if self.direction == "forward" else self.arguments
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of what a call returns: y forward; the gradients of every argument backward."""
-        if self.direction == "forward":
-            return math.prod(self.output_shape) * self.x.element_size()
-        return sum(t.numel() * t.element_size() for t in self.arguments)
+        """Bytes of what a call returns."""
+        return sum(t.numel() * t.element_size() for t in self.expected)
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the outputs: what a time per element refers to."""
+        return sum(t.numel() for t in self.outputs)
 
     @property
     def bytes(self) -> int:
@@ -218,33 +196,25 @@ class Problem:
         """Arithmetic of the cheapest known method; forward + backward is about three times the forward alone."""
         return self.case.flops * (1 if self.direction == "forward" else 3)
 
-    def time_last(self, t: Tensor) -> Tensor:
-        """`t` as a contiguous (B, D, L): the same memory when the case is time contiguous, a copy otherwise."""
-        return t.transpose(-1, -2).contiguous()
-
-    def activate(self, y: Tensor) -> Tensor:
-        """The case's activation, in place where no gradient is needed, for rivals that have none of their own."""
-        if self.activation is None:
-            return y
-        if self.activation == "silu":
-            activated: Tensor = torch.nn.functional.silu(y, inplace=not y.requires_grad)
-            return activated
-        return torch.nn.functional.gelu(y)
-
 
 def make(
     operator: Operator, case: CaseLike, inputs: Mapping[str, Any], direction: str = "forward", seed: int = 0
 ) -> Problem:
     """The problem of a case and its inputs."""
-    problem = Problem(operator, case, direction, inputs)
-    return replace(problem, cotangent=_cotangent(problem, seed)) if direction == "backward" else problem
+    outputs = operator.outputs(inputs)
+    cotangents = tuple(_cotangent(t, seed + 1 + k) for k, t in enumerate(outputs)) if direction == "backward" else ()
+    return Problem(operator, case, direction, inputs, outputs, cotangents)
 
 
-def _cotangent(problem: Problem, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + 1)
-    x, shape = problem.x, problem.output_shape
-    memory = torch.empty_like(x) if x.shape == shape else x.new_empty(shape)
-    return memory.copy_(torch.randn(shape, generator=generator, dtype=x.dtype))
+def _cotangent(output: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    memory = torch.empty_like(output, device="cpu")
+    return memory.copy_(torch.randn(output.shape, generator=generator, dtype=output.dtype))
+
+
+def as_tuple(result: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a function of one or several outputs returned, as several."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 # ---- truth ----
@@ -267,35 +237,56 @@ class Truth:
     values: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]
     channels: Tensor
+    sampled: bool
     points: tuple[tuple[int, Tensor], ...]
     norms: tuple[float, ...]
 
 
 def truth(problem: Problem, seed: int = 0) -> Truth:
-    """The answer in float64: y forward; the gradient of every argument backward."""
+    """The answer in float64: the outputs forward; the gradient of every argument backward."""
     generator = torch.Generator().manual_seed(seed + 2)
-    every = problem.channels
-    keep = max(2, min(every, TRUTH_ELEMENTS // max(1, problem.batch * problem.length)))
-    if not problem.operator.sampled:
-        keep = every
-    if keep < every:
+    first = problem.outputs[0]
+    every = first.shape[-1] if first.dim() else 1
+    keep = max(2, min(every, TRUTH_ELEMENTS * every // max(1, first.numel())))
+    if problem.operator.sampled and keep < every:
         inner = 1 + torch.randperm(every - 2, generator=generator)[: keep - 2]
         channels = torch.cat([torch.tensor([0]), inner.sort().values, torch.tensor([every - 1])])
     else:
         channels = torch.arange(every)
     values, scales, points = problem.operator.answer(problem, channels, generator)
     norms = tuple(float(torch.linalg.vector_norm(v)) for v in values)
-    return Truth(values, scales, channels, points, norms)
+    return Truth(values, scales, channels, len(channels) < every, points, norms)
 
 
-def differentiated(problem: Problem, function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-    """In double precision: ``function`` of the arguments, or its gradients by autograd, in the problem's direction."""
-    arguments = [wide(t) for t in problem.arguments]
+def differentiated(problem: Problem, function: Callable[..., Any]) -> tuple[Tensor, ...]:
+    """In double precision: ``function`` of the arguments by name, or its gradients by autograd, in the problem's
+    direction."""
+    inputs = {
+        name: wide(t) if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()) else t
+        for name, t in problem.inputs.items()
+    }
     if problem.direction == "forward":
         with torch.no_grad():
-            return (function(*arguments),)
-    leaves = [t.detach().requires_grad_() for t in arguments]
-    return torch.autograd.grad(function(*leaves), leaves, wide(problem.gradient_of_output))
+            return as_tuple(function(**inputs))
+    leaves = {name: inputs[name].detach().requires_grad_() for name in problem.differentiated}
+    y = as_tuple(function(**(inputs | leaves)))
+    return torch.autograd.grad(y, tuple(leaves.values()), tuple(wide(g) for g in problem.cotangents))
+
+
+def by_formula(
+    function: Callable[..., Any], growth: Callable[[Problem], float] = lambda problem: 1.0
+) -> Callable[[Problem, Tensor, torch.Generator], Answer]:
+    """The truth from a formula of PyTorch operations on the arguments by name, in double precision and by autograd.
+
+    Its tolerance scales with the largest value of each result, times ``growth(problem)`` where errors grow with sizes.
+    """
+
+    def answer(problem: Problem, channels: Tensor, generator: torch.Generator) -> Answer:
+        values = differentiated(problem, function)
+        largest = (v.abs().amax() if v.numel() else v.new_zeros((), dtype=torch.float64) for v in values)
+        return Answer(values, tuple(growth(problem) * value for value in largest))
+
+    return answer
 
 
 @dataclass(frozen=True)
@@ -310,9 +301,9 @@ class Error:
 def compare(problem: Problem, answer: Sequence[Tensor], expected: Truth) -> Error:
     """Error of an answer against the truth; `wrong` names the first requirement it misses.
 
-    Per channel, ``max|y - ref| <= bound u scale`` with the unit roundoff u of the arithmetic, where ``bound`` and scale
-    are the operator's, and in half types 4 u_storage·max|ref| more; and over all, a relative RMS of at most 1e-3 (1e-2
-    in half types).
+    Wherever a scale is given, ``max|y - ref| <= bound u scale`` with the unit roundoff u of the arithmetic, where
+    ``bound`` and scale are the operator's, and in half types 4 u_storage·max|ref| more; and over all, a relative RMS of
+    at most 1e-3 (1e-2 in half types).
     """
     if len(answer) != len(expected.values):
         return Error(math.inf, math.inf, f"returned {len(answer)} tensors, expected {len(expected.values)}")
@@ -320,31 +311,38 @@ def compare(problem: Problem, answer: Sequence[Tensor], expected: Truth) -> Erro
     arithmetic = UNIT_ROUNDOFF[torch.float32 if half else problem.dtype]
     squares = norm = worst = 0.0
     wrong: str | None = None
-    names = [f"d{name}" for name in problem.operator.differentiable]
-    for index, (got, want, scale) in enumerate(zip(answer, expected.values, expected.scales, strict=True)):
-        name = "y" if problem.direction == "forward" else names[index]
-        full = problem.output_shape if problem.direction == "forward" else problem.arguments[index].shape
-        if got.shape != full:
-            return Error(math.inf, math.inf, f"{name} has shape {tuple(got.shape)}, expected {tuple(full)}")
-        if got.dtype != problem.dtype:
-            return Error(math.inf, math.inf, f"{name} is {got.dtype}, expected {problem.dtype}")
+    if problem.direction == "backward":
+        names = [f"d{name}" for name in problem.differentiated]
+    else:
+        names = ["y"] if len(answer) == 1 else [f"output {k}" for k in range(len(answer))]
+    for index, (got, want, scale, like) in enumerate(
+        zip(answer, expected.values, expected.scales, problem.expected, strict=True)
+    ):
+        name = names[index]
+        if got.shape != like.shape:
+            return Error(math.inf, math.inf, f"{name} has shape {tuple(got.shape)}, expected {tuple(like.shape)}")
+        if got.dtype != like.dtype:
+            return Error(math.inf, math.inf, f"{name} is {got.dtype}, expected {like.dtype}")
         if got.numel() == 0:
             continue
-        answered = pick(got, expected.channels) if len(expected.channels) < problem.channels else got
+        answered = pick(got, expected.channels) if expected.sampled else got
         difference = (wide(answered) - want).abs()
-        per_channel = difference.amax(tuple(range(difference.dim() - 1)))
-        if not bool(torch.isfinite(per_channel).all()):
+        off = _most(difference, scale)
+        if not bool(torch.isfinite(off).all()):
             return Error(math.inf, math.inf, f"{name} holds NaN or infinity")
         squares += float(torch.linalg.vector_norm(difference)) ** 2
         norm += expected.norms[index] ** 2
-        worst = max(worst, float(per_channel.amax()))
+        worst = max(worst, float(off.amax()))
         bound = problem.operator.bound * arithmetic * scale
         if half:
-            bound = bound + 4 * UNIT_ROUNDOFF[problem.dtype] * want.abs().reshape(-1, want.shape[-1]).amax(0)
-        over = per_channel > bound + 1e-300
-        if bool(over.any()) and wrong is None:
-            n = int((per_channel / (bound + 1e-300)).argmax())
-            wrong = f"{name} is off by {float(per_channel[n]):.2g} in channel {int(expected.channels[n])}"
+            bound = bound + 4 * UNIT_ROUNDOFF[problem.dtype] * _most(want.abs(), scale)
+        excess = off / (bound + 1e-300)
+        if wrong is None and bool((excess > 1).any()):
+            place = int(excess.argmax())
+            where = ""
+            if excess.dim() == 1 and excess.numel() > 1:
+                where = f" in channel {int(expected.channels[place]) if expected.sampled else place}"
+            wrong = f"{name} is off by {float(off.reshape(-1)[place]):.2g}{where}"
     for i, want_row in expected.points:
         row = (wide(answer[0][:, i]) - want_row).abs()
         limit = 1e-3 * float(want_row.abs().amax()) * (10 if half else 1)
@@ -354,3 +352,11 @@ def compare(problem: Problem, answer: Sequence[Tensor], expected: Truth) -> Erro
     if relative > (1e-2 if half else 1e-3) and wrong is None:
         wrong = f"relative RMS error {relative:.2g}"
     return Error(relative, worst, wrong)
+
+
+def _most(t: Tensor, scale: Tensor) -> Tensor:
+    """The largest of t over the axes along which ``scale`` broadcasts against it, in the shape of ``scale``."""
+    leading = t.dim() - scale.dim()
+    broadcast = [leading + axis for axis, extent in enumerate(scale.shape) if extent == 1]
+    axes = (*range(leading), *broadcast)
+    return t.amax(axes).reshape(scale.shape) if axes else t

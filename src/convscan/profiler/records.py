@@ -40,6 +40,7 @@ class Record:
     workspace_bytes: int | None = None
     relative_rms: float | None = None
     max_abs: float | None = None
+    elements: int = 0
     bytes: int = 0
     flops: int = 0
     roofline: float | None = None
@@ -77,6 +78,7 @@ class Record:
             "error": None
             if self.relative_rms is None
             else {"relative_rms": _finite(self.relative_rms), "max_abs": _finite(self.max_abs or 0.0)},
+            "elements": self.elements,
             "bytes": self.bytes,
             "flops": self.flops,
             "roofline": self.roofline,

@@ -57,7 +57,7 @@ def new_record(problem: Problem, peer: Peer | str, status: str, reason: str = ""
         group=problem.operator.group(problem.shape),
         shape=problem.shape,
         axes=problem.operator.axes,
-        dtype=problem.dtype_name,
+        dtype=problem.case.dtype,
         layout=problem.layout,
         direction=problem.direction,
         implementation=peer if isinstance(peer, str) else peer.name,
@@ -65,6 +65,7 @@ def new_record(problem: Problem, peer: Peer | str, status: str, reason: str = ""
         ours=not isinstance(peer, str) and peer.ours,
         status=status,
         reason=reason,
+        elements=problem.elements,
         bytes=problem.bytes,
         flops=problem.flops,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import machine, ours, peers, problem, runner
 from .operators import operator, operators
 from .peer import Peer
-from .problem import CaseLike, Problem
+from .problem import CaseLike, Operator, Problem
 from .records import Record, Report
 
 OPERATORS = tuple(operators())
@@ -86,7 +86,8 @@ def _is_chosen(case: CaseLike, options: Options) -> bool:
         return case.name in options.cases
     if options.quick:
         return "quick" in case.tags
-    return "default" in case.tags or (options.grid and "grid" in case.tags) or (options.large and "large" in case.tags)
+    asked = {"grid": options.grid, "large": options.large, "operator": len(options.operators) == 1}
+    return "default" in case.tags or any(asked[tag] for tag in asked.keys() & case.tags)
 
 
 def check(options: Options) -> None:
@@ -106,18 +107,19 @@ def problem_of(op: str, case: Any, seed: int, direction: str = "forward") -> Pro
 
 def problems(options: Options) -> Iterator[Callable[[], Problem]]:
     """What to run, made one at a time: inputs of a large case take gigabytes."""
-    directions = problem.DIRECTIONS if options.backward else problem.DIRECTIONS[:1]
     for op, case in select_cases(options) if options.signal is None else []:
-        for direction in directions:
-            # A start that is given is a decoding step: nobody trains through it.
-            if direction == "backward" and getattr(case, "state", False) and case.length == 1:
-                continue
+        for direction in _directions(operator(op), case, options):
             yield partial(problem_of, op, case, options.seed, direction)
     if options.signal is not None:
         for op in options.operators:
             for case, arguments in operator(op).signal_cases(options.signal, options.seed, _source(options.signal)):
-                for direction in directions:
+                for direction in _directions(operator(op), case, options):
                     yield partial(problem.make, operator(op), case, arguments, direction, options.seed)
+
+
+def _directions(one: Operator, case: Any, options: Options) -> Sequence[str]:
+    possible = one.directions(case)
+    return possible if options.backward else possible[:1]
 
 
 def _source(signal: Tensor) -> str:

@@ -11,11 +11,12 @@ from torch import Tensor
 import convscan
 from convscan.ops.causal_conv import cases
 
-from ..problem import Answer, Operator, Problem, pick, wide
+from ..problem import DIRECTIONS, Answer, Operator, Problem, pick, wide
 
 
-def _call(problem: Problem, x: Tensor, h: Tensor, out: Tensor | None = None) -> Tensor:
-    return convscan.causal_conv(x, h, activation=problem.activation, initial_state=problem.state, out=out)
+def _directions(case: cases.Case) -> tuple[str, ...]:
+    """A start that is given to one sample is a decoding step: nobody trains through it."""
+    return DIRECTIONS[:1] if case.state and case.length == 1 else DIRECTIONS
 
 
 def _group(shape: Sequence[int]) -> str:
@@ -89,46 +90,48 @@ def _activation_gradient(z: Tensor, name: str | None) -> Tensor:
 
 
 def _conv_truth(problem: Problem, channels: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    x, h = wide(pick(problem.x, channels)), wide(pick(problem.filter, channels))
-    history = h.new_zeros((problem.batch, 0, x.shape[2]))
-    if problem.state is not None:
-        history = wide(pick(problem.state, channels))
+    x, h = wide(pick(problem["x"], channels)), wide(pick(problem["h"], channels))
+    history = h.new_zeros((problem.size("B"), 0, x.shape[2]))
+    if problem.inputs["initial_state"] is not None:
+        history = wide(pick(problem.inputs["initial_state"], channels))
     z = _conv(torch.cat([history, x], dim=1), h)[:, history.shape[1] :]
-    rows = 1 + math.log2(problem.length + problem.taps + 1)
+    rows = 1 + math.log2(problem.size("L") + problem.size("K") + 1)
     if problem.direction == "forward":
         norm_x = torch.cat([history, x], dim=1).pow(2).sum((0, 1)).sqrt()
-        return (_activation(z, problem.activation),), (rows * h.pow(2).sum(0).sqrt() * norm_x,)
-    g = wide(pick(problem.gradient_of_output, channels)) * _activation_gradient(z, problem.activation)
+        return (_activation(z, problem.inputs["activation"]),), (rows * h.pow(2).sum(0).sqrt() * norm_x,)
+    g = wide(pick(problem.cotangent, channels)) * _activation_gradient(z, problem.inputs["activation"])
     dx = _conv(g.flip(1), h).flip(1)
-    points = 1 << max(1, 2 * problem.length - 1).bit_length()
+    points = 1 << max(1, 2 * problem.size("L") - 1).bit_length()
     spectrum = torch.fft.rfft(g, points, dim=1) * torch.fft.rfft(x, points, dim=1).conj()
-    dh = torch.fft.irfft(spectrum, points, dim=1).sum(0)[: problem.taps]
-    if problem.taps > dh.shape[0]:
-        dh = torch.cat([dh, dh.new_zeros((problem.taps - dh.shape[0], dh.shape[1]))])
-    dh[problem.length :] = 0
+    dh = torch.fft.irfft(spectrum, points, dim=1).sum(0)[: problem.size("K")]
+    if problem.size("K") > dh.shape[0]:
+        dh = torch.cat([dh, dh.new_zeros((problem.size("K") - dh.shape[0], dh.shape[1]))])
+    dh[problem.size("L") :] = 0
     norm_g, norm_x, norm_h = g.pow(2).sum((0, 1)).sqrt(), x.pow(2).sum((0, 1)).sqrt(), h.pow(2).sum(0).sqrt()
     return (dx, dh), (rows * norm_h * norm_g, rows * norm_x * norm_g)
 
 
 def _conv_points(problem: Problem, generator: torch.Generator) -> tuple[tuple[int, Tensor], ...]:
     """Direct sums in every channel at a few random times: what a sample of channels would let slip."""
-    times = sorted({int(i) for i in torch.randint(problem.length, (4,), generator=generator)} | {problem.length - 1})
-    h = wide(problem.filter)
+    times = sorted(
+        {int(i) for i in torch.randint(problem.size("L"), (4,), generator=generator)} | {problem.size("L") - 1}
+    )
+    h = wide(problem["h"])
     found = []
     for i in times:
-        first = max(0, i - problem.taps + 1)
-        window = wide(problem.x[:, first : i + 1]).flip(1)
+        first = max(0, i - problem.size("K") + 1)
+        window = wide(problem["x"][:, first : i + 1]).flip(1)
         z = (window * h[: i + 1 - first]).sum(1)
-        if problem.state is not None and i < problem.taps - 1:
-            past = wide(problem.state)[:, i:].flip(1)
+        if problem.inputs["initial_state"] is not None and i < problem.size("K") - 1:
+            past = wide(problem.inputs["initial_state"])[:, i:].flip(1)
             z = z + (past * h[i + 1 :]).sum(1)
-        found.append((i, _activation(z, problem.activation)))
+        found.append((i, _activation(z, problem.inputs["activation"])))
     return tuple(found)
 
 
 def _answer(problem: Problem, channels: Tensor, generator: torch.Generator) -> Answer:
     values, scales = _conv_truth(problem, channels)
-    sampled = problem.direction == "forward" and len(channels) < problem.channels
+    sampled = problem.direction == "forward" and len(channels) < problem.size("D")
     return Answer(values, scales, _conv_points(problem, generator) if sampled else ())
 
 
@@ -137,17 +140,18 @@ OPERATOR = Operator(
     short="conv",
     cases=cases.CASES,
     inputs=cases.inputs,
+    function=convscan.causal_conv,
     differentiable=("x", "h"),
-    shape=lambda problem: (*problem.x.shape, problem.taps),
+    shape=lambda inputs: (*inputs["x"].shape, inputs["h"].shape[0]),
     axes="BLDK",
     group=_group,
     answer=_answer,
     bound=64.0,
     bandwidth="copy",
-    call=_call,
-    explain=lambda problem: convscan.explain("causal_conv", **problem.inputs),
+    explain=lambda inputs: convscan.explain("causal_conv", **inputs),
     takes_out=True,
     sampled=True,
+    directions=_directions,
     own_case=_own_case,
     signal_cases=_signal_cases,
 )

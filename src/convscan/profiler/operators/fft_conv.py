@@ -10,10 +10,10 @@ from torch import Tensor
 import convscan
 from convscan.ops.fft_conv import cases
 
-from ..problem import Answer, Operator, Problem, differentiated
+from ..problem import Operator, by_formula
 
 
-def _call(problem: Problem, x: Tensor, kernel: Tensor) -> Tensor:
+def _call(x: Tensor, kernel: Tensor) -> Tensor:
     return convscan.fft_conv(cases.EQUATION, x, kernel)
 
 
@@ -25,26 +25,19 @@ def _product(x: Tensor, kernel: Tensor) -> Tensor:
     return y
 
 
-def _answer(problem: Problem, channels: Tensor, generator: torch.Generator) -> Answer:
-    values = differentiated(problem, _product)
-    rows = 1 + math.log2(2 * problem.length + 1)
-    # Transforms spread the rounding of the largest values over all.
-    return Answer(values, tuple((rows * v.abs().amax()).expand(v.shape[-1]) for v in values), ())
-
-
 OPERATOR = Operator(
     name="fft_conv",
     short="einsum",
     cases=cases.CASES,
     inputs=cases.inputs,
+    function=_call,
     differentiable=("x", "kernel"),
-    shape=lambda problem: (*problem.x.shape, problem.inputs["kernel"].shape[0]),
+    shape=lambda inputs: (*inputs["x"].shape, inputs["kernel"].shape[0]),
     axes="BLDK",
     group=lambda shape: "full kernels, K ≤ 32" if shape[3] <= 32 else "full kernels, K > 32",
-    answer=_answer,
+    # Transforms spread the rounding of the largest values over all.
+    answer=by_formula(_product, lambda problem: 1 + math.log2(2 * problem.size("L") + 1)),
     bound=64.0,
     bandwidth="copy",
-    call=_call,
-    explain=lambda problem: convscan.explain("fft_conv", cases.EQUATION, *problem.arguments),
-    output_channels=lambda inputs: int(inputs["kernel"].shape[1]),
+    explain=lambda inputs: convscan.explain("fft_conv", cases.EQUATION, *inputs.values()),
 )

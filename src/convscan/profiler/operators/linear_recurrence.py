@@ -12,7 +12,7 @@ from torch import Tensor
 import convscan
 from convscan.ops.linear_recurrence import cases
 
-from ..problem import Answer, CaseLike, Operator, Problem, pick, wide
+from ..problem import DIRECTIONS, Answer, CaseLike, Operator, Problem, pick, wide
 
 
 def _inputs(case: CaseLike, seed: int) -> dict[str, object]:
@@ -24,8 +24,9 @@ def _inputs(case: CaseLike, seed: int) -> dict[str, object]:
     return arguments
 
 
-def _call(problem: Problem, x: Tensor, y_init: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
-    return convscan.linear_recurrence(x, y_init, a, out=out)
+def _directions(case: cases.Case) -> tuple[str, ...]:
+    """A start that is given to one sample is a decoding step: nobody trains through it."""
+    return DIRECTIONS[:1] if case.state and case.length == 1 else DIRECTIONS
 
 
 def _group(shape: Sequence[int]) -> str:
@@ -82,8 +83,8 @@ def solve_recurrence(x: Tensor, y_init: Tensor, a: Tensor) -> Tensor:
 
 
 def _recurrence_truth(problem: Problem, channels: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    x, y_init = pick(problem.x, channels), pick(problem.initial, channels)
-    a = wide(pick(problem.coefficients, channels).expand(x.shape))
+    x, y_init = pick(problem["x"], channels), pick(problem["y_init"], channels)
+    a = wide(pick(problem["a"], channels).expand(x.shape))
     y = solve_recurrence(x, y_init, a)
     before = torch.cat([wide(y_init)[:, None], y[:, :-1]], dim=1)
     scale, residual = y.new_zeros(y.shape[-1], dtype=torch.float64), torch.zeros(())
@@ -97,12 +98,12 @@ def _recurrence_truth(problem: Problem, channels: Tensor) -> tuple[tuple[Tensor,
         )
     if problem.direction == "forward":
         return (y,), (scale,)
-    g = wide(pick(problem.gradient_of_output, channels))
+    g = wide(pick(problem.cotangent, channels))
     following = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], dim=1).conj()
     dx = solve_recurrence(g.flip(1), torch.zeros_like(g[:, 0]), following.flip(1)).flip(1)
     da = dx * before.conj()
     dy_init = a[:, 0].conj() * dx[:, 0]
-    da = _sum_to(da, problem.coefficients)
+    da = _sum_to(da, problem["a"])
     scales = (dx.abs().amax((0, 1)), dx.abs().amax((0, 1)), da.abs().reshape(-1, da.shape[-1]).amax(0))
     return (dx, dy_init, da), scales
 
@@ -119,7 +120,7 @@ def _sum_to(gradient: Tensor, like: Tensor) -> Tensor:
 
 def _answer(problem: Problem, channels: Tensor, generator: torch.Generator) -> Answer:
     values, scales = _recurrence_truth(problem, channels)
-    return Answer(values, scales, ())
+    return Answer(values, scales)
 
 
 OPERATOR = Operator(
@@ -127,17 +128,18 @@ OPERATOR = Operator(
     short="recurrence",
     cases=cases.CASES,
     inputs=_inputs,
+    function=convscan.linear_recurrence,
     differentiable=("x", "y_init", "a"),
-    shape=lambda problem: tuple(problem.x.shape),
+    shape=lambda inputs: tuple(inputs["x"].shape),
     axes="BLD",
     group=_group,
     answer=_answer,
     bound=4096.0,
     bandwidth="triad",
-    call=_call,
-    explain=lambda problem: convscan.explain("linear_recurrence", **problem.inputs),
+    explain=lambda inputs: convscan.explain("linear_recurrence", **inputs),
     takes_out=True,
     sampled=True,
+    directions=_directions,
     own_case=_own_case,
     signal_cases=_signal_cases,
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +12,10 @@ from torch import Tensor
 import convscan
 from convscan.ops.opt_ssm_forward import cases
 
-from ..problem import Answer, Operator, Problem, differentiated
+from ..problem import Operator, by_formula
 
 # States of so many points together are transformed at a time.
 STATE_ELEMENTS = 1 << 21
-
-
-def _call(problem: Problem, x: Tensor, K: Tensor, B_: Tensor, C: Tensor) -> Tensor:
-    return convscan.opt_ssm_forward(x, K, B_, C)
 
 
 def _layer(x: Tensor, K: Tensor, B_: Tensor, C: Tensor) -> Tensor:
@@ -30,11 +28,9 @@ def _layer(x: Tensor, K: Tensor, B_: Tensor, C: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def _answer(problem: Problem, channels: Tensor, generator: torch.Generator) -> Answer:
-    values = differentiated(problem, _layer)
-    rows = 1 + math.log2(2 * problem.length + 1)
-    # Transforms spread the rounding of the largest values over all.
-    return Answer(values, tuple((rows * v.abs().amax()).expand(v.shape[-1]) for v in values), ())
+def _outputs(inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    x, C = inputs["x"], inputs["C"]
+    return (x.new_empty((*x.shape[:-1], C.shape[0]), device="meta"),)
 
 
 OPERATOR = Operator(
@@ -42,14 +38,15 @@ OPERATOR = Operator(
     short="ssm",
     cases=cases.CASES,
     inputs=cases.inputs,
+    function=convscan.opt_ssm_forward,
     differentiable=("x", "K", "B_", "C"),
-    shape=lambda problem: (*problem.x.shape, problem.inputs["B_"].shape[0]),
+    shape=lambda inputs: (*inputs["x"].shape, inputs["B_"].shape[0]),
     axes="BLHN",
     group=lambda shape: "state-space layer",
-    answer=_answer,
+    # Transforms spread the rounding of the largest values over all.
+    answer=by_formula(_layer, lambda problem: 1 + math.log2(2 * problem.size("L") + 1)),
     bound=64.0,
     bandwidth="copy",
-    call=_call,
-    explain=lambda problem: convscan.explain("opt_ssm_forward", **problem.inputs),
-    output_channels=lambda inputs: int(inputs["C"].shape[0]),
+    explain=lambda inputs: convscan.explain("opt_ssm_forward", **inputs),
+    outputs=_outputs,
 )

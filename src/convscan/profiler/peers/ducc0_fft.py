@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..peer import Peer, Prepared, missing, unsupported
+from ..peer import Peer, Prepared, activate, missing, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
@@ -21,10 +21,10 @@ BUFFER_BYTES = 16 << 20
 def _prepare(problem: Problem, keep: bool) -> Prepared:
     from ducc0 import fft
 
-    batch, length, channels = problem.x.shape
-    x = problem.time_last(problem.x).numpy().reshape(-1, length)
-    h = problem.filter.expand(-1, channels).t().contiguous().numpy()
-    n = fft.good_size(length + problem.taps - 1, True)
+    batch, length, channels = problem["x"].shape
+    x = time_last(problem["x"]).numpy().reshape(-1, length)
+    h = problem["h"].expand(-1, channels).t().contiguous().numpy()
+    n = fft.good_size(length + problem.size("K") - 1, True)
     half = np.result_type(x.dtype, np.complex64)
     rows = max(1, min(channels, BUFFER_BYTES // (2 * n * x.dtype.itemsize)))
     while channels % rows:
@@ -61,7 +61,7 @@ def _prepare(problem: Problem, keep: bool) -> Prepared:
                 allow_overwriting_input=True,
             )
             y[first : first + rows] = samples[:, :length]
-        problem.activate(torch.from_numpy(y))
+        activate(problem, torch.from_numpy(y))
         return y
 
     view = torch.from_numpy(y).view(batch, channels, length).transpose(1, 2)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..peer import Peer, Prepared, missing, unsupported
+from ..peer import Peer, Prepared, missing, time_last, unsupported
 from ..problem import Problem
 
 REAL = (torch.float32, torch.float64)
@@ -42,7 +42,7 @@ def _prepare(
         compiled = jax.jit(function).lower(*arrays).compile()
         return Prepared(lambda: jax.block_until_ready(compiled(*arrays)), lambda y: (result(_tensor(y)),))
     # JAX's complex cotangents are the conjugates of PyTorch's.
-    start = jax.device_put(cotangent(problem.gradient_of_output).contiguous().resolve_conj().numpy().conj())
+    start = jax.device_put(cotangent(problem.cotangent).contiguous().resolve_conj().numpy().conj())
 
     def backward(start: Any, *arrays: Any) -> Any:
         return jax.vjp(function, *arrays)[1](start)
@@ -63,18 +63,18 @@ def _fft(problem: Problem) -> Prepared:
     jnp = jax.numpy
     from scipy.fft import next_fast_len
 
-    n, length = next_fast_len(problem.length + problem.taps - 1, real=True), problem.length
+    n, length = next_fast_len(problem.size("L") + problem.size("K") - 1, real=True), problem.size("L")
     activation = {None: lambda y: y, "silu": jax.nn.silu, "gelu": lambda y: jax.nn.gelu(y, approximate=False)}
 
     def conv(x: Any, h: Any) -> Any:
         y = jnp.fft.irfft(jnp.fft.rfft(x, n) * jnp.fft.rfft(h, n), n)[..., :length]
-        return activation[problem.activation](y)
+        return activation[problem.inputs["activation"]](y)
 
     return _prepare(
         problem,
         conv,
-        (problem.time_last(problem.x), problem.filter.t()),
-        problem.time_last,
+        (time_last(problem["x"]), problem["h"].t()),
+        time_last,
         lambda y: y.transpose(1, 2),
         lambda g: (g[0].transpose(1, 2), g[1].t()),
     )
@@ -106,12 +106,12 @@ def _scan(problem: Problem) -> Prepared:
         return jax.lax.scan(step, y_init, (a, x))[1]
 
     def time_first(t: Tensor) -> Tensor:
-        return t.expand(problem.x.shape).transpose(0, 1)
+        return t.expand(problem["x"].shape).transpose(0, 1)
 
     return _prepare(
         problem,
         scan,
-        (time_first(problem.x), problem.initial, time_first(problem.coefficients)),
+        (time_first(problem["x"]), problem["y_init"], time_first(problem["a"])),
         time_first,
         lambda y: y.transpose(0, 1),
         lambda g: (g[0].transpose(0, 1), g[1], g[2].transpose(0, 1)),
@@ -120,7 +120,7 @@ def _scan(problem: Problem) -> Prepared:
 
 def _why_not_scan(problem: Problem) -> list[str]:
     reasons = missing("jax") + unsupported(problem, dtypes=DTYPES, backward=True)
-    if problem.direction == "backward" and problem.coefficients.shape != problem.x.shape:
+    if problem.direction == "backward" and problem["a"].shape != problem["x"].shape:
         reasons.append("takes full-size coefficients only")
     return reasons
 

@@ -14,7 +14,7 @@ from ..problem import Problem
 
 def _why_not(problem: Problem) -> list[str]:
     reasons = missing("mambapy") + unsupported(problem, backward=True)
-    if problem.length < 2:
+    if problem.size("L") < 2:
         reasons.append("needs at least two steps")
     if problem.direction == "backward" and problem.dtype.is_complex:
         reasons.append("its gradient does not conjugate: wrong for complex numbers")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..peer import Peer, Prepared, missing, unsupported
+from ..peer import Peer, Prepared, activate, missing, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
@@ -87,29 +87,29 @@ def _kernels() -> dict[str, Callable[..., Any]]:
 def _conv(problem: Problem) -> Prepared:
     kernel = _kernels()[f"conv {problem.layout}"]
     if problem.layout == "BLD":
-        x, h = problem.x.contiguous().numpy(), problem.filter.expand(-1, problem.channels).contiguous().numpy()
+        x, h = problem["x"].contiguous().numpy(), problem["h"].expand(-1, problem.size("D")).contiguous().numpy()
     else:
-        x = problem.time_last(problem.x).numpy().reshape(-1, problem.length)
-        h = problem.filter.t().contiguous().numpy()
+        x = time_last(problem["x"]).numpy().reshape(-1, problem.size("L"))
+        h = problem["h"].t().contiguous().numpy()
     return _prepared(problem, kernel, (x, h), x)
 
 
 def _conv_estimate(problem: Problem) -> float:
-    work = problem.x.numel() * min(problem.taps, problem.length) / 2
+    work = problem["x"].numel() * min(problem.size("K"), problem.size("L")) / 2
     return work / MULTIPLY_ADDS_PER_SECOND[problem.layout]
 
 
 def _recurrence(problem: Problem) -> Prepared:
     kernel = _kernels()[f"recurrence {problem.layout}"]
-    a = problem.coefficients.expand(problem.x.shape)
+    a = problem["a"].expand(problem["x"].shape)
     if problem.layout == "BLD":
-        x, start = problem.x.contiguous().numpy(), problem.initial.contiguous().numpy()
+        x, start = problem["x"].contiguous().numpy(), problem["y_init"].contiguous().numpy()
         coefficients = a.numpy()
     else:
-        x = problem.time_last(problem.x).numpy().reshape(-1, problem.length)
+        x = time_last(problem["x"]).numpy().reshape(-1, problem.size("L"))
         coefficients, start = (
-            problem.time_last(a).numpy().reshape(-1, problem.length),
-            problem.initial.reshape(-1).numpy(),
+            time_last(a).numpy().reshape(-1, problem.size("L")),
+            problem["y_init"].reshape(-1).numpy(),
         )
     return _prepared(problem, kernel, (x, start, coefficients), x)
 
@@ -119,7 +119,7 @@ def _prepared(problem: Problem, kernel: Callable[..., Any], arguments: tuple[Any
 
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     y = np.empty_like(like)
-    batch, length, channels = problem.x.shape
+    batch, length, channels = problem["x"].shape
     tensor = torch.from_numpy(y)
     view = tensor if problem.layout == "BLD" else tensor.view(batch, channels, length).transpose(1, 2)
 
@@ -127,7 +127,8 @@ def _prepared(problem: Problem, kernel: Callable[..., Any], arguments: tuple[Any
 
     def run() -> np.ndarray:
         kernel(*arguments, y)
-        problem.activate(tensor)
+        if problem.op == "causal_conv":
+            activate(problem, tensor)
         return y
 
     return Prepared(run, lambda _: (view,), fresh=False)

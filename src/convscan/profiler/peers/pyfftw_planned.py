@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..peer import Peer, Prepared, missing, unsupported
+from ..peer import Peer, Prepared, activate, missing, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
@@ -21,10 +21,10 @@ BUFFER_BYTES = 16 << 20
 def _prepare(problem: Problem, keep: bool) -> Prepared:
     import pyfftw
 
-    batch, length, channels = problem.x.shape
-    x = problem.time_last(problem.x).numpy().reshape(-1, length)
-    h = problem.filter.expand(-1, channels).t().contiguous().numpy()
-    n = pyfftw.next_fast_len(length + problem.taps - 1)
+    batch, length, channels = problem["x"].shape
+    x = time_last(problem["x"]).numpy().reshape(-1, length)
+    h = problem["h"].expand(-1, channels).t().contiguous().numpy()
+    n = pyfftw.next_fast_len(length + problem.size("K") - 1)
     real, half = x.dtype, np.result_type(x.dtype, np.complex64)
     rows = max(1, min(len(x), BUFFER_BYTES // (2 * n * real.itemsize)))
     while channels % rows and rows > 1:
@@ -62,7 +62,7 @@ def _prepare(problem: Problem, keep: bool) -> Prepared:
             np.multiply(spectrum, filters, out=spectrum)
             inverse.execute()
             y[first : first + rows] = samples[:, :length]
-        problem.activate(torch.from_numpy(y))
+        activate(problem, torch.from_numpy(y))
         return y
 
     view = torch.from_numpy(y).view(batch, channels, length).transpose(1, 2)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..peer import Peer, Prepared, missing, unsupported
+from ..peer import Peer, Prepared, activate, missing, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
@@ -26,14 +26,14 @@ def _oaconvolve(problem: Problem) -> Prepared:
     import scipy.fft
     from scipy.signal import oaconvolve
 
-    x = problem.time_last(problem.x).numpy()
-    h = problem.filter.t().contiguous().numpy()[None]
+    x = time_last(problem["x"]).numpy()
+    h = problem["h"].t().contiguous().numpy()[None]
     threads = torch.get_num_threads()
 
     def run() -> np.ndarray:
         with scipy.fft.set_workers(threads):
-            y: np.ndarray = oaconvolve(x, h, axes=-1)[..., : problem.length]
-        problem.activate(torch.from_numpy(y))
+            y: np.ndarray = oaconvolve(x, h, axes=-1)[..., : problem.size("L")]
+        activate(problem, torch.from_numpy(y))
         return y
 
     return Prepared(run, _views)
@@ -42,15 +42,15 @@ def _oaconvolve(problem: Problem) -> Prepared:
 def _lfilter_conv(problem: Problem) -> Prepared:
     from scipy.signal import lfilter
 
-    x = problem.time_last(problem.x).numpy()
-    h = problem.filter.t().contiguous().numpy()
+    x = time_last(problem["x"]).numpy()
+    h = problem["h"].t().contiguous().numpy()
     one = np.ones(1, dtype=x.dtype)
 
     def run() -> np.ndarray:
         y = np.empty_like(x)
         for n in range(x.shape[1]):
             y[:, n] = lfilter(h[n % h.shape[0]], one, x[:, n])
-        problem.activate(torch.from_numpy(y))
+        activate(problem, torch.from_numpy(y))
         return y
 
     return Prepared(run, _views)
@@ -59,9 +59,9 @@ def _lfilter_conv(problem: Problem) -> Prepared:
 def _lfilter_recurrence(problem: Problem) -> Prepared:
     from scipy.signal import lfilter
 
-    x = problem.time_last(problem.x).numpy()
-    a = problem.coefficients.expand(problem.x.shape)[0, 0].numpy()
-    start = problem.initial.numpy()
+    x = time_last(problem["x"]).numpy()
+    a = problem["a"].expand(problem["x"].shape)[0, 0].numpy()
+    start = problem["y_init"].numpy()
     one = np.ones(1, dtype=x.dtype)
 
     def run() -> np.ndarray:
@@ -77,7 +77,7 @@ def _lfilter_recurrence(problem: Problem) -> Prepared:
 
 def _why_not_lfilter_recurrence(problem: Problem) -> list[str]:
     reasons = missing("scipy") + unsupported(problem, dtypes=(*DTYPES, torch.complex64, torch.complex128))
-    a = problem.coefficients
+    a = problem["a"]
     if a.dim() != 1 and not (a.dim() == 3 and a.shape[0] == 1 and a.shape[1] == 1):
         reasons.append("coefficients vary in time")
     return reasons
@@ -97,7 +97,7 @@ PEERS = (
         "scipy",
         lambda problem: missing("scipy") + unsupported(problem, dtypes=DTYPES),
         _lfilter_conv,
-        estimate=lambda problem: problem.x.numel() * problem.taps / MULTIPLY_ADDS_PER_SECOND,
+        estimate=lambda problem: problem["x"].numel() * problem.size("K") / MULTIPLY_ADDS_PER_SECOND,
     ),
     Peer("scipy lfilter", "linear_recurrence", "scipy", _why_not_lfilter_recurrence, _lfilter_recurrence),
 )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..peer import Peer, Prepared, unsupported
+from ..peer import Peer, Prepared, activate, unsupported
 from ..problem import Problem
 
 BUDGET_SECONDS = 0.15
@@ -21,7 +21,7 @@ LONGEST_BACKWARD = 4096
 
 def _why_not(problem: Problem) -> list[str]:
     reasons = unsupported(problem, backward=True, state=True)
-    if problem.direction == "backward" and problem.length > LONGEST_BACKWARD:
+    if problem.direction == "backward" and problem.size("L") > LONGEST_BACKWARD:
         reasons.append(f"autograd would record more than {LONGEST_BACKWARD} steps")
     return reasons
 
@@ -51,8 +51,11 @@ def _backward(problem: Problem) -> Prepared:
     leaves = [t.detach().requires_grad_() for t in problem.arguments]
 
     def run() -> tuple[Tensor, ...]:
-        y = convolve(leaves[0], leaves[1], problem.state) if problem.op == "causal_conv" else recur(*leaves)
-        return torch.autograd.grad(problem.activate(y), leaves, problem.gradient_of_output)
+        if problem.op == "causal_conv":
+            y = activate(problem, convolve(leaves[0], leaves[1], problem.inputs["initial_state"]))
+        else:
+            y = recur(*leaves)
+        return torch.autograd.grad(y, leaves, problem.cotangent)
 
     return Prepared(run, lambda g: g)
 
@@ -63,13 +66,13 @@ class _ForwardLoop:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.whole_seconds: float | None = None
-        self.y = torch.empty_like(problem.x)
+        self.y = torch.empty_like(problem["x"])
         self.sampled = False
         self.stride = 1
 
     def run(self) -> Tensor:
         step = self._conv_step() if self.problem.op == "causal_conv" else self._recurrence_step()
-        length = self.problem.length
+        length = self.problem.size("L")
         stride = self.stride if self.problem.op == "causal_conv" else 1
         begin = time.perf_counter()
         done = 0
@@ -85,11 +88,11 @@ class _ForwardLoop:
             # Later steps of a long filter cost more than early ones: sample evenly over the whole from now on.
             self.stride = max(2, length // max(64, done // 8))
         self.whole_seconds = elapsed * length / done if self.sampled and done else None
-        return self.problem.activate(self.y)
+        return activate(self.problem, self.y) if self.problem.op == "causal_conv" else self.y
 
     def _conv_step(self) -> Callable[[int], None]:
-        x, h, y = self.problem.x, self.problem.filter, self.y
-        taps, state = self.problem.taps, self.problem.state
+        x, h, y = self.problem["x"], self.problem["h"], self.y
+        taps, state = self.problem.size("K"), self.problem.inputs["initial_state"]
         reverse = h.flip(0)
 
         def step(i: int) -> None:
@@ -102,9 +105,9 @@ class _ForwardLoop:
         return step
 
     def _recurrence_step(self) -> Callable[[int], None]:
-        x, y = self.problem.x, self.y
-        a = self.problem.coefficients.expand(x.shape)
-        before = self.problem.initial
+        x, y = self.problem["x"], self.y
+        a = self.problem["a"].expand(x.shape)
+        before = self.problem["y_init"]
 
         def step(i: int) -> None:
             nonlocal before
@@ -122,7 +125,8 @@ def _prepare(problem: Problem) -> Prepared:
 
 def _estimate(problem: Problem) -> float:
     """Backward has no shortcut: windows of K samples are stored and differentiated at memory speed."""
-    return 0.0 if problem.direction == "forward" else problem.x.numel() * max(1, problem.taps) * 1e-8
+    taps = problem.size("K") if problem.op == "causal_conv" else 1
+    return 0.0 if problem.direction == "forward" else problem["x"].numel() * taps * 1e-8
 
 
 PEERS = tuple(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..peer import Peer, Prepared, from_torch, unsupported
+from ..peer import Peer, Prepared, activate, from_torch, time_last, unsupported
 from ..problem import Problem
 
 # Multiply-adds a second it stays below on two cores; only refuses hopeless cases without running them. The gradient of
@@ -33,32 +33,33 @@ def _conv(problem: Problem, state: Tensor | None, x: Tensor, h: Tensor) -> Tenso
         y = F.conv1d(x, weight, padding=taps - 1, groups=x.shape[1])[..., : x.shape[-1]]
     else:
         y = F.conv1d(F.pad(x, (taps - 1, 0)), weight, groups=x.shape[1])
-    return problem.activate(y)
+    return activate(problem, y)
 
 
 def _prepare(problem: Problem) -> Prepared:
-    taps = min(problem.taps, max(1, problem.length)) if problem.state is None else problem.taps
-    h = problem.filter[:taps].t().contiguous()
-    state = None if problem.state is None else problem.time_last(problem.state)
+    every, state = problem.size("K"), problem.inputs["initial_state"]
+    taps = min(every, max(1, problem.size("L"))) if state is None else every
+    h = problem["h"][:taps].t().contiguous()
+    state = None if state is None else time_last(state)
 
     def gradients(g: Sequence[Tensor]) -> tuple[Tensor, ...]:
         dh = g[1].t()
-        if taps < problem.taps:
-            dh = torch.cat([dh, dh.new_zeros((problem.taps - taps, dh.shape[1]))])
+        if taps < every:
+            dh = torch.cat([dh, dh.new_zeros((every - taps, dh.shape[1]))])
         return g[0].transpose(1, 2), dh
 
     return from_torch(
         problem,
         partial(_conv, problem, state),
-        (problem.time_last(problem.x), h),
+        (time_last(problem["x"]), h),
         result=lambda y: y.transpose(1, 2),
         gradients=gradients,
-        cotangent=problem.time_last,
+        cotangent=time_last,
     )
 
 
 def _estimate(problem: Problem) -> float:
-    work = problem.x.numel() * min(problem.taps, problem.length)
+    work = problem["x"].numel() * min(problem.size("K"), problem.size("L"))
     return work * (1 if problem.direction == "forward" else 3) / MULTIPLY_ADDS_PER_SECOND[problem.direction]
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..peer import Peer, Prepared, from_torch, unsupported
+from ..peer import Peer, Prepared, from_torch, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
@@ -42,10 +42,10 @@ def _prepare_projected(problem: Problem) -> Prepared:
     return from_torch(
         problem,
         _projected,
-        (problem.time_last(x), K.t().contiguous(), B_, C),
+        (time_last(x), K.t().contiguous(), B_, C),
         result=lambda y: y.transpose(1, 2),
         gradients=lambda g: (g[0].transpose(1, 2), g[1].t(), g[2], g[3]),
-        cotangent=problem.time_last,
+        cotangent=time_last,
     )
 
 
@@ -65,15 +65,15 @@ def _prepare_conv1d(problem: Problem) -> Prepared:
     return from_torch(
         problem,
         _conv1d,
-        (problem.time_last(x), kernel.permute(1, 2, 0).flip(-1).contiguous()),
+        (time_last(x), kernel.permute(1, 2, 0).flip(-1).contiguous()),
         result=lambda y: y.transpose(1, 2),
         gradients=lambda g: (g[0].transpose(1, 2), g[1].flip(-1).permute(2, 0, 1)),
-        cotangent=problem.time_last,
+        cotangent=time_last,
     )
 
 
 def _estimate_conv1d(problem: Problem) -> float:
-    work = float(problem.x.numel() * problem.shape[3] * problem.channels)
+    work = float(problem["x"].numel() * problem.size("K") * problem.size("D"))
     return work * (1 if problem.direction == "forward" else 3) / MULTIPLY_ADDS_PER_SECOND
 
 

@@ -9,39 +9,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..peer import Peer, Prepared, from_torch, unsupported
+from ..peer import Peer, Prepared, activate, from_torch, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
 
 
 def _stated(problem: Problem) -> Prepared:
-    n, length = problem.length + problem.taps, problem.length
+    n, length = problem.size("L") + problem.size("K"), problem.size("L")
 
     def conv(x: Tensor, h: Tensor) -> Tensor:
-        return problem.activate(torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(h, n), n)[..., :length])
+        return activate(problem, torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(h, n), n)[..., :length])
 
     return from_torch(
         problem,
         conv,
-        (problem.time_last(problem.x), problem.filter.t().contiguous()),
+        (time_last(problem["x"]), problem["h"].t().contiguous()),
         result=lambda y: y.transpose(1, 2),
         gradients=lambda g: (g[0].transpose(1, 2), g[1].t()),
-        cotangent=problem.time_last,
+        cotangent=time_last,
     )
 
 
 def _kept(problem: Problem) -> Prepared:
-    n, length = problem.length + problem.taps, problem.length
-    spectrum = torch.fft.rfft(problem.filter.t().contiguous(), n)
+    n, length = problem.size("L") + problem.size("K"), problem.size("L")
+    spectrum = torch.fft.rfft(problem["h"].t().contiguous(), n)
 
     def conv(x: Tensor) -> Tensor:
-        return problem.activate(torch.fft.irfft(torch.fft.rfft(x, n) * spectrum, n)[..., :length])
+        return activate(problem, torch.fft.irfft(torch.fft.rfft(x, n) * spectrum, n)[..., :length])
 
     return from_torch(
         problem,
         conv,
-        (problem.time_last(problem.x),),
+        (time_last(problem["x"]),),
         result=lambda y: y.transpose(1, 2),
         kept_bytes=spectrum.numel() * spectrum.element_size(),
     )

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..peer import Peer, Prepared, from_torch, unsupported
+from ..peer import Peer, Prepared, activate, from_torch, unsupported
 from ..problem import Problem
 
 LARGEST_MATRIX = 1 << 30
 
 
 def _matrix_bytes(problem: Problem) -> int:
-    return problem.filter.shape[1] * problem.length**2 * problem.x.element_size()
+    return problem["h"].shape[1] * problem.size("L") ** 2 * problem["x"].element_size()
 
 
 def _why_not(problem: Problem) -> list[str]:
@@ -37,21 +37,21 @@ def toeplitz(h: Tensor, length: int) -> Tensor:
 
 
 def _prepare(problem: Problem) -> Prepared:
-    x = problem.x.permute(2, 1, 0).contiguous()
-    length = problem.length
+    x = problem["x"].permute(2, 1, 0).contiguous()
+    length = problem.size("L")
     if problem.direction == "forward":
-        matrix = toeplitz(problem.filter, length).contiguous()
+        matrix = toeplitz(problem["h"], length).contiguous()
         return from_torch(
             problem,
-            lambda x: problem.activate(torch.matmul(matrix, x)),
+            lambda x: activate(problem, torch.matmul(matrix, x)),
             (x,),
             result=lambda y: y.permute(2, 1, 0),
             kept_bytes=matrix.numel() * matrix.element_size(),
         )
     return from_torch(
         problem,
-        lambda x, h: problem.activate(torch.matmul(toeplitz(h, length), x)),
-        (x, problem.filter),
+        lambda x, h: activate(problem, torch.matmul(toeplitz(h, length), x)),
+        (x, problem["h"]),
         gradients=lambda g: (g[0].permute(2, 1, 0), g[1]),
         cotangent=lambda g: g.permute(2, 1, 0),
     )
@@ -64,6 +64,6 @@ PEERS = (
         "torch",
         _why_not,
         _prepare,
-        estimate=lambda problem: 2e-11 * problem.x.numel() * problem.length,
+        estimate=lambda problem: 2e-11 * problem["x"].numel() * problem.size("L"),
     ),
 )

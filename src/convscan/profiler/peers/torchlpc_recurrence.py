@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..peer import Peer, Prepared, from_torch, missing, unsupported
+from ..peer import Peer, Prepared, from_torch, missing, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -19,10 +19,10 @@ DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 def _prepare(problem: Problem) -> Prepared:
     from torchlpc import sample_wise_lpc
 
-    batch, length, channels = problem.x.shape
-    x = problem.time_last(problem.x).reshape(batch * channels, length)
-    a = -problem.time_last(problem.coefficients.expand(problem.x.shape)).reshape(batch * channels, length, 1)
-    y_init = problem.initial.reshape(batch * channels, 1)
+    batch, length, channels = problem["x"].shape
+    x = time_last(problem["x"]).reshape(batch * channels, length)
+    a = -time_last(problem["a"].expand(problem["x"].shape)).reshape(batch * channels, length, 1)
+    y_init = problem["y_init"].reshape(batch * channels, 1)
 
     def unfold(t: Tensor) -> Tensor:
         return t.reshape(batch, channels, length).transpose(1, 2)
@@ -36,13 +36,13 @@ def _prepare(problem: Problem) -> Prepared:
         (x, y_init, a),
         result=unfold,
         gradients=gradients,
-        cotangent=lambda g: problem.time_last(g).reshape(batch * channels, length),
+        cotangent=lambda g: time_last(g).reshape(batch * channels, length),
     )
 
 
 def _why_not(problem: Problem) -> list[str]:
     reasons = missing("torchlpc") + unsupported(problem, dtypes=DTYPES, backward=True)
-    if problem.direction == "backward" and problem.coefficients.shape != problem.x.shape:
+    if problem.direction == "backward" and problem["a"].shape != problem["x"].shape:
         reasons.append("takes full-size coefficients only")
     return reasons
 

@@ -39,11 +39,11 @@ def machine_lines(machine: Machine) -> str:
 def block_table(block: Sequence[Record]) -> RenderableType:
     """One case in one direction, fastest first; what was not run in lines below."""
     first = block[0]
-    order = "channels contiguous" if first.layout == "BLD" else "time contiguous"
+    order = {"BLD": "channels contiguous, ", "BDL": "time contiguous, "}.get(first.layout, "")
     title = Text.assemble(
         (f"{first.op} ", "bold"),
         (first.case, "bold cyan"),
-        f"  {shape_text(first)}  {first.dtype}, {order}, {_direction(first.direction)}",
+        f"  {shape_text(first)}  {first.dtype}, {order}{_direction(first.direction)}",
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     table.add_column("", no_wrap=True, width=len(MARKS) + 2)
