@@ -140,5 +140,7 @@ void TestRecurrenceGradient();
 void TestStateSpaceArguments();
 void TestVandermonde();
 void TestCauchy();
+// Of the instruction set in use.
+void TestMatmul();
 
 }  // namespace tests

@@ -1,7 +1,46 @@
 // Runs every kernel of every instruction set through the C interface against double loops.
 #include "check.h"
 
+#define CONVSCAN_DECLARE(isa) \
+  namespace convscan::isa {   \
+  void TestMatmul();          \
+  }
+#if defined(CONVSCAN_HAS_wide)
+CONVSCAN_DECLARE(wide)
+#endif
+#if defined(CONVSCAN_HAS_baseline)
+CONVSCAN_DECLARE(baseline)
+#endif
+#if defined(CONVSCAN_HAS_avx2)
+CONVSCAN_DECLARE(avx2)
+#endif
+#if defined(CONVSCAN_HAS_avx512)
+CONVSCAN_DECLARE(avx512)
+#endif
+#if defined(CONVSCAN_HAS_neon)
+CONVSCAN_DECLARE(neon)
+#endif
+
 namespace tests {
+
+void TestMatmul() {
+  const std::string isa = convscan_isa();
+#if defined(CONVSCAN_HAS_wide)
+  if (isa == "wide") convscan::wide::TestMatmul();
+#endif
+#if defined(CONVSCAN_HAS_baseline)
+  if (isa == "baseline") convscan::baseline::TestMatmul();
+#endif
+#if defined(CONVSCAN_HAS_avx2)
+  if (isa == "avx2") convscan::avx2::TestMatmul();
+#endif
+#if defined(CONVSCAN_HAS_avx512)
+  if (isa == "avx512") convscan::avx512::TestMatmul();
+#endif
+#if defined(CONVSCAN_HAS_neon)
+  if (isa == "neon") convscan::neon::TestMatmul();
+#endif
+}
 
 double DecodeHalf(convscan_dtype dtype, uint16_t bits) {
   const int mantissa_bits = dtype == CONVSCAN_BFLOAT16 ? 7 : 10;
@@ -164,6 +203,7 @@ int main() {
     TestRecurrenceGradient();
     TestVandermonde();
     TestCauchy();
+    TestMatmul();
   }
   convscan_workspace_reset_peak();
   context = "after the last call";
