@@ -81,6 +81,12 @@ def workspace(block: Block) -> float | None:
     return float(record["workspace_bytes"]) / 1024
 
 
+def error(block: Block) -> float | None:
+    """convscan's relative RMS error."""
+    record = block.get("convscan")
+    return None if record is None or record["error"] is None else record["error"]["relative_rms"]
+
+
 def conv(test: Callable[[int, int, int], bool], direction: str = "forward") -> Callable[[Record], bool]:
     """Convolutions whose (L, D, K) pass a test."""
 
@@ -97,6 +103,13 @@ def recurrence(test: Callable[[int, int], bool], direction: str = "forward") -> 
         return record["op"] == "linear_recurrence" and record["direction"] == direction and test(*record["shape"][1:])
 
     return applies
+
+
+def kernel(op: str) -> Callable[[Record], bool]:
+    """Kernels of state-space layers at the size that the requirement names."""
+    return lambda record: (
+        record["op"] == op and record["case"] == "h256-n64-l16384" and record["direction"] == "forward"
+    )
 
 
 def short(length: int, channels: int, taps: int) -> bool:
@@ -125,6 +138,11 @@ def requirements(threads: int) -> Iterator[Requirement]:
     yield Requirement("recurrence D ≥ 512: share of triad bandwidth", wide, roofline, 0.8)
     yield Requirement("recurrence D ≥ 512: workspace KiB", wide, workspace, 64 * threads, at_least=False)
     yield Requirement("few channels: × best rival", long, best_rival(), 3)
+    for op, rival in (("vandermonde", "torch einsum of powers"), ("cauchy", "torch einsum of reciprocals")):
+        wide_kernel = kernel(op)
+        yield Requirement(f"{op}: × PyTorch einsum", wide_kernel, ratio(rival), 8)
+        yield Requirement(f"{op}: workspace KiB", wide_kernel, workspace, 1024 * threads, at_least=False)
+        yield Requirement(f"{op}: relative RMS error", wide_kernel, error, 5e-6, at_least=False)
     backward = conv(lambda length, channels, taps: length > 1, "backward")
     yield Requirement("convolution, backward: × autograd", backward, ratio(*CONVOLUTION_WAYS), 5)
     backward = recurrence(lambda length, channels: length > 1, "backward")

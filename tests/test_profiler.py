@@ -17,12 +17,15 @@ import torch
 from rich.console import Console
 
 import convscan
+from convscan.ops.cauchy.cases import Case as PolesCase
 from convscan.ops.causal_conv.cases import Case as ConvCase
 from convscan.ops.fft_conv.cases import Case as EinsumCase
 from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
 from convscan.ops.opt_ssm_forward.cases import Case as LayerCase
+from convscan.ops.vandermonde.cases import Case as KernelCase
 from convscan.profiler import cli, machine, measure, ours, peers, runner, session, signal
 from convscan.profiler.operators import operator
+from convscan.profiler.operators.fft_conv_s4 import Case as TrainingCase
 from convscan.profiler.peer import Peer, Prepared
 from convscan.profiler.problem import Problem, truth
 from convscan.profiler.records import STATUSES, Record, Report, award, summarise
@@ -51,6 +54,9 @@ SMALL: dict[str, list[Any]] = {
         EinsumCase("short", "test", 2, 40, 3, 4),
         EinsumCase("long", "test", 1, 33, 2, 50, dtype="float64"),
     ],
+    "vandermonde": [KernelCase("few", "test", 3, 4, 50), KernelCase("many", "test", 2, 7, 33, dtype="complex128")],
+    "cauchy": [PolesCase("few", "test", 2, 3, 4, 50), PolesCase("many", "test", 1, 2, 7, 33, dtype="complex128")],
+    "FFTConvS4": [TrainingCase("few", "test", 2, 3, 50), TrainingCase("many", "test", 1, 4, 33, dtype="float64")],
     "opt_ssm_forward": [
         LayerCase("few", "test", 2, 40, 3, 5),
         LayerCase("many", "test", 1, 33, 2, 16, dtype="float64"),

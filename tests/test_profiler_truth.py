@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from convscan.nn import FFTConvS4
+from convscan.ops.cauchy.cases import Case as PolesCase
+from convscan.ops.cauchy.reference import cauchy as cauchy_reference
 from convscan.ops.causal_conv.cases import Case as ConvCase
 from convscan.ops.causal_conv.cases import inputs as conv_inputs
 from convscan.ops.fft_conv.cases import Case as EinsumCase
@@ -17,9 +20,12 @@ from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
 from convscan.ops.linear_recurrence.cases import inputs as recurrence_inputs
 from convscan.ops.opt_ssm_forward.cases import Case as LayerCase
 from convscan.ops.opt_ssm_forward.reference import opt_ssm_forward as layer_reference
+from convscan.ops.vandermonde.cases import Case as KernelCase
+from convscan.ops.vandermonde.reference import vandermonde as vandermonde_reference
 from convscan.profiler import ours, problem
 from convscan.profiler.operators import operator
-from convscan.profiler.problem import Problem, compare, truth
+from convscan.profiler.operators.fft_conv_s4 import Case as TrainingCase
+from convscan.profiler.problem import Problem, compare, truth, wide
 
 CONV_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 4), (1, 33, 5, 33), (1, 16, 2, 40), (3, 64, 4, 20)]
 RECURRENCE_SHAPES = [(1, 1, 1), (2, 7, 3), (1, 97, 4), (1, 1000, 2)]
@@ -154,10 +160,46 @@ MIXING = {
 }
 
 
+KERNELS = {
+    "vandermonde": KernelCase("test", "test", 3, 5, 40),
+    "cauchy": PolesCase("test", "test", 2, 3, 5, 40),
+    "FFTConvS4": TrainingCase("test", "test", 2, 3, 40),
+}
+
+
 def definition(p: Problem, arguments: Sequence[Tensor]) -> Tensor:
     if p.op == "fft_conv":
         return fft_conv_reference("bli,loi->blo", arguments[0], arguments[1:])
+    if p.op == "vandermonde":
+        return vandermonde_reference(*arguments, p.inputs["length"])
+    if p.op == "cauchy":
+        return cauchy_reference(arguments[0], wide(p["z"]), arguments[1])
+    if p.op == "FFTConvS4":
+        parameters = dict(zip(p.differentiated[1:], arguments[1:], strict=True))
+        layer = FFTConvS4(p.size("H"), kernel="s4d").double()
+        return torch.func.functional_call(layer, parameters, (arguments[0],))[0]
     return layer_reference(*arguments)
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_truth_of_kernels_and_layers_is_the_definition(op: str) -> None:
+    one = operator(op)
+    p = problem.make(one, KERNELS[op], one.inputs(KERNELS[op], 3), "backward", 3)
+    leaves = [wide(t).requires_grad_() for t in p.arguments]
+    y = definition(p, leaves)
+    expected = torch.autograd.grad(y, leaves, wide(p.cotangent))
+    for got, want in zip(truth(p).values, expected, strict=True):
+        torch.testing.assert_close(got, want)
+    right = [g.to(t.dtype) for g, t in zip(expected, p.arguments, strict=True)]
+    assert compare(p, right, truth(p)).wrong is None
+    for k in range(len(right)):
+        impostor = [*right[:k], right[k] * 1.01, *right[k + 1 :]]
+        assert compare(p, impostor, truth(p)).wrong
+    if "forward" in one.directions(p.case):
+        p = problem.make(one, p.case, p.inputs)
+        right = [y.detach().to(p.outputs[0].dtype)]
+        assert compare(p, right, truth(p)).wrong is None
+        assert compare(p, [right[0].roll(1, -1)], truth(p)).wrong
 
 
 @pytest.mark.parametrize("op", MIXING)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 DEFAULT = frozenset({"default"})
-QUICK = frozenset({"default", "quick"})
+OPERATOR = frozenset({"operator"})
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Case:
     """One product, k = cauchy(v, z, poles), with where its shape comes from.
 
     ``features`` rows of ``states`` poles each, with ``sides`` right hand sides. Tags: "default" runs in a plain
-    profile, "quick" in a short one.
+    profile, "operator" where this operator is asked for.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Case:
 
 CASES: tuple[Case, ...] = (
     Case("s4-long-range-arena", "S4 of rank 1 on Long Range Arena's sequential CIFAR: H 512, N 64, L 1024", 4, 512, 64,
-         1024, tags=QUICK),
+         1024),
     Case("h256-n64-l16384", "the requirement of this operator: 64 terms at 16384 points", 1, 256, 64, 16384,
-         tags=QUICK),
+         tags=OPERATOR),
 )  # fmt: skip
 
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 DEFAULT = frozenset({"default"})
-QUICK = frozenset({"default", "quick"})
+OPERATOR = frozenset({"operator"})
 
 
 @dataclass(frozen=True)
 class Case:
     """One kernel, y = vandermonde(c, a, length), with where its shape comes from.
 
-    ``features`` kernels of ``states`` conjugate pairs each. Tags: "default" runs in a plain profile, "quick" in a short
-    one.
+    ``features`` kernels of ``states`` conjugate pairs each. Tags: "default" runs in a plain profile, "operator"
+    where this operator is asked for.
     """
 
     name: str
@@ -40,10 +40,11 @@ class Case:
 
 
 CASES: tuple[Case, ...] = (
-    Case("s4d-long-range-arena", "S4D on Long Range Arena's sequential CIFAR: H 512, N 64 in 32 pairs", 512, 32, 1024,
-         tags=QUICK),
-    Case("s4d-speech", "S4D on Speech Commands: H 128, N 64 in 32 pairs, one second at 16 kHz", 128, 32, 16000),
-    Case("h256-n64-l16384", "the requirement of this operator: 64 terms over 16384 steps", 256, 64, 16384, tags=QUICK),
+    Case("s4d-long-range-arena", "S4D on Long Range Arena's sequential CIFAR: H 512, N 64 in 32 pairs", 512, 32, 1024),
+    Case("s4d-speech", "S4D on Speech Commands: H 128, N 64 in 32 pairs, one second at 16 kHz", 128, 32, 16000,
+         tags=OPERATOR),
+    Case("h256-n64-l16384", "the requirement of this operator: 64 terms over 16384 steps", 256, 64, 16384,
+         tags=OPERATOR),
 )  # fmt: skip
 
 
