@@ -5,82 +5,25 @@
 #include <nanobind/stl/tuple.h>
 
 #include <pthread.h>
-#include <unistd.h>
 
-#include <new>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "convscan.h"
+#include "python/calls.h"
 #include "python/tensors.h"
 
 namespace nb = nanobind;
 
 namespace {
 
-// Releases the interpreter while a kernel runs, until the interpreter begins to exit: a daemon thread that then asks for
-// it back is ended by unwinding its stack, which C++ answers with std::terminate. At exit, WaitForKernels lets kernels
-// that released it finish; later ones keep it.
-class ReleasedGil {
- public:
-  ReleasedGil() {
-    if (exiting_) return;
-    ++running_;
-    state_ = PyEval_SaveThread();
-  }
-  ~ReleasedGil() {
-    if (state_ == nullptr) return;
-    PyEval_RestoreThread(state_);
-    --running_;
-  }
-  ReleasedGil(const ReleasedGil &) = delete;
-  ReleasedGil &operator=(const ReleasedGil &) = delete;
-
-  // A forked child inherits the count without the threads.
-  static void ForgetOtherThreads() { running_ = 0; }
-  static void WaitForKernels() {
-    exiting_ = true;
-    while (running_ > 0) {
-      PyThreadState *const state = PyEval_SaveThread();
-      usleep(1000);
-      PyEval_RestoreThread(state);
-    }
-  }
-
- private:
-  static inline bool exiting_ = false;  // both change only while the interpreter is held
-  static inline int64_t running_ = 0;
-  PyThreadState *state_ = nullptr;
-};
-
-using Address = uintptr_t;
+using convscan::python::Address;
 using convscan::python::NativeCall;
+using convscan::python::ParseDtype;
+using convscan::python::Pointer;
+using convscan::python::Raise;
+using convscan::python::ReleasedGil;
 using convscan::python::TensorAddress;
-
-void Raise(convscan_status status, const char *kernel) {
-  if (status == CONVSCAN_OUT_OF_MEMORY) throw std::bad_alloc();
-  // The operators have checked everything else by now.
-  if (status == CONVSCAN_INVALID_ARGUMENT)
-    throw nb::value_error((std::string(kernel) + ": out must be x itself or memory that no input and no other element "
-                                                 "of out shares; it overlaps. Pass another out, or none").c_str());
-  if (status != CONVSCAN_OK)
-    throw nb::value_error((std::string(kernel) + ": " + convscan_status_message(status)).c_str());
-}
-
-template <class T>
-T *Pointer(Address address) {
-  return reinterpret_cast<T *>(address);
-}
-
-convscan_dtype ParseDtype(const std::string &name) {
-  static const std::pair<const char *, convscan_dtype> kNames[] = {
-      {"float32", CONVSCAN_FLOAT32},   {"float64", CONVSCAN_FLOAT64},     {"bfloat16", CONVSCAN_BFLOAT16},
-      {"float16", CONVSCAN_FLOAT16},   {"complex64", CONVSCAN_COMPLEX64}, {"complex128", CONVSCAN_COMPLEX128}};
-  for (const auto &[text, dtype] : kNames)
-    if (name == text) return dtype;
-  throw nb::value_error(("unknown dtype: " + name).c_str());
-}
 
 convscan_activation ParseActivation(const std::string &name) {
   if (name == "identity") return CONVSCAN_IDENTITY;
