@@ -3,7 +3,7 @@
 #pragma once
 
 #include "convscan.h"
-#include "core/vector.h"
+#include "core/exp.h"
 
 namespace convscan::CONVSCAN_ISA {
 
@@ -12,15 +12,8 @@ struct ActivationConstants;
 
 template <>
 struct ActivationConstants<float> {
-  using Bits = uint32_t;
-  static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the lowest bits
-  static constexpr float kLog2e = 0x1.715476p0f, kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
-  static constexpr Bits kHalf = 0xfffff000u;  // keeps the bits of t whose square is exact
-  // Beyond these arguments silu and gelu of -t are zero.
-  static constexpr float kSiluEnd = 110, kGeluEnd = 14.5f;
-  // (exp(r) - 1 - r) / r^2 on [-0.39, 0.36], relative error 3e-7 (2e-8 of exp).
-  static constexpr float kExp[] = {0x1.fffffep-2f, 0x1.5554b4p-3f, 0x1.555846p-5f, 0x1.123162p-7f, 0x1.695756p-10f};
+  static constexpr uint32_t kHalf = 0xfffff000u;  // keeps the bits of t whose square is exact
+  static constexpr float kGeluEnd = 14.5f;        // beyond it gelu of -t is zero
   // (t + 4) exp(t^2/2) erfc(t / sqrt 2) / 2 in u = (t - 4) / (t + 4) for 0 <= t <= kGeluEnd, relative error 1.3e-8.
   static constexpr float kMills[] = {0x1.82b4bcp-1f,  -0x1.373e3ap-1f, 0x1.8c6d8ep-2f,  -0x1.7dffc6p-3f,
                                      0x1.eed98cp-5f,  -0x1.ed4daep-8f, -0x1.cdd786p-9f, 0x1.9b62dcp-10f,
@@ -29,17 +22,8 @@ struct ActivationConstants<float> {
 
 template <>
 struct ActivationConstants<double> {
-  using Bits = uint64_t;
-  static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr double kRound = 0x1.8p52;
-  static constexpr double kLog2e = 0x1.71547652b82fep0, kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr Bits kHalf = 0xfffffffff8000000u;
-  static constexpr double kSiluEnd = 760, kGeluEnd = 39;
-  // As above, on [-0.348, 0.348], relative error 2.5e-16 (1.5e-17 of exp).
-  static constexpr double kExp[] = {0x1.0000000000001p-1,  0x1.5555555555556p-3,  0x1.5555555553c9bp-5,
-                                    0x1.1111111110976p-7,  0x1.6c16c178d97f0p-10, 0x1.a01a01a7f3e28p-13,
-                                    0x1.a019b7e0bf438p-16, 0x1.71de0cf59163ep-19, 0x1.2892e93100ed3p-22,
-                                    0x1.af3a5f7cc56e2p-26};
+  static constexpr uint64_t kHalf = 0xfffffffff8000000u;
+  static constexpr double kGeluEnd = 39;
   // As above, relative error 4e-17.
   static constexpr double kMills[] = {
       0x1.82b4bb8c94dcep-1,   -0x1.373e3a893c287p-1,  0x1.8c6dbf2cfc2fdp-2,   -0x1.7dff2bff6889ap-3,
@@ -50,47 +34,11 @@ struct ActivationConstants<double> {
       0x1.de6d02a26289cp-27,  0x1.3fb7ce475a168p-34,  -0x1.0959f1400a390p-30};
 };
 
-template <int W, class T, int N>
-CONVSCAN_INLINE Vec<T, W> Horner(Vec<T, W> x, const T (&c)[N]) {
-  Vec<T, W> p = Broadcast<T, W>(c[N - 1]);
-#pragma GCC unroll 32
-  for (int i = N - 2; i >= 0; --i) p = p * x + c[i];
-  return p;
-}
-
-// exp(a - rest) as mantissa * first * second with powers of two that are normal numbers even where the product is
-// not: multiply whatever else belongs to the result into the mantissa first and only the last product rounds.
-template <int W, class T>
-struct ScaledExp {
-  Vec<T, W> mantissa, first, second;
-};
-
-// For -kSiluEnd <= a <= 0 and 0 <= rest <= 0.04. The rest is for an exact square a, whose rounding exp would magnify.
-template <int W, class T>
-CONVSCAN_INLINE ScaledExp<W, T> ExpOfNegative(Vec<T, W> a, Vec<T, W> rest) {
-  using C = ActivationConstants<T>;
-  using U = Vec<typename C::Bits, W>;
-  const Vec<T, W> shifted = a * C::kLog2e + C::kRound;
-  const Vec<T, W> n = shifted - C::kRound;
-  const Vec<T, W> r = ((a - n * C::kLn2High) - n * C::kLn2Low) - rest;
-  const U exponent = BitCast<U>(shifted) - BitCast<U>(Broadcast<T, W>(C::kRound)) + typename C::Bits{2 * C::kBias};
-  const U half = exponent >> 1;
-  return {(r * r) * Horner<W, T>(r, C::kExp) + r + 1, BitCast<Vec<T, W>>(half << C::kMantissa),
-          BitCast<Vec<T, W>>((exponent - half) << C::kMantissa)};
-}
-
-// min(|z|, end), NaN for NaN.
-template <int W, class T>
-CONVSCAN_INLINE Vec<T, W> ClampedMagnitude(Vec<T, W> z, T end) {
-  const Vec<T, W> magnitude = z < 0 ? -z : z;
-  return magnitude > end ? Broadcast<T, W>(end) : magnitude;
-}
-
 // z / (1 + exp(-z)); for negative z, z exp(z) / (1 + exp(z)).
 template <int W, class T>
 CONVSCAN_INLINE Vec<T, W> Silu(Vec<T, W> z) {
-  const Vec<T, W> t = ClampedMagnitude<W, T>(z, ActivationConstants<T>::kSiluEnd);
-  const ScaledExp<W, T> e = ExpOfNegative<W, T>(-t, Vec<T, W>{});
+  const Vec<T, W> t = ClampedMagnitude<W, T>(z, ExpConstants<T>::kEnd);
+  const ScaledExp<W, T> e = ExpInParts<W, T>(-t, Vec<T, W>{});
   const Vec<T, W> divisor = 1 + e.mantissa * e.first * e.second;
   const Vec<T, W> numerator = z < 0 ? -t * e.mantissa : z;
   const Vec<T, W> quotient = numerator / divisor;
@@ -102,11 +50,11 @@ CONVSCAN_INLINE Vec<T, W> Silu(Vec<T, W> z) {
 template <int W, class T>
 CONVSCAN_INLINE Vec<T, W> Gelu(Vec<T, W> z) {
   using C = ActivationConstants<T>;
-  using U = Vec<typename C::Bits, W>;
+  using U = Vec<Unsigned<T>, W>;
   const Vec<T, W> t = ClampedMagnitude<W, T>(z, C::kGeluEnd);
   const Vec<T, W> t_high = BitCast<Vec<T, W>>(BitCast<U>(t) & C::kHalf);
   const ScaledExp<W, T> e =
-      ExpOfNegative<W, T>(t_high * t_high * T(-0.5), (t - t_high) * (t + t_high) * T(0.5));
+      ExpInParts<W, T>(t_high * t_high * T(-0.5), (t - t_high) * (t + t_high) * T(0.5));
   const Vec<T, W> inverse = 1 / (t + 4);
   const Vec<T, W> tail = Horner<W, T>((t - 4) * inverse, C::kMills) * inverse * e.mantissa;
   const Vec<T, W> negative = -t * tail * e.first * e.second;

@@ -141,6 +141,6 @@ void TestStateSpaceArguments();
 void TestVandermonde();
 void TestCauchy();
 // Of the instruction set in use.
-void TestMatmul();
+void TestHeaders();
 
 }  // namespace tests

@@ -4,6 +4,7 @@
 #define CONVSCAN_DECLARE(isa) \
   namespace convscan::isa {   \
   void TestMatmul();          \
+  void TestExp();             \
   }
 #if defined(CONVSCAN_HAS_wide)
 CONVSCAN_DECLARE(wide)
@@ -23,22 +24,23 @@ CONVSCAN_DECLARE(neon)
 
 namespace tests {
 
-void TestMatmul() {
+// What kernels share in headers.
+void TestHeaders() {
   const std::string isa = convscan_isa();
 #if defined(CONVSCAN_HAS_wide)
-  if (isa == "wide") convscan::wide::TestMatmul();
+  if (isa == "wide") convscan::wide::TestMatmul(), convscan::wide::TestExp();
 #endif
 #if defined(CONVSCAN_HAS_baseline)
-  if (isa == "baseline") convscan::baseline::TestMatmul();
+  if (isa == "baseline") convscan::baseline::TestMatmul(), convscan::baseline::TestExp();
 #endif
 #if defined(CONVSCAN_HAS_avx2)
-  if (isa == "avx2") convscan::avx2::TestMatmul();
+  if (isa == "avx2") convscan::avx2::TestMatmul(), convscan::avx2::TestExp();
 #endif
 #if defined(CONVSCAN_HAS_avx512)
-  if (isa == "avx512") convscan::avx512::TestMatmul();
+  if (isa == "avx512") convscan::avx512::TestMatmul(), convscan::avx512::TestExp();
 #endif
 #if defined(CONVSCAN_HAS_neon)
-  if (isa == "neon") convscan::neon::TestMatmul();
+  if (isa == "neon") convscan::neon::TestMatmul(), convscan::neon::TestExp();
 #endif
 }
 
@@ -203,7 +205,7 @@ int main() {
     TestRecurrenceGradient();
     TestVandermonde();
     TestCauchy();
-    TestMatmul();
+    TestHeaders();
   }
   convscan_workspace_reset_peak();
   context = "after the last call";
