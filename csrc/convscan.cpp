@@ -14,7 +14,8 @@ namespace {
 
 int64_t ElementBytes(convscan_dtype dtype) {
   switch (dtype) {
-    case CONVSCAN_FLOAT32: return 4;
+    case CONVSCAN_FLOAT32:
+    case CONVSCAN_WIDE_FLOAT32: return 4;
     case CONVSCAN_FLOAT64: return 8;
     case CONVSCAN_BFLOAT16:
     case CONVSCAN_FLOAT16: return 2;
@@ -30,8 +31,16 @@ int64_t Alignment(convscan_dtype dtype) {
   return IsComplex(dtype) ? ElementBytes(dtype) / 2 : ElementBytes(dtype);
 }
 
-bool IsReal(convscan_dtype dtype) { return dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_FLOAT16; }
-bool IsKnown(convscan_dtype dtype) { return dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_COMPLEX128; }
+bool IsReal(convscan_dtype dtype) {
+  return (dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_FLOAT16) || dtype == CONVSCAN_WIDE_FLOAT32;
+}
+// Of a real number in arithmetic.
+int64_t ComputeBytes(convscan_dtype dtype) {
+  return dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_WIDE_FLOAT32 ? 8 : 4;
+}
+bool IsKnown(convscan_dtype dtype) { return dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_WIDE_FLOAT32; }
+
+constexpr int64_t kSpectrumAlignment = 64;
 
 // An array as the checks see it: address, element size, and up to three (size, stride) axes.
 struct Array {
@@ -133,7 +142,8 @@ bool SizesAreValid(int64_t batch, int64_t length, int64_t channels, int threads)
          !__builtin_mul_overflow(elements, channels, &elements) && elements <= kLargest;
 }
 
-convscan_status Check(const convscan_conv *p) {
+// `spectra`: whether they stand in for h, which is then not read.
+convscan_status Check(const convscan_conv *p, bool spectra = false) {
   if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads)) return CONVSCAN_INVALID_ARGUMENT;
   if (p->taps < 1 || p->taps > int64_t{1} << 48 || p->origin < 0 || p->origin >= p->taps)
     return CONVSCAN_INVALID_ARGUMENT;
@@ -144,9 +154,12 @@ convscan_status Check(const convscan_conv *p) {
   const int64_t element = ElementBytes(p->dtype);
   const Array x = View(p->x, element, p->batch, p->length, p->channels, p->x_strides);
   const Array y = View(p->y, element, p->batch, p->length, p->channels, p->y_strides);
-  const Array h = Plane(p->h, element, p->taps, p->channels, p->h_tap_stride, p->h_channel_stride);
-  if (!IsValid(x, element) || !IsValid(y, element) || !IsValid(h, element)) return CONVSCAN_INVALID_ARGUMENT;
-  if (!y.IsInjective() || Conflicts(y, x, true) || Conflicts(y, h, false)) return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsValid(x, element) || !IsValid(y, element)) return CONVSCAN_INVALID_ARGUMENT;
+  if (!y.IsInjective() || Conflicts(y, x, true)) return CONVSCAN_INVALID_ARGUMENT;
+  if (!spectra) {
+    const Array h = Plane(p->h, element, p->taps, p->channels, p->h_tap_stride, p->h_channel_stride);
+    if (!IsValid(h, element) || Conflicts(y, h, false)) return CONVSCAN_INVALID_ARGUMENT;
+  }
   if (p->bias != nullptr) {
     const Array bias = Plane(p->bias, element, 1, p->channels, 0, p->bias_stride);
     if (!IsValid(bias, element) || Conflicts(y, bias, false)) return CONVSCAN_INVALID_ARGUMENT;
@@ -158,13 +171,47 @@ convscan_status Check(const convscan_conv *p) {
   return CONVSCAN_OK;
 }
 
+bool IsKnown(convscan_spectrum_storage storage) {
+  return storage == CONVSCAN_SPECTRUM_FULL || storage == CONVSCAN_SPECTRUM_BFLOAT16;
+}
+
+convscan_status CheckKept(const convscan_conv *p, int64_t transform_length, const void *spectra,
+                          convscan_spectrum_storage storage) {
+  const convscan_status status = Check(p, true);
+  if (status != CONVSCAN_OK) return status;
+  if (!IsKnown(storage) || (p->origin != 0 && p->origin != p->taps - 1)) return CONVSCAN_INVALID_ARGUMENT;
+  const int64_t bytes = convscan_spectrum_bytes(transform_length, p->dtype, storage);
+  if (bytes == 0) return CONVSCAN_UNSUPPORTED;
+  if (p->batch == 0 || p->length == 0 || p->channels == 0) return CONVSCAN_OK;
+  const Array all = Plane(spectra, bytes, 1, p->channels, 0, p->h_channel_stride == 0 ? 0 : 1);
+  const Array y = View(p->y, ElementBytes(p->dtype), p->batch, p->length, p->channels, p->y_strides);
+  return IsValid(all, kSpectrumAlignment) && !Conflicts(y, all, false) ? CONVSCAN_OK : CONVSCAN_INVALID_ARGUMENT;
+}
+
+convscan_status Check(const convscan_spectrum *p) {
+  if (p == nullptr || !SizesAreValid(1, p->taps, p->filters, p->threads) || p->taps < 1 || !IsKnown(p->dtype) ||
+      !IsKnown(p->storage))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsReal(p->dtype)) return CONVSCAN_UNSUPPORTED;
+  const int64_t bytes = convscan_spectrum_bytes(p->transform_length, p->dtype, p->storage);
+  if (bytes == 0) return CONVSCAN_UNSUPPORTED;
+  if (2 * p->transform_length < p->taps) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->filters == 0) return CONVSCAN_OK;
+  const int64_t element = ElementBytes(p->dtype);
+  const Array h = Plane(p->h, element, p->taps, p->filters, p->h_tap_stride, p->h_filter_stride);
+  const Array spectra = Plane(p->spectra, bytes, 1, p->filters, 0, 1);
+  return IsValid(h, element) && IsValid(spectra, kSpectrumAlignment) && !Conflicts(spectra, h, false)
+             ? CONVSCAN_OK
+             : CONVSCAN_INVALID_ARGUMENT;
+}
+
 convscan_status Check(const convscan_filter_gradient *p) {
   if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads)) return CONVSCAN_INVALID_ARGUMENT;
   if (p->taps < 1 || p->taps > int64_t{1} << 48 || !IsKnown(p->dtype)) return CONVSCAN_INVALID_ARGUMENT;
   if (!IsReal(p->dtype)) return CONVSCAN_UNSUPPORTED;
   if (p->channels == 0) return CONVSCAN_OK;
   const int64_t element = ElementBytes(p->dtype);
-  const int64_t gradient = p->dtype == CONVSCAN_FLOAT64 ? 8 : 4;
+  const int64_t gradient = ComputeBytes(p->dtype);
   const Array dh = Plane(p->dh, gradient, p->taps, p->channels, p->dh_tap_stride, p->dh_channel_stride);
   if (!IsValid(dh, gradient) || !dh.IsInjective()) return CONVSCAN_INVALID_ARGUMENT;
   if (p->batch == 0 || p->length == 0) return CONVSCAN_OK;
@@ -290,6 +337,7 @@ convscan_status Check(const convscan_cauchy *p) {
 }
 
 bool IsEmpty(const convscan_conv &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
+bool IsEmpty(const convscan_spectrum &p) { return p.filters == 0; }
 bool IsEmpty(const convscan_filter_gradient &p) { return p.channels == 0; }
 bool IsEmpty(const convscan_scan &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_scan_gradient &p) { return p.forward.batch == 0 || p.forward.channels == 0; }
@@ -313,6 +361,19 @@ convscan_status convscan_conv_toeplitz(const convscan_conv *p) { return Run(p, C
 convscan_status convscan_conv_recurrence(const convscan_conv *p) { return Run(p, Check(p), &Kernels::conv_recurrence); }
 convscan_status convscan_conv_fft(const convscan_conv *p, int64_t transform_length) {
   return Run(p, Check(p), &Kernels::conv_fft, transform_length);
+}
+convscan_status convscan_conv_fft_kept(const convscan_conv *p, int64_t transform_length, const void *spectra,
+                                       convscan_spectrum_storage storage) {
+  const convscan_status status = CheckKept(p, transform_length, spectra, storage);
+  return Run(p, status, &Kernels::conv_fft_kept, transform_length, spectra, storage);
+}
+convscan_status convscan_filter_spectrum(const convscan_spectrum *p) {
+  return Run(p, Check(p), &Kernels::filter_spectrum);
+}
+int64_t convscan_spectrum_bytes(int64_t transform_length, convscan_dtype dtype, convscan_spectrum_storage storage) {
+  if (transform_length < 1 || convscan_fft_length(transform_length, dtype) != transform_length || !IsKnown(storage))
+    return 0;
+  return 2 * transform_length * (storage == CONVSCAN_SPECTRUM_BFLOAT16 ? 2 : ComputeBytes(dtype));
 }
 convscan_status convscan_filter_gradient_direct(const convscan_filter_gradient *p) {
   return Run(p, Check(p), &Kernels::filter_gradient_direct);

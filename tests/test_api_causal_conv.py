@@ -125,6 +125,7 @@ X, H = torch.ones(2, 7, 3), torch.ones(4, 3)
         ({"h": H.to("meta")}, ValueError, "h must be on the device of x, cpu; got meta. Move it with h.to(x.device)"),
         ({"h": H.to(torch.complex64)}, TypeError, "h must have one of the dtypes"),
         ({"activation": "relu"}, ValueError, "activation must be None, 'silu' or 'gelu'; got 'relu'"),
+        ({"precision": "low"}, ValueError, "precision must be 'default' or 'high'; got 'low'"),
         ({"bias": torch.ones(2)}, ValueError, "bias must have the shape (D,) = (3,); got (2,)"),
         (
             {"initial_state": X},
@@ -291,12 +292,15 @@ def test_opcheck() -> None:
     x, h, bias, state = sample()
     in_time_order = x.transpose(-1, -2).contiguous().transpose(-1, -2).detach()
     for arguments in [
-        (x, h, bias, state, "silu", False),
-        (x, h, None, None, None, True),
-        (in_time_order, h, None, None, None, False),
+        (x, h, bias, state, "silu", False, "default", None),
+        (x, h, None, None, None, True, "default", None),
+        (in_time_order, h, None, None, None, False, "default", None),
+        (x.detach().float(), h.detach().float(), None, None, None, False, "high", None),
     ]:
         torch.library.opcheck(torch.ops.convscan.causal_conv.default, arguments)
-    torch.library.opcheck(torch.ops.convscan.causal_conv_filter_gradient.default, (x, x.detach(), state, 4))
+    torch.library.opcheck(torch.ops.convscan.causal_conv_filter_gradient.default, (x, x.detach(), state, 4, "default"))
+    single = x.detach().float()
+    torch.library.opcheck(torch.ops.convscan.causal_conv_filter_gradient.default, (single, single, None, 4, "high"))
 
 
 def test_meta_tensors_have_shapes_only() -> None:

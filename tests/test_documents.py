@@ -50,7 +50,7 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/layers.md", "docs/state-space.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/convolutions.md", "docs/layers.md", "docs/state-space.md"])
 def test_examples_of_documents_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
     assert examples

@@ -59,22 +59,83 @@ struct Groups {
   int64_t Size(int64_t group) const { return group < wide ? width : IsWide(group) ? kChunk : 1; }
 };
 
+// Filters to spectra, scaled for the way back. Where the taps of neighbouring filters share cache lines, they are copied
+// a few at a time: 16 while that is little memory, then 4 (measured: reading one column of a (16384, 256) filter at a
+// time doubles the whole time).
+template <class S>
+class Filters {
+ public:
+  using T = Compute<S>;
+  using C = ComplexVec<T>;
+
+  Filters(const void *h, int64_t tap_stride, int64_t filter_stride, int64_t taps, int64_t origin,
+          const Transform<T> &transform)
+      : h_(static_cast<const S *>(h)),
+        tap_stride_(tap_stride),
+        filter_stride_(filter_stride),
+        taps_(taps),
+        origin_(origin),
+        transform_(transform) {}
+
+  bool ShareLines() const { return filter_stride_ == 1 && tap_stride_ != 1 && taps_ > 1; }
+  // Room for copied taps, in elements.
+  int64_t Copies() const { return Copied() * taps_; }
+
+  // The spectrum of filter first + c, of 16 whose taps are copied when c reaches a new few of them.
+  void Transform(int64_t first, int64_t c, bool copies, S *copied_taps, C *spectrum) const {
+    const S *h = h_ + (first + c) * filter_stride_;
+    int64_t stride = tap_stride_;
+    if (copies) {
+      const int64_t copied = Copied();
+      for (int64_t few = 0; c % copied == 0 && few < copied; few += kFew)
+        CopyColumns<kFew>(h + few, stride, taps_, copied_taps + few * taps_);
+      h = copied_taps + c % copied * taps_;
+      stride = 1;
+    }
+    const int64_t points = transform_.Points();
+    const Taps<S> taps{h, stride, taps_, origin_, 2 * points, T{1} / static_cast<T>(points)};
+    transform_.FirstStep(taps, taps.UpperIsZero(points), spectrum);
+    transform_.Spectrum(spectrum);
+  }
+
+ private:
+  static constexpr int kFew = 4;
+  static constexpr int64_t kCopyBytes = int64_t{256} << 10;
+
+  int64_t Copied() const {
+    return taps_ * kChunk * static_cast<int64_t>(sizeof(S)) <= kCopyBytes ? kChunk : kFew;
+  }
+
+  const S *h_;
+  const int64_t tap_stride_, filter_stride_, taps_, origin_;
+  const convscan::CONVSCAN_ISA::Transform<T> &transform_;
+};
+
+// Spectra that were made before: of one filter for all channels (step 0), or of one for each.
+struct KeptSpectra {
+  const char *address = nullptr;
+  int64_t step = 0;  // in bytes
+  bool is_bfloat16 = false, is_conjugate = false;
+};
+
 template <class S>
 class FftConvolution {
  public:
   using T = Compute<S>;
   using C = ComplexVec<T>;
 
-  FftConvolution(const convscan_conv &p, const Transform<T> &transform, int64_t outputs)
+  FftConvolution(const convscan_conv &p, const Transform<T> &transform, int64_t outputs, const KeptSpectra &kept = {})
       : p_(p),
         transform_(transform),
+        kept_(kept),
+        filters_(p.h, p.h_tap_stride, p.h_channel_stride, p.taps, p.origin, transform),
         outputs_(outputs),
         history_(p.taps - 1 - p.origin),
         panel_((CeilDiv(Min(outputs + p.origin, p.length), kChunk) + 1) * kChunk),
         threads_(Threads(p.threads, p.batch * p.length * p.channels * kWorkPerSample)),
         shares_lines_(p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.length >= kChunk),
-        keeps_spectra_(p.batch * CeilDiv(p.length, outputs) > 1),
-        copies_taps_(p.h_channel_stride == 1 && p.h_tap_stride != 1 && p.taps > 1),
+        keeps_spectra_(kept.address == nullptr && p.batch * CeilDiv(p.length, outputs) > 1),
+        copies_taps_(kept.address == nullptr && filters_.ShareLines()),
         panel_width_(PanelWidth()),
         groups_(p.channels, shares_lines_ || copies_taps_, Max(panel_width_, kChunk)) {}
 
@@ -92,10 +153,6 @@ class FftConvolution {
   }
 
  private:
-  // Filters of which neighbouring channels share cache lines are copied a few at a time: 16 while that is little
-  // memory, then 4 (measured: reading one column of a (16384, 256) filter at a time doubles the whole time).
-  static constexpr int kFew = 4;
-  static constexpr int64_t kCopyBytes = int64_t{256} << 10;
   // A panel and the spectra of its channels, together. Of most arrays every time step lies in a page of its own, so a
   // panel takes several lines of it while it is there (measured: 3.7 to 3.0 ns an element for 4096 x 1024, K = 128; a
   // single line still beats tiles, 6.5 to 8.2 ns for 16384 x 256, K = L).
@@ -114,10 +171,6 @@ class FftConvolution {
     T *past[kMostLines * kChunk + 1];
   };
 
-  int64_t CopiedFilters() const {
-    return p_.taps * kChunk * static_cast<int64_t>(sizeof(S)) <= kCopyBytes ? kChunk : kFew;
-  }
-
   // Channels of a panel; 0 where not even 16 fit.
   int64_t PanelWidth() const {
     if (!shares_lines_) return 0;
@@ -132,9 +185,10 @@ class FftConvolution {
     const bool keeps_past = history_ > 0 && (outputs_ < p_.length || p_.state != nullptr);
     Scratch scratch{};
     scratch.data = arena.Take<C>(transform_.Elements());
-    scratch.spectra = arena.Take<C>((is_panel && keeps_spectra_ ? rows : 1) * transform_.Elements());
+    const int64_t spectra = kept_.address != nullptr ? 0 : is_panel && keeps_spectra_ ? rows : 1;
+    scratch.spectra = arena.Take<C>(spectra * transform_.Elements());
     scratch.panel = arena.Take<S>(is_panel ? rows * panel_ : 0);
-    scratch.taps = arena.Take<S>(copies_taps ? CopiedFilters() * p_.taps : 0);
+    scratch.taps = arena.Take<S>(copies_taps ? filters_.Copies() : 0);
     for (int64_t c = 0; keeps_past && c <= rows; ++c) scratch.past[c] = arena.Take<T>(history_);
     return scratch;
   }
@@ -164,7 +218,7 @@ class FftConvolution {
     for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b)
       TransposeTiles(X(b, first), p_.x_strides.time, Y(b, first), p_.y_strides.time, tiles);
     for (int64_t c = 0; c < channels; ++c) {
-      TransformFilter(first, c, copies_taps, scratch, scratch.spectra);
+      if (kept_.address == nullptr) filters_.Transform(first, c, copies_taps, scratch.taps, scratch.spectra);
       for (int64_t b = batch_begin; b < batch_end; ++b) {
         Row<S> out = Row<S>::Strided(Y(b, first + c), p_.y_strides.time, p_.length);
         Row<const S> in = Row<const S>::Strided(X(b, first + c), p_.x_strides.time, p_.length);
@@ -187,7 +241,7 @@ class FftConvolution {
                  Scratch &scratch) const {
     const int64_t spectrum_step = keeps_spectra_ ? transform_.Elements() : 0;
     for (int64_t c = 0; keeps_spectra_ && c < channels; ++c)
-      TransformFilter(first, c, copies_taps, scratch, scratch.spectra + c * spectrum_step);
+      filters_.Transform(first, c, copies_taps, scratch.taps, scratch.spectra + c * spectrum_step);
     for (int64_t b = batch_begin; b < batch_end; ++b) {
       Past past[kMostLines * kChunk];
       for (int64_t c = 0; c < channels; ++c) past[c] = PastOf(b, first + c, scratch.past[c], nullptr);
@@ -196,7 +250,8 @@ class FftConvolution {
         RowsFromColumns(X(b, first) + start * p_.x_strides.time, p_.x_strides.time, Min(outputs_ + p_.origin, rest),
                         channels, scratch.panel, panel_);
         for (int64_t c = 0; c < channels; ++c) {
-          if (!keeps_spectra_) TransformFilter(first, c, copies_taps, scratch, scratch.spectra);
+          if (!keeps_spectra_ && kept_.address == nullptr)
+            filters_.Transform(first, c, copies_taps, scratch.taps, scratch.spectra);
           S *const row = scratch.panel + c * panel_;
           past[c].next = scratch.past[channels];
           ConvolveBlock(Row<const S>::Strided(row, 1, panel_), Row<S>::Strided(row, 1, panel_), start, first + c,
@@ -208,23 +263,6 @@ class FftConvolution {
       }
       for (int64_t c = 0; c < channels; ++c) scratch.past[c] = past[c].samples;
     }
-  }
-
-  // The spectrum of the filter of channel first + c; filters are copied when c reaches a new few of them.
-  void TransformFilter(int64_t first, int64_t c, bool copies_taps, const Scratch &scratch, C *spectrum) const {
-    const S *h = static_cast<const S *>(p_.h) + (first + c) * p_.h_channel_stride;
-    int64_t stride = p_.h_tap_stride;
-    if (copies_taps) {
-      const int64_t copied = CopiedFilters();
-      for (int64_t few = 0; c % copied == 0 && few < copied; few += kFew)
-        CopyColumns<kFew>(h + few, stride, p_.taps, scratch.taps + few * p_.taps);
-      h = scratch.taps + c % copied * p_.taps;
-      stride = 1;
-    }
-    const Taps<S> taps{h, stride, p_.taps, p_.origin, 2 * transform_.Points(),
-                       T{1} / static_cast<T>(transform_.Points())};
-    transform_.FirstStep(taps, taps.UpperIsZero(transform_.Points()), spectrum);
-    transform_.Spectrum(spectrum);
   }
 
   // What precedes a row: the initial state, if there is one.
@@ -247,12 +285,26 @@ class FftConvolution {
       past = {past.next, past.samples, true};
     }
     transform_.FirstStep(samples, samples.UpperIsZero(transform_.Points()), data);
-    transform_.MultiplyBySpectrum(data, spectrum);
+    MultiplyBySpectrum(data, spectrum, channel);
     const T bias = p_.bias == nullptr
                        ? T{0}
                        : LoadScalar(static_cast<const S *>(p_.bias) + channel * p_.bias_stride);
     const Sink<S> sink{out, Min(outputs_, rest), bias, p_.activation};
     transform_.LastStep(data, sink.length, sink);
+  }
+
+  // `spectrum` is not read where spectra are kept.
+  void MultiplyBySpectrum(C *data, const C *spectrum, int64_t channel) const {
+    if (kept_.address == nullptr) return transform_.MultiplyBySpectrum(data, reinterpret_cast<const T *>(spectrum));
+    const char *const kept = kept_.address + channel * kept_.step;
+    if (kept_.is_bfloat16) return MultiplyByKept(data, reinterpret_cast<const BFloat16 *>(kept));
+    MultiplyByKept(data, reinterpret_cast<const T *>(kept));
+  }
+
+  template <class Stored>
+  void MultiplyByKept(C *data, const Stored *spectrum) const {
+    if (kept_.is_conjugate) return transform_.template MultiplyBySpectrum<true>(data, spectrum);
+    transform_.MultiplyBySpectrum(data, spectrum);
   }
 
   const S *X(int64_t batch, int64_t channel) const {
@@ -264,6 +316,8 @@ class FftConvolution {
 
   const convscan_conv &p_;
   const Transform<T> &transform_;
+  const KeptSpectra kept_;
+  const Filters<S> filters_;
   const int64_t outputs_, history_, panel_;  // panel_: elements from row to row of a panel
   const int threads_;
   const bool shares_lines_, keeps_spectra_, copies_taps_;
@@ -397,15 +451,54 @@ class FftFilterGradient {
 };
 
 // Sets up the transform of a problem of either kind and runs it.
-template <class S, template <class> class Runner, class Problem>
-convscan_status RunBlocks(const Problem &p, int64_t transform_length) {
+template <class S, template <class> class Runner, class Problem, class... Rest>
+convscan_status RunBlocks(const Problem &p, int64_t transform_length, const Rest &...rest) {
   using T = Compute<S>;
   const Blocks<T> blocks(p.length, p.taps, transform_length);
   Steps<T> steps;
   if (blocks.outputs <= 0 || !steps.Cut(blocks.points)) return CONVSCAN_UNSUPPORTED;
   const Transform<T> transform(blocks.points);
   if (!transform.IsValid()) return CONVSCAN_OUT_OF_MEMORY;
-  return Runner<S>(p, transform, blocks.outputs).Run();
+  return Runner<S>(p, transform, blocks.outputs, rest...).Run();
+}
+
+template <class S>
+convscan_status MakeSpectra(const convscan_spectrum &p) {
+  using T = Compute<S>;
+  using C = ComplexVec<T>;
+  const Transform<T> transform(p.transform_length);
+  if (!transform.IsValid()) return CONVSCAN_OUT_OF_MEMORY;
+  const Filters<S> filters(p.h, p.h_tap_stride, p.h_filter_stride, p.taps, 0, transform);
+  const Groups groups(p.filters, filters.ShareLines());
+  const int64_t elements = transform.Elements(), numbers = 2 * transform.Points();
+  const bool rounds = p.storage == CONVSCAN_SPECTRUM_BFLOAT16;
+  bool failed = false;
+  ParallelFor(groups.Count(), Threads(p.threads, p.filters * p.taps * kWorkPerSample), [&](int64_t group) {
+    const bool copies = groups.IsWide(group);
+    const auto carve = [&](Arena &arena, C *&data, S *&taps) {
+      data = arena.Take<C>(rounds ? elements : 0);
+      taps = arena.Take<S>(copies ? filters.Copies() : 0);
+    };
+    C *data;
+    S *taps;
+    Arena count(nullptr);
+    carve(count, data, taps);
+    void *const memory = Workspace(count.Used());
+    if (memory == nullptr) return __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+    Arena arena(memory);
+    carve(arena, data, taps);
+    const int64_t first = groups.First(group);
+    for (int64_t c = 0; c < groups.Size(group); ++c) {
+      if (!rounds) data = static_cast<C *>(p.spectra) + (first + c) * elements;
+      filters.Transform(first, c, copies, taps, data);
+      BFloat16 *const rounded = static_cast<BFloat16 *>(p.spectra) + (first + c) * numbers;
+      constexpr int kW = kLanes<float>;
+      const T *const exact = reinterpret_cast<const T *>(data);
+      for (int64_t i = 0; rounds && i < numbers; i += kW)
+        Store<kW>(rounded + i, __builtin_convertvector(Load<kW>(exact + i), Vec<float, kW>));
+    }
+  });
+  return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
 }
 
 }  // namespace
@@ -424,6 +517,25 @@ convscan_status ConvFft(const convscan_conv &problem, int64_t transform_length) 
   });
 }
 
+convscan_status ConvFftKept(const convscan_conv &problem, int64_t transform_length, const void *spectra,
+                            convscan_spectrum_storage storage) {
+  return WithRealStorage(problem.dtype, [&](auto type) {
+    using S = typename decltype(type)::Storage;
+    const bool is_bfloat16 = storage == CONVSCAN_SPECTRUM_BFLOAT16;
+    const int64_t bytes = 2 * transform_length * static_cast<int64_t>(is_bfloat16 ? sizeof(BFloat16) : sizeof(Compute<S>));
+    return RunBlocks<S, FftConvolution>(problem, transform_length,
+                                        KeptSpectra{static_cast<const char *>(spectra),
+                                                    problem.h_channel_stride == 0 ? 0 : bytes, is_bfloat16,
+                                                    problem.origin != 0});
+  });
+}
+
+convscan_status FilterSpectrum(const convscan_spectrum &p) {
+  return WithRealStorage(p.dtype, [&](auto type) {
+    return MakeSpectra<typename decltype(type)::Storage>(p);
+  });
+}
+
 convscan_status FilterGradientFft(const convscan_filter_gradient &problem, int64_t transform_length) {
   return WithRealStorage(problem.dtype, [&](auto type) {
     using S = typename decltype(type)::Storage;
@@ -439,7 +551,7 @@ convscan_status FilterGradientFft(const convscan_filter_gradient &problem, int64
 }
 
 int64_t FftLength(int64_t points, convscan_dtype dtype) {
-  return dtype == CONVSCAN_FLOAT64 ? TransformLength<double>(points) : TransformLength<float>(points);
+  return dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_WIDE_FLOAT32 ? TransformLength<double>(points) : TransformLength<float>(points);
 }
 
 }  // namespace convscan::CONVSCAN_ISA

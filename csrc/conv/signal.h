@@ -200,6 +200,8 @@ CONVSCAN_INLINE void StoreStreamAs(S *p, Vec<Compute<S>, W> v) {
     StoreStream<W, uint16_t>(&p->bits, ToBFloat16<W>(v));
   } else if constexpr (kSame<S, Float16>) {
     StoreStream<W, uint16_t>(&p->bits, ToFloat16<W>(v));
+  } else if constexpr (kSame<S, WideFloat32>) {
+    StoreStream<W, float>(&p->value, __builtin_convertvector(v, Vec<float, W>));
   } else {
     StoreStream<W, S>(p, v);
   }

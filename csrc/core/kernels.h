@@ -10,6 +10,9 @@ struct Kernels {
   convscan_status (*conv_direct)(const convscan_conv &);
   convscan_status (*conv_toeplitz)(const convscan_conv &);
   convscan_status (*conv_fft)(const convscan_conv &, int64_t transform_length);
+  convscan_status (*conv_fft_kept)(const convscan_conv &, int64_t transform_length, const void *spectra,
+                                   convscan_spectrum_storage);
+  convscan_status (*filter_spectrum)(const convscan_spectrum &);
   convscan_status (*conv_recurrence)(const convscan_conv &);
   int64_t (*fft_length)(int64_t points, convscan_dtype);
   convscan_status (*filter_gradient_direct)(const convscan_filter_gradient &);

@@ -11,7 +11,7 @@ struct Type {
   using Storage = T;
 };
 
-// function(Type<S>{}) for the four real dtypes.
+// function(Type<S>{}) for the real dtypes.
 template <class Function>
 CONVSCAN_INLINE convscan_status WithRealStorage(convscan_dtype dtype, const Function &function) {
   switch (dtype) {
@@ -19,6 +19,7 @@ CONVSCAN_INLINE convscan_status WithRealStorage(convscan_dtype dtype, const Func
     case CONVSCAN_FLOAT64: return function(Type<double>{});
     case CONVSCAN_BFLOAT16: return function(Type<BFloat16>{});
     case CONVSCAN_FLOAT16: return function(Type<Float16>{});
+    case CONVSCAN_WIDE_FLOAT32: return function(Type<WideFloat32>{});
     default: return CONVSCAN_UNSUPPORTED;
   }
 }

@@ -7,6 +7,8 @@ namespace convscan::CONVSCAN_ISA {
 convscan_status ConvDirect(const convscan_conv &);
 convscan_status ConvToeplitz(const convscan_conv &);
 convscan_status ConvFft(const convscan_conv &, int64_t);
+convscan_status ConvFftKept(const convscan_conv &, int64_t, const void *, convscan_spectrum_storage);
+convscan_status FilterSpectrum(const convscan_spectrum &);
 convscan_status ConvRecurrence(const convscan_conv &);
 int64_t FftLength(int64_t, convscan_dtype);
 convscan_status FilterGradientDirect(const convscan_filter_gradient &);
@@ -28,6 +30,8 @@ const Kernels kKernels = {
     ConvDirect,
     ConvToeplitz,
     ConvFft,
+    ConvFftKept,
+    FilterSpectrum,
     ConvRecurrence,
     FftLength,
     FilterGradientDirect,

@@ -58,6 +58,10 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+// float32 in memory, float64 in arithmetic.
+struct WideFloat32 {
+  float value;
+};
 
 // The type a stored type is computed in.
 template <class S>
@@ -71,6 +75,10 @@ struct ComputeOf<BFloat16> {
 template <>
 struct ComputeOf<Float16> {
   using Type = float;
+};
+template <>
+struct ComputeOf<WideFloat32> {
+  using Type = double;
 };
 template <class S>
 using Compute = typename ComputeOf<S>::Type;
@@ -172,6 +180,9 @@ CONVSCAN_INLINE Vec<Compute<S>, W> Load(const S *p) {
     return FromBFloat16<W>(*reinterpret_cast<const typename VectorType<uint16_t, W>::Unaligned *>(p));
   } else if constexpr (kSame<S, Float16>) {
     return FromFloat16<W>(*reinterpret_cast<const typename VectorType<uint16_t, W>::Unaligned *>(p));
+  } else if constexpr (kSame<S, WideFloat32>) {
+    const Vec<float, W> narrow = *reinterpret_cast<const typename VectorType<float, W>::Unaligned *>(p);
+    return __builtin_convertvector(narrow, Vec<double, W>);
   } else {
     return *reinterpret_cast<const typename VectorType<S, W>::Unaligned *>(p);
   }
@@ -183,6 +194,8 @@ CONVSCAN_INLINE void Store(S *p, Vec<Compute<S>, W> v) {
     *reinterpret_cast<typename VectorType<uint16_t, W>::Unaligned *>(p) = ToBFloat16<W>(v);
   } else if constexpr (kSame<S, Float16>) {
     *reinterpret_cast<typename VectorType<uint16_t, W>::Unaligned *>(p) = ToFloat16<W>(v);
+  } else if constexpr (kSame<S, WideFloat32>) {
+    *reinterpret_cast<typename VectorType<float, W>::Unaligned *>(p) = __builtin_convertvector(v, Vec<float, W>);
   } else {
     *reinterpret_cast<typename VectorType<S, W>::Unaligned *>(p) = v;
   }
@@ -190,7 +203,7 @@ CONVSCAN_INLINE void Store(S *p, Vec<Compute<S>, W> v) {
 
 template <class S>
 CONVSCAN_INLINE Compute<S> LoadScalar(const S *p) {
-  if constexpr (sizeof(S) == 2) {
+  if constexpr (!kSame<S, Compute<S>>) {
     return Load<1>(p)[0];
   } else {
     return *p;
@@ -199,7 +212,7 @@ CONVSCAN_INLINE Compute<S> LoadScalar(const S *p) {
 
 template <class S>
 CONVSCAN_INLINE void StoreScalar(S *p, Compute<S> v) {
-  if constexpr (sizeof(S) == 2) {
+  if constexpr (!kSame<S, Compute<S>>) {
     Store<1>(p, Vec<Compute<S>, 1>{v});
   } else {
     *p = v;

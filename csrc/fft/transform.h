@@ -256,15 +256,20 @@ class Transform {
     });
   }
 
-  // After FirstStep: data becomes, before LastStep, the product with a spectrum (scaled by 1 / M beforehand).
-  void MultiplyBySpectrum(C *data, const C *spectrum) const {
+  // After FirstStep: data becomes, before LastStep, the product with a spectrum (scaled by 1 / M beforehand), or with its
+  // conjugate. The spectrum may be stored in another type than it is computed in.
+  template <bool kConjugate = false, class Stored>
+  void MultiplyBySpectrum(C *data, const Stored *spectrum) const {
     ForBlocks([&](int64_t from, int64_t elements) {
       Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
         C v[kW];
         GroupForward(group, g, v);
-        const C *s = spectrum + g * kW;
+        const Stored *s = spectrum + 2 * kW * kW * g;
 #pragma GCC unroll 16
-        for (int i = 0; i < kW; ++i) v[i] = v[i] * s[i];
+        for (int i = 0; i < kW; ++i, s += 2 * kW) {
+          const C number{__builtin_convertvector(Load<kW>(s), V), __builtin_convertvector(Load<kW>(s + kW), V)};
+          v[i] = kConjugate ? MultiplyConjugate(v[i], number) : v[i] * number;
+        }
         GroupBack(v, g, group);
       }, RoundTrip{});
     });

@@ -34,7 +34,8 @@ typedef enum convscan_dtype {
   CONVSCAN_BFLOAT16 = 2, /* half types are stored half and computed in float32 */
   CONVSCAN_FLOAT16 = 3,
   CONVSCAN_COMPLEX64 = 4, /* interleaved real and imaginary parts */
-  CONVSCAN_COMPLEX128 = 5
+  CONVSCAN_COMPLEX128 = 5,
+  CONVSCAN_WIDE_FLOAT32 = 6 /* float32 in memory, float64 in arithmetic; convolutions only */
 } convscan_dtype;
 
 typedef enum convscan_activation {
@@ -42,6 +43,12 @@ typedef enum convscan_activation {
   CONVSCAN_SILU = 1, /* z / (1 + exp(-z)) */
   CONVSCAN_GELU = 2  /* z (1 + erf(z / sqrt 2)) / 2 */
 } convscan_activation;
+
+/* How kept spectra are stored: as they were computed, or rounded to bfloat16 (relative error 2^-9 of each number). */
+typedef enum convscan_spectrum_storage {
+  CONVSCAN_SPECTRUM_FULL = 0,
+  CONVSCAN_SPECTRUM_BFLOAT16 = 1
+} convscan_spectrum_storage;
 
 typedef struct convscan_strides {
   int64_t batch, time, channel;
@@ -74,15 +81,38 @@ CONVSCAN_API convscan_status convscan_conv_toeplitz(const convscan_conv *problem
 /* One complex FFT per block of time (see fft/transform.h). transform_length is the number of complex points, one of
  * convscan_fft_length()'s; 0 takes the smallest that needs a single block. Shorter ones overlap-save. */
 CONVSCAN_API convscan_status convscan_conv_fft(const convscan_conv *problem, int64_t transform_length);
+/* The same with spectra that convscan_filter_spectrum has made, for the same taps, of one filter (h_channel_stride 0) or
+ * of one for each channel; h is not read. origin is 0, or taps-1, which takes the filters reversed in time: the transpose
+ * of the convolution with origin 0. Blocks of time as above. */
+CONVSCAN_API convscan_status convscan_conv_fft_kept(const convscan_conv *problem, int64_t transform_length,
+                                                    const void *spectra, convscan_spectrum_storage storage);
 /* Companion form: one step at a time with taps-1 states per channel. */
 CONVSCAN_API convscan_status convscan_conv_recurrence(const convscan_conv *problem);
+
+/* The transforms of filters, to be kept. Their layout is opaque and that of the instruction set in use: with another one
+ * they are to be made again. dtype is that of h and decides the arithmetic. */
+typedef struct convscan_spectrum {
+  int64_t filters, taps;
+  int64_t transform_length; /* complex points, one of convscan_fft_length()'s; 2 transform_length >= taps */
+  convscan_dtype dtype;
+  convscan_spectrum_storage storage;
+  const void *h;
+  int64_t h_tap_stride, h_filter_stride;
+  void *spectra; /* convscan_spectrum_bytes() of them, aligned to 64 bytes */
+  int threads;
+} convscan_spectrum;
+
+CONVSCAN_API convscan_status convscan_filter_spectrum(const convscan_spectrum *problem);
+/* Bytes of the spectrum of one filter; 0 where the length is not supported. */
+CONVSCAN_API int64_t convscan_spectrum_bytes(int64_t transform_length, convscan_dtype dtype,
+                                             convscan_spectrum_storage storage);
 
 /* Smallest supported transform of at least `points` complex points for dtype; 0 when there is none. */
 CONVSCAN_API int64_t convscan_fft_length(int64_t points, convscan_dtype dtype);
 
 /* dh[k,n] = sum_{b,i} dz[b,i,n] x[b,i-k,n], the gradient of a causal convolution with respect to its filter.
- * x outside 0 <= t < length reads `state` (or zero) as above. dh is float32, or float64 for float64 inputs,
- * and is overwritten. Sums over the batch in a fixed order. */
+ * x outside 0 <= t < length reads `state` (or zero) as above. dh has the type of the arithmetic, float32 or
+ * float64, and is overwritten. Sums over the batch in a fixed order. */
 typedef struct convscan_filter_gradient {
   int64_t batch, length, channels, taps;
   convscan_dtype dtype;

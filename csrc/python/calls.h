@@ -69,7 +69,8 @@ inline void Raise(convscan_status status, const char *kernel) {
 inline convscan_dtype ParseDtype(const std::string &name) {
   static const std::pair<const char *, convscan_dtype> kNames[] = {
       {"float32", CONVSCAN_FLOAT32},   {"float64", CONVSCAN_FLOAT64},     {"bfloat16", CONVSCAN_BFLOAT16},
-      {"float16", CONVSCAN_FLOAT16},   {"complex64", CONVSCAN_COMPLEX64}, {"complex128", CONVSCAN_COMPLEX128}};
+      {"float16", CONVSCAN_FLOAT16},   {"complex64", CONVSCAN_COMPLEX64}, {"complex128", CONVSCAN_COMPLEX128},
+      {"wide_float32", CONVSCAN_WIDE_FLOAT32}};
   for (const auto &[text, dtype] : kNames)
     if (name == text) return dtype;
   throw nanobind::value_error(("unknown dtype: " + name).c_str());

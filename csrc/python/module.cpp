@@ -37,18 +37,26 @@ using Pair = std::tuple<int64_t, int64_t>;
 
 convscan_strides Strides(const Triple &t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
 
+convscan_spectrum_storage ParseStorage(bool is_bfloat16) {
+  return is_bfloat16 ? CONVSCAN_SPECTRUM_BFLOAT16 : CONVSCAN_SPECTRUM_FULL;
+}
+
+// Of the kernel fft_kept, h is the address of the kept spectra.
 struct ConvCall final : NativeCall {
-  enum class Kernel { direct, toeplitz, fft, recurrence } kernel;
+  enum class Kernel { direct, toeplitz, fft, fft_kept, recurrence } kernel;
   convscan_conv problem{};
   int64_t transform_length;
+  convscan_spectrum_storage storage;
 
   ConvCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length, int64_t channels,
            int64_t taps, const Triple &x_strides, const Pair &h_strides, const Triple &y_strides, int64_t bias_stride,
-           const Triple &state_strides, int64_t origin, const std::string &activation, int64_t transform_length)
-      : transform_length(transform_length) {
+           const Triple &state_strides, int64_t origin, const std::string &activation, int64_t transform_length,
+           bool bfloat16_spectra)
+      : transform_length(transform_length), storage(ParseStorage(bfloat16_spectra)) {
     if (name == "direct") kernel = Kernel::direct;
     else if (name == "toeplitz") kernel = Kernel::toeplitz;
     else if (name == "fft") kernel = Kernel::fft;
+    else if (name == "fft_kept") kernel = Kernel::fft_kept;
     else if (name == "recurrence") kernel = Kernel::recurrence;
     else throw nb::value_error(("unknown kernel: " + name).c_str());
     problem.batch = batch;
@@ -81,6 +89,7 @@ struct ConvCall final : NativeCall {
         case Kernel::direct: status = convscan_conv_direct(&p); break;
         case Kernel::toeplitz: status = convscan_conv_toeplitz(&p); break;
         case Kernel::fft: status = convscan_conv_fft(&p, transform_length); break;
+        case Kernel::fft_kept: status = convscan_conv_fft_kept(&p, transform_length, p.h, storage); break;
         case Kernel::recurrence: status = convscan_conv_recurrence(&p); break;
       }
     }
@@ -93,6 +102,26 @@ struct ConvCall final : NativeCall {
     Run(TensorAddress(x), TensorAddress(h), TensorAddress(bias), TensorAddress(state), TensorAddress(y), 0);
   }
 };
+
+void FilterSpectrum(const std::string &dtype, int64_t filters, int64_t taps, int64_t transform_length,
+                    const Pair &h_strides, bool bfloat16_spectra, Address h, Address spectra, int threads) {
+  convscan_spectrum p{};
+  p.filters = filters;
+  p.taps = taps;
+  p.transform_length = transform_length;
+  p.dtype = ParseDtype(dtype);
+  p.storage = ParseStorage(bfloat16_spectra);
+  p.h = Pointer<const void>(h);
+  std::tie(p.h_tap_stride, p.h_filter_stride) = h_strides;
+  p.spectra = Pointer<void>(spectra);
+  p.threads = threads;
+  convscan_status status;
+  {
+    const ReleasedGil released;
+    status = convscan_filter_spectrum(&p);
+  }
+  Raise(status, "FilterSpectrum");
+}
 
 struct FilterGradientCall {
   bool is_fft;
@@ -307,10 +336,11 @@ NB_MODULE(_native, m) {
   convscan::python::DefinePreparedCalls(m);
   nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
-                    const Pair &, const Triple &, int64_t, const Triple &, int64_t, const std::string &, int64_t>(),
+                    const Pair &, const Triple &, int64_t, const Triple &, int64_t, const std::string &, int64_t,
+                    bool>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "h_strides"_a,
            "y_strides"_a, "bias_stride"_a = 1, "state_strides"_a = Triple{0, 0, 0}, "origin"_a = 0,
-           "activation"_a = "identity", "transform_length"_a = 0)
+           "activation"_a = "identity", "transform_length"_a = 0, "bfloat16_spectra"_a = false)
       .def("__call__", &ConvCall::Run, "x"_a, "h"_a, "bias"_a, "state"_a, "y"_a, "threads"_a = 0)
       .def("__call__", &ConvCall::RunOnTensors, "x"_a, "h"_a, "bias"_a.none(), "state"_a.none(), "y"_a);
   nb::class_<FilterGradientCall>(m, "FilterGradientCall", "The gradient of a convolution's filter.")
@@ -339,6 +369,11 @@ NB_MODULE(_native, m) {
   m.def("cauchy", &Cauchy, "dtype"_a, "sides"_a, "rows"_a, "terms"_a, "points"_a, "power"_a, "v_strides"_a,
         "lambda_strides"_a, "z_strides"_a, "k_strides"_a, "v"_a, "lambda_"_a, "z"_a, "k"_a, "threads"_a = 0);
 
+  m.def("filter_spectrum", &FilterSpectrum, "dtype"_a, "filters"_a, "taps"_a, "transform_length"_a, "h_strides"_a,
+        "bfloat16_spectra"_a, "h"_a, "spectra"_a, "threads"_a = 0);
+  m.def("spectrum_bytes", [](int64_t transform_length, const std::string &dtype, bool bfloat16_spectra) {
+    return convscan_spectrum_bytes(transform_length, ParseDtype(dtype), ParseStorage(bfloat16_spectra));
+  });
   m.def("fft_length", [](int64_t points, const std::string &dtype) {
     return convscan_fft_length(points, ParseDtype(dtype));
   });

@@ -6,12 +6,14 @@ from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
 from .ops.cauchy.api import cauchy
 from .ops.causal_conv.api import causal_conv
+from .ops.causal_conv.spectrum import FilterSpectrum
 from .ops.fft_conv.api import fft_conv
 from .ops.linear_recurrence.api import linear_recurrence
 from .ops.opt_ssm_forward.api import opt_ssm_forward
 from .ops.vandermonde.api import vandermonde
 
 __all__ = [
+    "FilterSpectrum",
     "__version__",
     "cauchy",
     "causal_conv",

@@ -129,6 +129,12 @@ use_exchange_table(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
 is_traced = torch.compiler.is_dynamo_compiling
 
 
+def is_watched() -> bool:
+    """Whether compilation, export, a function transform or a mode of PyTorch sees the calls that are being made."""
+    watchers = (torch._C._are_functorch_transforms_active, torch._C._len_torch_dispatch_stack, torch._C._is_tracing)
+    return is_traced() or any(watcher() for watcher in watchers)
+
+
 def is_plain(*tensors: torch.Tensor | None) -> bool:
     """Whether nothing watches a call (no compilation, tracing, transform, mode, forward-mode level or gradient) and all
     its tensors are ordinary ones on the CPU, whose memory has their values."""

@@ -55,7 +55,7 @@ const ConvBreak kConvBreaks[] = {
     {"origin past the filter", [](ConvProblem &c) { c.p.origin = 4; }},
     {"state with an origin", [](ConvProblem &c) { c.p.origin = 1; }},
     {"dtype -1", [](ConvProblem &c) { c.p.dtype = static_cast<convscan_dtype>(-1); }},
-    {"dtype 6", [](ConvProblem &c) { c.p.dtype = static_cast<convscan_dtype>(6); }},
+    {"dtype 7", [](ConvProblem &c) { c.p.dtype = static_cast<convscan_dtype>(7); }},
     {"activation 3", [](ConvProblem &c) { c.p.activation = static_cast<convscan_activation>(3); }},
     {"too many elements", [](ConvProblem &c) { c.p.batch = c.p.length = c.p.channels = int64_t{1} << 40; }},
     {"length overflows", [](ConvProblem &c) { c.p.length = kHuge; }},
@@ -92,6 +92,55 @@ const ConvBreak kConvBreaks[] = {
        c.p.bias = c.y + 5;
      }},
     {"y covers the state", [](ConvProblem &c) { c.p.state = c.y + 2; }},
+};
+
+// The filters of a convolution, their spectra, and the convolution with those.
+struct SpectrumProblem {
+  ConvProblem conv;
+  alignas(64) float spectra[3 * 2 * 512];
+  convscan_spectrum s{};
+
+  SpectrumProblem() {
+    s.filters = 3;
+    s.taps = 4;
+    s.transform_length = convscan_fft_length(8, CONVSCAN_FLOAT32);
+    s.h = conv.h;
+    s.h_tap_stride = 3;
+    s.h_filter_stride = 1;
+    s.spectra = spectra;
+  }
+  convscan_status Make() const { return convscan_filter_spectrum(&s); }
+  convscan_status Convolve() const { return convscan_conv_fft_kept(&conv.p, s.transform_length, s.spectra, s.storage); }
+};
+
+struct SpectrumBreak {
+  const char *what;
+  convscan_status (*apply)(SpectrumProblem &);
+  convscan_status expected = CONVSCAN_INVALID_ARGUMENT;
+};
+
+const SpectrumBreak kSpectrumBreaks[] = {
+    {"null problem", [](SpectrumProblem &) { return convscan_filter_spectrum(nullptr); }},
+    {"null h", [](SpectrumProblem &k) { return k.s.h = nullptr, k.Make(); }},
+    {"null spectra", [](SpectrumProblem &k) { return k.s.spectra = nullptr, k.Make(); }},
+    {"null spectra to convolve with", [](SpectrumProblem &k) { return k.s.spectra = nullptr, k.Convolve(); }},
+    {"misaligned spectra", [](SpectrumProblem &k) { return k.s.spectra = k.spectra + 4, k.Make(); }},
+    {"misaligned spectra to convolve with", [](SpectrumProblem &k) { return k.s.spectra = k.spectra + 4, k.Convolve(); }},
+    {"no taps", [](SpectrumProblem &k) { return k.s.taps = 0, k.Make(); }},
+    {"more taps than the transform holds",
+     [](SpectrumProblem &k) { return k.s.taps = 2 * k.s.transform_length + 1, k.Make(); }},
+    {"a negative number of filters", [](SpectrumProblem &k) { return k.s.filters = -1, k.Make(); }},
+    {"storage 2", [](SpectrumProblem &k) { return k.s.storage = static_cast<convscan_spectrum_storage>(2), k.Make(); }},
+    {"storage 2 to convolve with",
+     [](SpectrumProblem &k) { return k.s.storage = static_cast<convscan_spectrum_storage>(2), k.Convolve(); }},
+    {"an origin inside the filter",
+     [](SpectrumProblem &k) { return k.conv.p.state = nullptr, k.conv.p.origin = 1, k.Convolve(); }},
+    {"spectra over h", [](SpectrumProblem &k) { return k.s.h = k.spectra + 5, k.Make(); }},
+    {"y over the spectra", [](SpectrumProblem &k) { return k.conv.p.y = k.spectra + 7, k.Convolve(); }},
+    {"a length that is none", [](SpectrumProblem &k) { return ++k.s.transform_length, k.Make(); }, CONVSCAN_UNSUPPORTED},
+    {"a length of 0", [](SpectrumProblem &k) { return k.s.transform_length = 0, k.Convolve(); }, CONVSCAN_UNSUPPORTED},
+    {"complex filters", [](SpectrumProblem &k) { return k.s.dtype = CONVSCAN_COMPLEX64, k.Make(); },
+     CONVSCAN_UNSUPPORTED},
 };
 
 struct ScanProblem {
@@ -134,7 +183,7 @@ const ScanBreak kScanBreaks[] = {
     {"negative length", [](ScanProblem &s) { s.p.length = -4; }},
     {"negative channels", [](ScanProblem &s) { s.p.channels = -3; }},
     {"negative threads", [](ScanProblem &s) { s.p.threads = -2; }},
-    {"dtype 6", [](ScanProblem &s) { s.p.dtype = static_cast<convscan_dtype>(6); }},
+    {"dtype 7", [](ScanProblem &s) { s.p.dtype = static_cast<convscan_dtype>(7); }},
     {"too many elements", [](ScanProblem &s) { s.p.length = s.p.channels = int64_t{1} << 30; }},
     {"x stride overflows", [](ScanProblem &s) { s.p.x_strides.time = kHuge; }},
     {"a stride overflows", [](ScanProblem &s) { s.p.a_strides.batch = kHuge; }},
@@ -207,7 +256,7 @@ const FilterGradientBreak kFilterGradientBreaks[] = {
     {"no taps", [](FilterGradientProblem &f) { f.p.taps = 0; }},
     {"negative length", [](FilterGradientProblem &f) { f.p.length = -1; }},
     {"negative threads", [](FilterGradientProblem &f) { f.p.threads = -1; }},
-    {"dtype 6", [](FilterGradientProblem &f) { f.p.dtype = static_cast<convscan_dtype>(6); }},
+    {"dtype 7", [](FilterGradientProblem &f) { f.p.dtype = static_cast<convscan_dtype>(7); }},
     {"x stride overflows", [](FilterGradientProblem &f) { f.p.x_strides.time = kHuge; }},
     {"dh stride overflows", [](FilterGradientProblem &f) { f.p.dh_tap_stride = kHuge; }},
     {"misaligned x", [](FilterGradientProblem &f) { f.p.x = reinterpret_cast<char *>(f.x) + 1; }},
@@ -262,6 +311,14 @@ void TestArguments() {
       empty.taps = 1;
       CHECK(kernel(&empty) == CONVSCAN_OK);
     }
+  }
+
+  for (const SpectrumBreak &broken : kSpectrumBreaks) {
+    context = std::string("kept spectra: ") + broken.what;
+    SpectrumProblem problem;
+    CHECK(convscan_filter_spectrum(&problem.s) == CONVSCAN_OK);
+    CHECK(problem.Convolve() == CONVSCAN_OK);
+    CHECK(broken.apply(problem) == broken.expected);
   }
 
   using GradientKernel = convscan_status (*)(const convscan_filter_gradient *);

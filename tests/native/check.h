@@ -53,21 +53,25 @@ class Random {
 
 using Complex = std::complex<double>;
 
-inline bool IsComplex(convscan_dtype dtype) { return dtype >= CONVSCAN_COMPLEX64; }
+inline bool IsComplex(convscan_dtype dtype) { return dtype == CONVSCAN_COMPLEX64 || dtype == CONVSCAN_COMPLEX128; }
 inline bool IsHalf(convscan_dtype dtype) { return dtype == CONVSCAN_BFLOAT16 || dtype == CONVSCAN_FLOAT16; }
 inline int64_t Bytes(convscan_dtype dtype) {
-  static const int64_t kBytes[] = {4, 8, 2, 2, 8, 16};
+  static const int64_t kBytes[] = {4, 8, 2, 2, 8, 16, 4};
   return kBytes[dtype];
 }
 inline const char *Name(convscan_dtype dtype) {
-  static const char *const kNames[] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
+  static const char *const kNames[] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128",
+                                       "wide float32"};
   return kNames[dtype];
 }
 // Unit roundoff of the arithmetic and of the storage.
 inline double ComputeRoundoff(convscan_dtype dtype) {
-  return dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_COMPLEX128 ? 0x1p-53 : 0x1p-24;
+  const bool is_double =
+      dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_COMPLEX128 || dtype == CONVSCAN_WIDE_FLOAT32;
+  return is_double ? 0x1p-53 : 0x1p-24;
 }
 inline double StorageRoundoff(convscan_dtype dtype) {
+  if (dtype == CONVSCAN_WIDE_FLOAT32) return 0x1p-24;
   return dtype == CONVSCAN_BFLOAT16 ? 0x1p-8 : dtype == CONVSCAN_FLOAT16 ? 0x1p-11 : 0;
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from .._checks import shape_text, tensor_like
 from .._errors import message
 from ..ops.causal_conv.api import causal_conv
+from ..ops.causal_conv.spectrum import FilterSpectrum
+from ._kept import KeptFilters
 from ._layer import at_least
 from ._state_space import StateSpaceKernel, one_of
 from .s4 import S4
@@ -108,6 +110,12 @@ class FFTConvS4(torch.nn.Module):
         )
         self.dropout = torch.nn.Dropout(dropout)
         self.drop_kernel = torch.nn.Dropout(drop_kernel)
+        self._kept = KeptFilters()
+
+    def train(self, mode: bool = True) -> FFTConvS4:
+        self._kept.drop()
+        super().train(mode)
+        return self
 
     @property
     def d_output(self) -> int:
@@ -123,23 +131,36 @@ class FFTConvS4(torch.nn.Module):
         """
         x = self._time_last(x)
         length = x.shape[-1]
-        K, K_state = self.kernel(length, rate, state)
-        K = self.drop_kernel(K)
+        filters: Sequence[Tensor | FilterSpectrum]
+        K_state: Tensor | None = None
+        if state is None:
+            variant = (rate, x.dtype)
+            filters = self._kept.filters(self, length, variant, lambda: self._filters(length, rate, None, x.dtype)[0])
+        else:
+            filters, K_state = self._filters(length, rate, state, x.dtype)
         if length > 0:
-            # D x is a convolution too: in the kernel it costs no pass over x.
-            K = torch.cat([K[..., :1] + self.D.to(K.dtype)[..., None], K[..., 1:]], -1)
-            K = K.to(x.dtype)
             # (B, L, H) seen through transposes, with one filter for each feature; one call for each channel.
-            outputs = [causal_conv(x.mT, K[c].mT).mT for c in range(self.channels)]
+            outputs = [causal_conv(x.mT, h).mT for h in filters]
             y = outputs[0].unsqueeze(-3) if self.channels == 1 else torch.stack(outputs, -3)
         else:
             y = x.unsqueeze(-3).expand(*x.shape[:-2], self.channels, *x.shape[-2:]).clone()
         next_state = None
         if state is not None:
+            assert K_state is not None
             y = y + K_state.to(x.dtype)
             next_state = self.kernel.forward_state(x, state, rate)
         y = self._drop(y)
         return (y.transpose(-3, -2) if self.swap_channels else y), next_state
+
+    def _filters(
+        self, length: int, rate: float, state: Tensor | None, dtype: torch.dtype
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """(L, H) for each channel, and with a state what it adds to the output."""
+        K, K_state = self.kernel(length, rate, state)
+        K = self.drop_kernel(K)
+        # D x is a convolution too: in the kernel it costs no pass over x.
+        K = torch.cat([K[..., :1] + self.D.to(K.dtype)[..., None], K[..., 1:]], -1) if length > 0 else K
+        return [h.mT for h in K.to(dtype)], K_state
 
     def _drop(self, y: Tensor) -> Tensor:
         dropped: Tensor

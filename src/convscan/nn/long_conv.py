@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._errors import message
 from ..ops.causal_conv.api import causal_conv
+from ._kept import KeptFilters
 from ._layer import SequenceLayer, at_least, carry
 
 INITIALISATIONS = ("double_exp", "random")
@@ -27,6 +28,7 @@ class LongFilterLayer(SequenceLayer[Tensor]):
         self.kernel_size = at_least(type(self).__name__, "kernel_size", kernel_size, 1)
         self.register_parameter("skip", None if skip is None else torch.nn.Parameter(skip))
         self.register_buffer("step_filter", None, persistent=False)
+        self._kept = KeptFilters()
 
     @abstractmethod
     def filter(self, taps: int | None = None) -> Tensor:
@@ -49,6 +51,7 @@ class LongFilterLayer(SequenceLayer[Tensor]):
     def train(self, mode: bool = True) -> LongFilterLayer:
         if mode:
             self.step_filter = None
+        self._kept.drop()
         super().train(mode)
         return self
 
@@ -58,7 +61,8 @@ class LongFilterLayer(SequenceLayer[Tensor]):
 
     def _run(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if state is None:
-            return causal_conv(x, self.response(self.taps_met(x))), None
+            (h,) = self._kept.filters(self, x.shape[-2], x.dtype, lambda: (self.response(self.taps_met(x)),))
+            return causal_conv(x, h), None
         self._check_state(state, x, self.kernel_size - 1, self.d_model)
         return causal_conv(x, self.response(self.kernel_size), initial_state=state), carry(state, x)
 

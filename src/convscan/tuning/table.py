@@ -20,7 +20,15 @@ from .._targets import tuning_file
 
 Constants = Mapping[str, float]
 # Lanes per vector halve with float64; the half types are computed in float32 and pay for two conversions.
-RELATIVE_COST = {"float32": 1.0, "float64": 2.0, "bfloat16": 1.3, "float16": 1.2, "complex64": 3.0, "complex128": 6.0}
+RELATIVE_COST = {
+    "float32": 1.0,
+    "float64": 2.0,
+    "wide_float32": 2.0,
+    "bfloat16": 1.3,
+    "float16": 1.2,
+    "complex64": 3.0,
+    "complex128": 6.0,
+}
 
 
 @lru_cache

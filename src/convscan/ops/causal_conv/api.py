@@ -12,12 +12,14 @@ from ..._calls import Calls, empty_like, run_prepared
 from ..._dispatch import Cost, Implementation, choose, register
 from ..._errors import message
 from ..._layout import dtype_name, fold
-from ..._library import below_autograd, define, derivative, is_plain, is_traced, needs_gradient
+from ..._library import below_autograd, define, derivative, is_plain, is_traced, is_watched, needs_gradient
 from . import cpu, reference
-from .problem import ConvProblem, FilterGradientProblem
+from .problem import ConvProblem, FilterGradientProblem, Kept, arithmetic
+from .spectrum import FilterSpectrum
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ACTIVATIONS = (None, "silu", "gelu")
+PRECISIONS = ("default", "high")
 
 _calls = Calls("causal_conv")
 _prepared = _calls.prepared
@@ -25,11 +27,12 @@ _prepared = _calls.prepared
 
 def causal_conv(
     x: Tensor,
-    h: Tensor,
+    h: Tensor | FilterSpectrum,
     *,
     bias: Tensor | None = None,
     activation: str | None = None,
     initial_state: Tensor | None = None,
+    precision: str = "default",
     out: Tensor | None = None,
 ) -> Tensor:
     """y[i,n] = activation(sum_j h[i-j,n] x[j,n] + bias[n]), summed over 0 <= i-j < K.
@@ -40,10 +43,14 @@ def causal_conv(
     Args:
         x: (..., L, D) with any number of leading axes, in any memory order: a (..., D, L) tensor seen through
             ``transpose(-1, -2)`` is not copied, and the result has the same order. L and every other size may be 0.
-        h: (K, D), K >= 1, in any memory order; or (K, 1), one filter for all channels.
+        h: (K, D), K >= 1, in any memory order; or (K, 1), one filter for all channels; or a ``FilterSpectrum`` of
+            either, which keeps the filter's transform for the next call.
         bias: (D,), added before the activation.
         activation: None, ``"silu"`` or ``"gelu"`` (with erf), fused.
         initial_state: (..., K-1, D), the samples before x, oldest first; leading axes as x.
+        precision: ``"default"`` computes in the type of x; ``"high"`` computes float32 in float64 and rounds the result
+            once, derivatives too, in about twice the time and workspace (``explain`` predicts it). Of other dtypes,
+            both are the same.
         out: memory for the result, with the shape of x; it may be x itself. Not where a gradient is needed.
 
     Returns:
@@ -53,7 +60,8 @@ def causal_conv(
     copies what has to change. Half types are computed in float32, float64 in float64.
 
     Raises:
-        ValueError: a shape, device or activation that does not fit, or ``out`` that partly overlaps an input.
+        ValueError: a shape, device, activation or precision that does not fit, or ``out`` that partly overlaps an
+            input.
         TypeError: an argument that is not a tensor, or has a dtype that is not supported.
         RuntimeError: ``out`` where a gradient is needed.
         MemoryError: no workspace, or none within ``workspace_limit``.
@@ -69,30 +77,54 @@ def causal_conv(
     [1.0, 12.0, 23.0]
     """
     if not is_traced():
-        y = run_prepared(_prepared, activation, x, h, bias, initial_state, out)
+        variant = activation if precision == "default" else (activation, precision)
+        y = run_prepared(_prepared, variant, x, h, bias, initial_state, out)
         if y is not None:
             return y
-    return _checked(x, h, bias, activation, initial_state, out)
+    return _checked(x, h, bias, activation, initial_state, precision, out)
 
 
 def _checked(
-    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, out: Tensor | None
+    x: Tensor,
+    h: Tensor | FilterSpectrum,
+    bias: Tensor | None,
+    activation: str | None,
+    state: Tensor | None,
+    precision: str,
+    out: Tensor | None,
 ) -> Tensor:
     """Checks, promotes dtypes and calls the operator that is registered with PyTorch."""
-    dtype = _check(x, h, bias, activation, state)
+    filters, h = (h, h.h) if isinstance(h, FilterSpectrum) else (None, h)
+    dtype = _check(x, h, bias, activation, state, precision)
+    spectrum = None
     if out is not None:
         _checks.output("causal_conv", out, x, dtype, needs_gradient(x, h, bias, state))
     x, h = x.to(dtype), h.to(dtype)
+    if filters is not None and _can_keep(filters, x, state):
+        h = h[: filters.length]
+        spectrum = filters.spectrum(h, arithmetic(dtype_name(dtype), precision))
     bias = None if bias is None else bias.to(dtype)
     state = None if state is None else state.to(dtype)
     if out is not None and is_plain(x, h, bias, state, out):
-        _run(x, h, bias, activation, state, False, out)
+        _run(x, h, bias, activation, state, False, precision, spectrum, out)
         return out
-    y: Tensor = _operator(x, h, bias, state, activation, False)
+    y: Tensor = _operator(x, h, bias, state, activation, False, precision, spectrum)
     return y if out is None else out.copy_(y)
 
 
-def _check(x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None) -> torch.dtype:
+def _can_keep(filters: FilterSpectrum, x: Tensor, state: Tensor | None) -> bool:
+    """Whether this call uses the kept spectrum, which has the first ``length`` taps."""
+    if x.shape[-2] > filters.length:
+        expectation = f"x must have at most L = {filters.length} samples, the length of the FilterSpectrum"
+        remedy = "Make it for the longest signal, or give its h"
+        raise ValueError(message("causal_conv", expectation, x.shape[-2], remedy))
+    reaches_beyond = state is not None and filters.h.shape[0] > filters.length
+    return x.is_cpu and not reaches_beyond and not is_watched()
+
+
+def _check(
+    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, precision: str
+) -> torch.dtype:
     name = "causal_conv"
     _checks.signal(name, "x", x)
     _checks.tensor_like(name, "h", h, x)
@@ -104,6 +136,8 @@ def _check(x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, st
         raise ValueError(message(name, expectation, _checks.shape_text(h.shape), remedy))
     if activation not in ACTIVATIONS:
         raise ValueError(message(name, "activation must be None, 'silu' or 'gelu'", repr(activation)))
+    if precision not in PRECISIONS:
+        raise ValueError(message(name, "precision must be 'default' or 'high'", repr(precision)))
     if bias is not None:
         _checks.tensor_like(name, "bias", bias, x)
         _checks.has_shape(name, "bias", bias, (channels,), "(D,)")
@@ -118,7 +152,15 @@ def _check(x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, st
 
 
 def _problem(
-    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, transposed: bool, y: Tensor
+    x: Tensor,
+    h: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    state: Tensor | None,
+    transposed: bool,
+    precision: str,
+    kept: Kept | None,
+    y: Tensor,
 ) -> ConvProblem:
     past = state if state is not None and state.shape[-2] > 0 else None
     tensors = (x, x if past is None else past, y)
@@ -142,56 +184,84 @@ def _problem(
         offsets=leading.offsets,
         threads=_native.thread_count(),
         isa=_native.isa(),
+        precision=precision,
+        kept=kept,
     )
 
 
 def _describe(
     x: Tensor,
-    h: Tensor,
+    h: Tensor | FilterSpectrum,
     *,
     bias: Tensor | None = None,
     activation: str | None = None,
     initial_state: Tensor | None = None,
+    precision: str = "default",
     out: Tensor | None = None,
 ) -> ConvProblem:
     """The problem of a call of ``causal_conv``, for ``explain``."""
-    dtype = _check(x, h, bias, activation, initial_state)
+    filters, h = (h, h.h) if isinstance(h, FilterSpectrum) else (None, h)
+    dtype = _check(x, h, bias, activation, initial_state, precision)
+    kept = None
+    if filters is not None and _can_keep(filters, x, initial_state):
+        h, kept = h[: filters.length], filters.plan(arithmetic(dtype_name(dtype), precision))
     y = torch.empty_like(x, dtype=dtype) if out is None else out
-    return _problem(x, h, bias, activation, initial_state, False, y)._replace(dtype=dtype_name(dtype))
+    problem = _problem(x, h, bias, activation, initial_state, False, precision, kept, y)
+    return problem._replace(dtype=dtype_name(dtype))
 
 
 def _run(
-    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, transposed: bool, y: Tensor
+    x: Tensor,
+    h: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    state: Tensor | None,
+    transposed: bool,
+    precision: str,
+    spectrum: Tensor | None,
+    y: Tensor,
 ) -> None:
+    variant = activation if precision == "default" else (activation, precision)
+    kept = None if spectrum is None else Kept(spectrum.shape[1] // 2, spectrum.dtype == torch.bfloat16)
     _calls.run(
-        ("transposed", activation) if transposed else activation,
-        x,
-        h,
-        bias,
-        state,
-        y,
-        problem=lambda: _problem(x, h, bias, activation, state, transposed, y),
+        ("transposed", variant) if transposed else variant,
+        *((x, h, bias, state, y) if spectrum is None else (x, h, bias, state, spectrum, y)),
+        problem=lambda: _problem(x, h, bias, activation, state, transposed, precision, kept, y),
         strict=not transposed,
     )
 
 
 def _kernel(
-    x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, activation: str | None, transposed: bool
+    x: Tensor,
+    h: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    activation: str | None,
+    transposed: bool,
+    precision: str,
+    spectrum: Tensor | None,
 ) -> Tensor:
     y = empty_like(x)
-    _run(x, h, bias, activation, state, transposed, y)
+    _run(x, h, bias, activation, state, transposed, precision, spectrum, y)
     return y
 
 
-def _filter_gradient_kernel(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    dh = torch.empty(taps, x.shape[-1], dtype=dtype, device=x.device)
-    problem = _describe_filter_gradient(x, dz, state, taps)
+def _gradient_dtype(x: Tensor, precision: str) -> torch.dtype:
+    """The gradients of filters have the type of the arithmetic."""
+    wide = x.dtype == torch.float64 or arithmetic(dtype_name(x.dtype), precision) == "wide_float32"
+    return torch.float64 if wide else torch.float32
+
+
+def _filter_gradient_kernel(x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str) -> Tensor:
+    dh = torch.empty(taps, x.shape[-1], dtype=_gradient_dtype(x, precision), device=x.device)
+    problem = _describe_filter_gradient(x, dz, state, taps, precision)
     choose("causal_conv_filter_gradient", problem, strict=False).prepare(problem)(x, dz, state, dh)
     return dh
 
 
-def _describe_filter_gradient(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> FilterGradientProblem:
+def _describe_filter_gradient(
+    x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str
+) -> FilterGradientProblem:
     past = state if state is not None and state.shape[-2] > 0 else None
     tensors = (x, dz, x if past is None else past)
     leading = fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in tensors])
@@ -209,6 +279,7 @@ def _describe_filter_gradient(x: Tensor, dz: Tensor, state: Tensor | None, taps:
         offsets=leading.offsets,
         threads=_native.thread_count(),
         isa=_native.isa(),
+        precision=precision,
     )
 
 
@@ -227,13 +298,13 @@ def _activation_gradient(activation: str | None, dy: Tensor, z: Tensor) -> Tenso
     return cast(Tensor, torch.ops.aten.silu_backward.default(dy, z))
 
 
-def _state_gradient(dz: Tensor, h: Tensor, steps: int) -> Tensor:
+def _state_gradient(dz: Tensor, h: Tensor, steps: int, precision: str) -> Tensor:
     """dstate[j] = sum_{i<=j} dz[i] h[K-1-j+i]: the flipped filter over the first K-1 samples of dz."""
     length = dz.shape[-2]
     head = torch.nn.functional.pad(dz, (0, 0, 0, steps - length)) if length < steps else dz.narrow(-2, 0, steps)
     if steps == 0:
         return head
-    return cast(Tensor, _operator(head, h.flip(0)[:steps], None, None, None, False))
+    return cast(Tensor, _operator(head, h.flip(0)[:steps], None, None, None, False, precision, None))
 
 
 def _reduce_filter(dh: Tensor, h: Tensor) -> Tensor:
@@ -246,69 +317,80 @@ def _reduce_filter(dh: Tensor, h: Tensor) -> Tensor:
 class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, activation: str | None, transposed: bool
+        x: Tensor,
+        h: Tensor,
+        bias: Tensor | None,
+        state: Tensor | None,
+        activation: str | None,
+        transposed: bool,
+        precision: str,
+        spectrum: Tensor | None,
     ) -> Tensor:
         with below_autograd():
-            return cast(Tensor, _operator(x, h, bias, state, activation, transposed))
+            return cast(Tensor, _operator(x, h, bias, state, activation, transposed, precision, spectrum))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, h, bias, state, ctx.activation, ctx.transposed = inputs
-        ctx.save_for_backward(x, h, bias, state)
-        ctx.save_for_forward(x, h, bias, state)
+        x, h, bias, state, ctx.activation, ctx.transposed, ctx.precision, spectrum = inputs
+        ctx.save_for_backward(x, h, bias, state, spectrum)
+        ctx.save_for_forward(x, h, bias, state, spectrum)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if dy is None:
-            return (None,) * 6
-        x, h, bias, state = ctx.saved_tensors
+            return (None,) * 8
+        x, h, bias, state, spectrum = ctx.saved_tensors
+        how = (ctx.precision, spectrum)
         dz = dy
         if ctx.activation is not None:
-            dz = _activation_gradient(ctx.activation, dy, _operator(x, h, bias, state, None, ctx.transposed))
+            dz = _activation_gradient(ctx.activation, dy, _operator(x, h, bias, state, None, ctx.transposed, *how))
         dx = dh = dbias = dstate = None
         if ctx.needs_input_grad[0]:
-            dx = _operator(dz, h, None, None, None, not ctx.transposed)
+            dx = _operator(dz, h, None, None, None, not ctx.transposed, *how)
         if ctx.needs_input_grad[1]:
             # With the transpose, y[i] = sum_k h[k] x[i+k]: x and dz change places.
             signal, gradient = (dz, x) if ctx.transposed else (x, dz)
-            dh = _reduce_filter(_filter_gradient(signal, gradient, state, h.shape[0]), h)
+            dh = _reduce_filter(_filter_gradient(signal, gradient, state, h.shape[0], ctx.precision), h)
         if ctx.needs_input_grad[2]:
             dbias = dz.sum(tuple(range(dz.ndim - 1)))
         if ctx.needs_input_grad[3]:
-            dstate = _state_gradient(dz, h, h.shape[0] - 1)
-        return dx, dh, dbias, dstate, None, None
+            dstate = _state_gradient(dz, h, h.shape[0] - 1, ctx.precision)
+        return dx, dh, dbias, dstate, None, None, None, None
 
     @staticmethod
     def jvp(  # type: ignore[override]
         ctx: Any, tx: Tensor | None, th: Tensor | None, tbias: Tensor | None, tstate: Tensor | None, *_: None
     ) -> Tensor | None:
-        x, h, bias, state = ctx.saved_tensors
+        x, h, bias, state, spectrum = ctx.saved_tensors
+        how = (ctx.transposed, ctx.precision)
         terms: list[Tensor] = []
         if tx is not None or tstate is not None:
-            terms.append(_operator(torch.zeros_like(x) if tx is None else tx, h, None, tstate, None, ctx.transposed))
+            terms.append(_operator(torch.zeros_like(x) if tx is None else tx, h, None, tstate, None, *how, spectrum))
         if th is not None:
-            terms.append(_operator(x, th, None, state, None, ctx.transposed))
+            terms.append(_operator(x, th, None, state, None, *how, None))
         if tbias is not None:
             terms.append(tbias.expand(x.shape))
         if not terms:
             return None
         tangent = sum(terms[1:], terms[0])
         if ctx.activation is not None:
-            z = _operator(x, h, bias, state, None, ctx.transposed)
+            z = _operator(x, h, bias, state, None, *how, spectrum)
             tangent = _activation_gradient(ctx.activation, tangent, z)
         return tangent
 
 
 class _FilterGradient(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str
+    ) -> Tensor:
         with below_autograd():
-            return cast(Tensor, _filter_gradient(x, dz, state, taps))
+            return cast(Tensor, _filter_gradient(x, dz, state, taps, precision))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, dz, state, ctx.taps = inputs
+        x, dz, state, ctx.taps, ctx.precision = inputs
         ctx.save_for_backward(x, dz, state)
         ctx.save_for_forward(x, dz, state)
         ctx.set_materialize_grads(False)
@@ -316,13 +398,14 @@ class _FilterGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if gradient is None:
-            return (None,) * 4
+            return (None,) * 5
         x, dz, state = ctx.saved_tensors
         h = gradient.to(x.dtype)
-        dx = _operator(dz, h, None, None, None, True) if ctx.needs_input_grad[0] else None
-        ddz = _operator(x, h, None, state, None, False) if ctx.needs_input_grad[1] else None
-        dstate = _state_gradient(dz, h, ctx.taps - 1) if ctx.needs_input_grad[2] else None
-        return dx, ddz, dstate, None
+        how = (ctx.precision, None)
+        dx = _operator(dz, h, None, None, None, True, *how) if ctx.needs_input_grad[0] else None
+        ddz = _operator(x, h, None, state, None, False, *how) if ctx.needs_input_grad[1] else None
+        dstate = _state_gradient(dz, h, ctx.taps - 1, ctx.precision) if ctx.needs_input_grad[2] else None
+        return dx, ddz, dstate, None, None
 
     @staticmethod
     def jvp(  # type: ignore[override]
@@ -331,9 +414,10 @@ class _FilterGradient(torch.autograd.Function):
         x, dz, state = ctx.saved_tensors
         terms: list[Tensor] = []
         if tx is not None or tstate is not None:
-            terms.append(_filter_gradient(torch.zeros_like(x) if tx is None else tx, dz, tstate, ctx.taps))
+            tx = torch.zeros_like(x) if tx is None else tx
+            terms.append(_filter_gradient(tx, dz, tstate, ctx.taps, ctx.precision))
         if tdz is not None:
-            terms.append(_filter_gradient(x, tdz, state, ctx.taps))
+            terms.append(_filter_gradient(x, tdz, state, ctx.taps, ctx.precision))
         return sum(terms[1:], terms[0]) if terms else None
 
 
@@ -360,12 +444,14 @@ def _vmap(
     state: Tensor | None,
     activation: str | None,
     transposed: bool,
+    precision: str,
+    spectrum: Tensor | None,
 ) -> tuple[Tensor, int]:
     size = info.batch_size
     if axes[1] is None and axes[2] is None:
         x = _leading_axis(x, axes[0], size)
         state = None if state is None else _leading_axis(state, axes[3], size)
-        return _operator(x, h, bias, state, activation, transposed), 0
+        return _operator(x, h, bias, state, activation, transposed, precision, spectrum), 0
     x = _into_channels(x, axes[0], size)
     channels = x.shape[-1] // size
     h = h.unsqueeze(-2).expand(-1, size, -1) if axes[1] is None else h.movedim(axes[1], -2)
@@ -376,33 +462,36 @@ def _vmap(
         None if state is None else _into_channels(state, axes[3], size),
         activation,
         transposed,
+        precision,
+        None,  # spectra are those of the filters that were not folded
     ).unflatten(-1, (size, channels))
     return y, y.ndim - 2
 
 
 def _filter_gradient_vmap(
-    info: Any, axes: tuple[int | None, ...], x: Tensor, dz: Tensor, state: Tensor | None, taps: int
+    info: Any, axes: tuple[int | None, ...], x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str
 ) -> tuple[Tensor, int]:
     size = info.batch_size
     wide = [_into_channels(x, axes[0], size), _into_channels(dz, axes[1], size)]
     past = None if state is None else _into_channels(state, axes[2], size)
-    dh = _filter_gradient(*wide, past, taps)
+    dh = _filter_gradient(*wide, past, taps, precision)
     return dh.unflatten(-1, (size, dh.shape[-1] // size)), 1
 
 
-def _filter_gradient_fake(x: Tensor, dz: Tensor, state: Tensor | None, taps: int) -> Tensor:
-    return x.new_empty((taps, x.shape[-1]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+def _filter_gradient_fake(x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str) -> Tensor:
+    return x.new_empty((taps, x.shape[-1]), dtype=_gradient_dtype(x, precision))
 
 
 _operator = define(
-    "causal_conv(Tensor x, Tensor h, Tensor? bias, Tensor? initial_state, str? activation, bool transposed) -> Tensor",
+    "causal_conv(Tensor x, Tensor h, Tensor? bias, Tensor? initial_state, str? activation, bool transposed,"
+    " str precision, Tensor? spectrum) -> Tensor",
     _kernel,
-    fake=lambda x, h, bias, initial_state, activation, transposed: torch.empty_like(x),
+    fake=lambda x, h, bias, initial_state, activation, transposed, precision, spectrum: torch.empty_like(x),
     autograd=derivative(_CausalConv),
     vmap=_vmap,
 )
 _filter_gradient = define(
-    "causal_conv_filter_gradient(Tensor x, Tensor dz, Tensor? initial_state, int taps) -> Tensor",
+    "causal_conv_filter_gradient(Tensor x, Tensor dz, Tensor? initial_state, int taps, str precision) -> Tensor",
     _filter_gradient_kernel,
     fake=_filter_gradient_fake,
     autograd=derivative(_FilterGradient),
@@ -413,11 +502,11 @@ _filter_gradient = define(
 # ---- registry ----
 
 
-def _prepare_reference(problem: ConvProblem) -> cpu.Run:
+def _prepare_reference(problem: ConvProblem) -> cpu.Run | cpu.RunKept:
     def run(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
         y.copy_(reference.causal_conv(x, h, bias, problem.activation, state, problem.transposed))
 
-    return run
+    return run if problem.kept is None else cpu.with_spectrum(run)
 
 
 def _prepare_gradient_reference(problem: FilterGradientProblem) -> cpu.RunGradient:

@@ -14,19 +14,20 @@ from ..._dispatch import Cost, Implementation
 from ..._layout import order
 from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
-from .problem import ConvProblem, FilterGradientProblem
+from .problem import ConvProblem, FilterGradientProblem, Kept
 
 REAL = ("float32", "float64", "bfloat16", "float16")
 _PANEL_BYTES = 1280 << 10  # kPanelBytes of csrc/conv/fft.cpp
 Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], None]
+RunKept = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor], None]
 
 
 def _bytes(dtype: str) -> int:
     return int(getattr(torch, dtype).itemsize)
 
 
-def _compute_bytes(dtype: str) -> int:
-    return 8 if dtype == "float64" else 4
+def _compute_bytes(problem: ConvProblem | FilterGradientProblem) -> int:
+    return 8 if problem.native_dtype in ("float64", "wide_float32") else 4
 
 
 def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
@@ -50,7 +51,7 @@ def _seconds(
     seconds = kernel_seconds(
         problem.isa,
         f"{kernel}.{order(problem.x)}",
-        problem.dtype,
+        problem.native_dtype,
         units=units,
         elements=elements,
         moved=moved,
@@ -90,7 +91,7 @@ def _recurrence_cost(problem: ConvProblem) -> Cost:
     # The states take a step of every tap at every sample, also where the signal has not begun.
     units = _samples(problem) * problem.taps
     tasks = problem.batch * math.ceil(problem.channels / 16)
-    lane_bytes = 64 * problem.taps * (_compute_bytes(problem.dtype) // 4)
+    lane_bytes = 64 * problem.taps * (_compute_bytes(problem) // 4)
     return Cost(
         _seconds(problem, "conv.recurrence", units, _samples(problem), tasks),
         (lane_bytes + 4096) * problem.threads,
@@ -109,28 +110,47 @@ def _fft_units(problem: ConvProblem | FilterGradientProblem, points: int) -> flo
     transform = points * math.log2(max(2, points))
     rows = problem.turns * problem.batch * problem.channels
     blocks = _blocks(problem.length, min(problem.taps, problem.length), points)
-    return transform * (2 * rows * blocks + problem.channels * problem.turns)
+    filters = 0 if _kept(problem) else problem.channels * problem.turns
+    return transform * (2 * rows * blocks + filters)
+
+
+def _kept(problem: ConvProblem | FilterGradientProblem) -> Kept | None:
+    return problem.kept if isinstance(problem, ConvProblem) else None
 
 
 def _taps_in_reach(problem: ConvProblem | FilterGradientProblem) -> int:
     """Taps beyond the length of the signal meet nothing without an initial state; their gradient is still written."""
-    if problem.state is not None or isinstance(problem, FilterGradientProblem):
+    if problem.state is not None or isinstance(problem, FilterGradientProblem) or problem.kept is not None:
         return problem.taps
     return max(1, min(problem.taps, problem.length))
 
 
-@lru_cache(maxsize=4096)
-def _transform_length(problem: ConvProblem | FilterGradientProblem) -> int:
-    """The transform with the least work: one block, or overlap-save with blocks of a few filter lengths."""
-    taps = _taps_in_reach(problem)
-    whole = _native.fft_length(max(1, (problem.length + taps) // 2), problem.dtype)
+def _transform_lengths(length: int, taps: int, native_dtype: str) -> list[int]:
+    """Transforms to choose from: one block, or overlap-save with blocks of a few filter lengths."""
+    whole = _native.fft_length(max(1, (length + taps) // 2), native_dtype)
     candidates = {whole}
     for factor in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32):
         # The history of a block must lie in the block before it: at least as many points as taps, and some to round.
-        points = _native.fft_length(max(256, int(factor * taps) + 16), problem.dtype)
+        points = _native.fft_length(max(256, int(factor * taps) + 16), native_dtype)
         if 0 < points < whole:
             candidates.add(points)
-    return min(sorted(candidates), key=lambda points: _fft_units(problem, points))
+    return sorted(candidates)
+
+
+@lru_cache(maxsize=4096)
+def _transform_length(problem: ConvProblem | FilterGradientProblem) -> int:
+    """The transform with the least work."""
+    kept = _kept(problem)
+    if kept is not None:
+        return kept.points
+    lengths = _transform_lengths(problem.length, _taps_in_reach(problem), problem.native_dtype)
+    return min(lengths, key=lambda points: _fft_units(problem, points))
+
+
+def kept_transform_length(length: int, taps: int, native_dtype: str) -> int:
+    """The transform with the least work for signals of that length where that of the filter does not count."""
+    lengths = _transform_lengths(length, taps, native_dtype)
+    return min(lengths, key=lambda points: points * math.log2(max(2, points)) * _blocks(length, taps, points))
 
 
 def _fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
@@ -144,9 +164,9 @@ def _panel_bytes(problem: ConvProblem, points: int) -> int:
     """Rows of up to 64 adjacent channels, transposed, with their spectra where blocks or sequences share them."""
     if problem.x[2] != 1 or problem.y[2] != 1:
         return 0
-    item, samples = _compute_bytes(problem.dtype), min(problem.length, 2 * points) + 32
+    item, samples = _compute_bytes(problem), min(problem.length, 2 * points) + 32
     blocks = _blocks(problem.length, _taps_in_reach(problem), points)
-    kept = 2.13 * item * points if problem.batch * blocks > 1 else 0
+    kept = 2.13 * item * points if problem.batch * blocks > 1 and problem.kept is None else 0
     channel = int(samples * _bytes(problem.dtype) + kept)
     width = 16 * min(4, _PANEL_BYTES // (16 * channel), problem.channels // 16)
     return width * (channel + item * problem.taps)
@@ -154,8 +174,10 @@ def _panel_bytes(problem: ConvProblem, points: int) -> int:
 
 def _fft_workspace(problem: ConvProblem, points: int) -> int:
     # Per thread: the data and the filter's spectrum, complex and padded; two blocks of history; 16 filters copied.
-    item = _compute_bytes(problem.dtype)
-    per_thread = item * (4.25 * points + 2 * problem.taps) + 16 * _bytes(problem.dtype) * problem.taps + (64 << 10)
+    item = _compute_bytes(problem)
+    spectra = 2.125 if problem.kept is None else 0
+    copies = 16 * _bytes(problem.dtype) * problem.taps if problem.kept is None else 0
+    per_thread = item * ((2.125 + spectra) * points + 2 * problem.taps) + copies + (64 << 10)
     return int(problem.threads * (per_thread + _panel_bytes(problem, points)))
 
 
@@ -172,15 +194,38 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
-    def prepare(problem: ConvProblem) -> Run:
+def with_spectrum(run: Run) -> RunKept:
+    """A function that does not read spectra, where there are some."""
+
+    def run_kept(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, spectrum: Tensor, y: Tensor) -> None:
+        run(x, h, bias, state, y)
+
+    return run_kept
+
+
+def _prepare(kernel: str) -> Callable[[ConvProblem], Run | RunKept]:
+    def prepare(problem: ConvProblem) -> Run | RunKept:
+        if problem.kept is None:
+            return prepare_kernel(kernel, problem)
+        if kernel != "fft":
+            return with_spectrum(prepare_kernel(kernel, problem))
+        run = prepare_kernel("fft_kept", problem)
+
+        def run_kept(
+            x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, spectrum: Tensor, y: Tensor
+        ) -> None:
+            run(x, spectrum, bias, state, y)
+
+        return run_kept
+
+    def prepare_kernel(kernel: str, problem: ConvProblem) -> Run:
         tap_stride, channel_stride = problem.h
         item, taps = _bytes(problem.dtype), _taps_in_reach(problem)
         # Transposing the Toeplitz matrix flips the filter and reads K - 1 samples ahead; the flip is a stride.
-        flip = item * (taps - 1) * tap_stride if problem.transposed else 0
+        flip = item * (taps - 1) * tap_stride if problem.transposed and kernel != "fft_kept" else 0
         call = _native.ConvCall(
             kernel,
-            problem.dtype,
+            problem.native_dtype,
             problem.batch,
             problem.length,
             problem.channels,
@@ -192,7 +237,8 @@ def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
             state_strides=problem.state or (0, 0, 0),
             origin=taps - 1 if problem.transposed else 0,
             activation=problem.activation or "identity",
-            transform_length=_transform_length(problem) if kernel == "fft" else 0,
+            transform_length=_transform_length(problem) if kernel in ("fft", "fft_kept") else 0,
+            bfloat16_spectra=problem.kept is not None and problem.kept.is_bfloat16,
         )
         if problem.offsets is None and not problem.transposed:
             return call
@@ -226,7 +272,7 @@ def _prepare_gradient(kernel: str) -> Callable[[FilterGradientProblem], RunGradi
     def prepare(problem: FilterGradientProblem) -> RunGradient:
         call = _native.FilterGradientCall(
             kernel,
-            problem.dtype,
+            problem.native_dtype,
             problem.batch,
             problem.length,
             problem.channels,
@@ -265,7 +311,7 @@ def _gradient_fft_cost(problem: FilterGradientProblem) -> Cost:
     points = _transform_length(problem)
     seconds = _seconds(problem, "gradient.fft", _fft_units(problem, points), _samples(problem), problem.channels)
     # Three transforms, the gradient of 16 channels, and 16 channels of both inputs where they are small enough.
-    per_thread = _compute_bytes(problem.dtype) * (6.4 * points + 17 * problem.taps) + (64 << 10)
+    per_thread = _compute_bytes(problem) * (6.4 * points + 17 * problem.taps) + (64 << 10)
     tiles = 2 * min(8 << 20, 16 * problem.batch * problem.length * _bytes(problem.dtype))
     return Cost(seconds, int(problem.threads * (per_thread + tiles)))
 

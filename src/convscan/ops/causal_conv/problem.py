@@ -7,6 +7,18 @@ from typing import NamedTuple
 from ..._layout import Triple, order
 
 
+class Kept(NamedTuple):
+    """Spectra of the filters that were made before: complex points of each, and whether rounded to bfloat16."""
+
+    points: int
+    is_bfloat16: bool
+
+
+def arithmetic(dtype: str, precision: str) -> str:
+    """The native name of a dtype, with the arithmetic that a precision asks for."""
+    return "wide_float32" if dtype == "float32" and precision == "high" else dtype
+
+
 class ConvProblem(NamedTuple):
     """y[b,i,n] = activation(sum_k h[k,n] x[b,i-k,n] + bias[n]); x[b,i+k,n] when ``transposed``.
 
@@ -31,11 +43,18 @@ class ConvProblem(NamedTuple):
     offsets: tuple[tuple[int, ...], ...] | None
     threads: int
     isa: str
+    precision: str = "default"
+    kept: Kept | None = None
 
     @property
     def turns(self) -> int:
         """How many kernel calls the leading axes take."""
         return 1 if self.offsets is None else len(self.offsets)
+
+    @property
+    def native_dtype(self) -> str:
+        """Storage and arithmetic."""
+        return arithmetic(self.dtype, self.precision)
 
     def __str__(self) -> str:
         parts = [f"B={self.batch} L={self.length} D={self.channels} K={self.taps} {self.dtype}"]
@@ -43,6 +62,8 @@ class ConvProblem(NamedTuple):
         parts += [self.activation] if self.activation else []
         parts += ["initial state"] if self.state is not None else []
         parts += ["transposed"] if self.transposed else []
+        parts += ["computed in float64"] if self.native_dtype == "wide_float32" else []
+        parts += ["spectrum kept in bfloat16" if self.kept.is_bfloat16 else "spectrum kept"] if self.kept else []
         parts += [f"{self.turns} calls"] if self.turns > 1 else []
         return ", ".join([*parts, f"{self.threads} threads", self.isa])
 
@@ -62,11 +83,17 @@ class FilterGradientProblem(NamedTuple):
     offsets: tuple[tuple[int, ...], ...] | None
     threads: int
     isa: str
+    precision: str = "default"
 
     @property
     def turns(self) -> int:
         """How many kernel calls the leading axes take."""
         return 1 if self.offsets is None else len(self.offsets)
+
+    @property
+    def native_dtype(self) -> str:
+        """Storage and arithmetic."""
+        return arithmetic(self.dtype, self.precision)
 
     def __str__(self) -> str:
         sizes = f"B={self.batch} L={self.length} D={self.channels} K={self.taps}"
