@@ -3,6 +3,7 @@
 # make lint       style and types
 # make format     apply the style
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make device-test  the kernel tests compiled for AArch64 (NEON), under emulation where there is qemu-aarch64
 # make clean      remove what the targets above made
 #
 # Everything happens in .venv and build/; a changed C++ file costs an incremental build, a changed Python file nothing.
@@ -14,10 +15,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 SANITIZED := build/sanitize
+CROSS := build/aarch64
 # Sanitized kernels compile slowly: on x86-64 the widest code paths, lowered, and those with intrinsics stand for all.
 SANITIZED_ISAS := $(if $(filter x86_64,$(shell uname -m)),"-DCONVSCAN_ISAS=wide;avx2")
+QEMU := $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static)
 
-.PHONY: profile test lint format sanitize clean
+.PHONY: profile test lint format sanitize device-test clean
 
 profile: $(VENV)/installed
 	$(BIN)/convscan profile $(ARGS)
@@ -42,11 +45,23 @@ sanitize: $(VENV)/tools
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	    $(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure --progress
 
+device-test: $(VENV)/cross
+	$(BIN)/cmake -S . -B $(CROSS) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-zig.cmake -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON
+	$(BIN)/cmake --build $(CROSS)
+	$(if $(QEMU),,@echo "not run, only built and disassembled: there is no qemu-aarch64 (Debian's package qemu-user)")
+	$(BIN)/ctest --test-dir $(CROSS) --output-on-failure --progress --parallel 2 $(if $(QEMU),,--tests-regex no_sve)
+
 # The build's own tools come first: the package is then built in place, without a throw-away environment, so that the
 # next build is incremental.
 $(VENV)/tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt scikit-build-core nanobind cmake ninja setuptools torch numpy
+	touch $@
+
+$(VENV)/cross: $(VENV)/tools
+	$(PIP) install --quiet --constraint constraints.txt ziglang
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)

@@ -24,7 +24,7 @@ LAYERS = [
     {"ops"},
     {"nn", "stream"},
     {"compat", "integrations", "distributed"},
-    {"profiler"},
+    {"profiler", "device"},
 ]
 
 
