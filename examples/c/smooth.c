@@ -1,7 +1,6 @@
 /* Smooths a signal and runs a leaky integrator over it, with nothing but the C interface.
  *
- *   cmake -S . -B build/c -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF && cmake --build build/c
- *   cc -Icsrc/include examples/c/smooth.c build/c/libconvscan_core.a -lstdc++ -lpthread -lm -o build/c/smooth
+ *   cc examples/c/smooth.c $(pkg-config --cflags --libs convscan) -o smooth
  */
 #include <stdio.h>
 
