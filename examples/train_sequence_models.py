@@ -206,7 +206,8 @@ def train(
 
     runs = [Run(name, [], []) for name in models]
     optimisers = [
-        torch.optim.AdamW(nn.parameter_groups(model), lr=rate, weight_decay=0.01) for model in models.values()
+        torch.optim.AdamW(nn.parameter_groups(model), lr=rate, weight_decay=0.01, fused=True)
+        for model in models.values()
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, share) for optimiser in optimisers]
     for step in range(steps):

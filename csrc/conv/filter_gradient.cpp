@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kTile = 256;      // times per packed tile
 constexpr int64_t kChunk = 8192;    // times per lane before the past is packed anew
 constexpr int64_t kTasks = 16;      // wanted at least, to keep threads busy
+constexpr int64_t kStepsPerTap = 4;  // of a part at least: its sums are cleared, kept and added up
 // Bytes of adjacent channels packed together, while their tiles take at most kTileBytes: of most arrays every time step
 // lies in a page of its own (2048 x 1536, K = 4: 2.3 ns an element with 128 bytes, 1.2 with 512).
 constexpr int64_t kRowBytes = 512, kTileBytes = int64_t{384} << 10;
@@ -72,11 +73,14 @@ struct GradientTile {
     for (int64_t i = 0; i < columns * taps * W; ++i) sums[i] = 0;
   }
 
-  void Correlate(int64_t count) {
+  // `past`: samples before the tile that can be other than zero. Steps of which a tap meets none of them are left out,
+  // half of all where the filter is as long as the sequence.
+  void Correlate(int64_t count, int64_t past) {
     for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t k = 0; k < taps; k += N) {
+      for (int64_t k = 0; k < Min(taps, past + count); k += N) {
         Vec<T> sum[N] = {};
-        CorrelateTaps<N, T>(sum, x + c * x_plane + (reach - k) * W, dz + c * z_plane, count);
+        const int64_t first = Max(0, k - past) / kTapsAtOnce * kTapsAtOnce;
+        CorrelateTaps<N, T>(sum, x + c * x_plane + (reach - k + first) * W, dz + c * z_plane + first * W, count - first);
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) {
           double *total = sums + (c * taps + k + i) * W;
@@ -108,7 +112,7 @@ struct GradientPlan {
     chunks_each = CeilDiv(p.length, steps * segments);
     chunks = p.batch * chunks_each;
     groups = CeilDiv(p.channels, group);
-    parts = Max(1, Min(chunks, CeilDiv(kTasks, groups)));
+    parts = Max(1, Min(Min(chunks, CeilDiv(kTasks, groups)), p.batch * p.length / (kStepsPerTap * Max(1, p.taps))));
   }
 
   // Chunks [begin, end) of one group of channels.
@@ -127,7 +131,8 @@ struct GradientPlan {
         const int64_t count = Min(kTile, longest - t);
         Pack(x, b, n, start, lanes, t, count, tile.columns, tile.x + tile.reach * W, tile.x_plane);
         Pack(dz, b, n, start, lanes, t, count, tile.columns, tile.dz, tile.z_plane);
-        tile.Correlate(count);
+        // Lanes that are segments of time have a past from the first step on.
+        tile.Correlate(count, p.state != nullptr || segments > 1 ? tile.taps : start + t);
       }
     }
   }
@@ -179,12 +184,10 @@ convscan_status FilterGradient(const convscan_filter_gradient &p) {
   });
   if (failed) return CONVSCAN_OUT_OF_MEMORY;
   for (int64_t g = 0; plan.parts > 1 && g < plan.groups; ++g) {
-    store(g * plan.group, [&](int64_t i, int64_t k) {
-      double total = 0;
-      for (int64_t j = 0; j < plan.parts; ++j)
-        total += plan.Total(shape, partial + (g * plan.parts + j) * part, i, k);
-      return total;
-    });
+    double *const sums = partial + g * plan.parts * part;
+    for (int64_t j = 1; j < plan.parts; ++j)
+      for (int64_t i = 0; i < part; ++i) sums[i] += sums[j * part + i];
+    store(g * plan.group, [&](int64_t i, int64_t k) { return plan.Total(shape, sums, i, k); });
   }
   return CONVSCAN_OK;
 }

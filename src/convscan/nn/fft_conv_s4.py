@@ -159,7 +159,8 @@ class FFTConvS4(torch.nn.Module):
         K, K_state = self.kernel(length, rate, state)
         K = self.drop_kernel(K)
         # D x is a convolution too: in the kernel it costs no pass over x.
-        K = torch.cat([K[..., :1] + self.D.to(K.dtype)[..., None], K[..., 1:]], -1) if length > 0 else K
+        if length > 0:
+            K = K + torch.nn.functional.pad(self.D.to(K.dtype)[..., None], (0, length - 1))
         return [h.mT for h in K.to(dtype)], K_state
 
     def _drop(self, y: Tensor) -> Tensor:

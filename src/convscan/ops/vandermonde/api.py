@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _native
-from ..._calls import in_huge_pages
-from ..._dispatch import Cost, Implementation, choose, register
+from ..._calls import Calls, in_huge_pages
+from ..._dispatch import Cost, Implementation, register
 from ..._errors import message
 from ..._layout import broadcast, dtype_name, fold
 from ..._library import below_autograd, define, derivative
@@ -18,6 +18,7 @@ from .problem import PowersProblem
 
 DTYPES = (torch.complex64, torch.complex128, torch.float32, torch.float64)
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+_calls, _adjoint_calls = Calls("vandermonde"), Calls("vandermonde_adjoint")
 _COMPLEX = {dtype: torch.promote_types(dtype, torch.complex64) for dtype in DTYPES}
 
 
@@ -149,15 +150,13 @@ def _describe_adjoint(g: Tensor, a: Tensor) -> PowersProblem:
 
 def _kernel(c: Tensor, a: Tensor, length: int, order: int) -> Tensor:
     y = in_huge_pages(_fake(c, a, length, order))
-    problem = _problem(c, a, y, order, False)
-    choose("vandermonde", problem).prepare(problem)(c, a, y)
+    _calls.run(order, c, a, y, problem=lambda: _problem(c, a, y, order, False))
     return y
 
 
 def _adjoint_kernel(g: Tensor, a: Tensor, order: int) -> Tensor:
     w = _adjoint_fake(g, a, order)
-    problem = _problem(g, a, w, order, True)
-    choose("vandermonde_adjoint", problem, strict=False).prepare(problem)(g, a, w)
+    _adjoint_calls.run(order, g, a, w, problem=lambda: _problem(g, a, w, order, True), strict=False)
     return w
 
 
