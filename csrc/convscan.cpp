@@ -226,8 +226,26 @@ convscan_status Check(const convscan_filter_gradient *p) {
   return CONVSCAN_OK;
 }
 
+// From 0 to the length, none below the one before.
+bool BoundariesAreValid(const int64_t *boundaries, int64_t sequences, int64_t length) {
+  if (boundaries == nullptr) return true;
+  if (sequences < 1 || sequences >= int64_t{1} << 48 || !IsValid(Plane(boundaries, 8, 1, sequences + 1, 0, 1), 8) ||
+      boundaries[0] != 0)
+    return false;
+  for (int64_t s = 0; s < sequences; ++s)
+    if (boundaries[s + 1] < boundaries[s]) return false;
+  return boundaries[sequences] == length;
+}
+
+// An initial state, or the gradient of one, a state for each sequence.
+Array States(const convscan_scan &p, const void *address, int64_t batch, int64_t sequence, int64_t channel) {
+  return View(address, ElementBytes(p.dtype), p.batch, p.boundaries == nullptr ? 1 : p.sequences, p.channels,
+              {batch, p.boundaries == nullptr ? 0 : sequence, channel});
+}
+
 convscan_status Check(const convscan_scan *p, bool reads_x) {
-  if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads) || !IsKnown(p->dtype))
+  if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads) || !IsKnown(p->dtype) ||
+      !BoundariesAreValid(p->boundaries, p->sequences, p->length))
     return CONVSCAN_INVALID_ARGUMENT;
   if (p->batch == 0 || p->length == 0 || p->channels == 0) return CONVSCAN_OK;
   const int64_t element = ElementBytes(p->dtype), alignment = Alignment(p->dtype);
@@ -236,12 +254,14 @@ convscan_status Check(const convscan_scan *p, bool reads_x) {
   if (!IsValid(a, alignment) || !IsValid(y, alignment)) return CONVSCAN_INVALID_ARGUMENT;
   if (p->y_init != nullptr) {
     const Array y_init =
-        Plane(p->y_init, element, p->batch, p->channels, p->y_init_batch_stride, p->y_init_channel_stride);
+        States(*p, p->y_init, p->y_init_batch_stride, p->y_init_sequence_stride, p->y_init_channel_stride);
     if (!IsValid(y_init, alignment) || (reads_x && Conflicts(y, y_init, false))) return CONVSCAN_INVALID_ARGUMENT;
   }
   if (!reads_x) return CONVSCAN_OK;
   const Array x = View(p->x, element, p->batch, p->length, p->channels, p->x_strides);
   if (!IsValid(x, alignment) || !y.IsInjective() || Conflicts(y, x, true) || Conflicts(y, a, false))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (p->boundaries != nullptr && Conflicts(y, Plane(p->boundaries, 8, 1, p->sequences + 1, 0, 1), false))
     return CONVSCAN_INVALID_ARGUMENT;
   return CONVSCAN_OK;
 }
@@ -260,11 +280,14 @@ convscan_status Check(const convscan_scan_gradient *p) {
   if (!IsValid(dy, alignment) || !IsValid(dx, alignment) || !dx.IsInjective()) return CONVSCAN_INVALID_ARGUMENT;
   if (Conflicts(dx, dy, true) || Conflicts(dx, a, false) || Conflicts(dx, y, false)) return CONVSCAN_INVALID_ARGUMENT;
   const Array y_init =
-      Plane(f.y_init, element, f.batch, f.channels, f.y_init_batch_stride, f.y_init_channel_stride);
+      States(f, f.y_init, f.y_init_batch_stride, f.y_init_sequence_stride, f.y_init_channel_stride);
+  const Array boundaries = Plane(f.boundaries, 8, 1, f.sequences + 1, 0, 1);
   const auto disturbs_inputs = [&](const Array &out) {
     return Conflicts(out, dy, false) || Conflicts(out, a, false) || Conflicts(out, y, false) ||
-           (f.y_init != nullptr && Conflicts(out, y_init, false));
+           (f.y_init != nullptr && Conflicts(out, y_init, false)) ||
+           (f.boundaries != nullptr && Conflicts(out, boundaries, false));
   };
+  if (f.boundaries != nullptr && Conflicts(dx, boundaries, false)) return CONVSCAN_INVALID_ARGUMENT;
   if (f.y_init != nullptr && Conflicts(dx, y_init, false)) return CONVSCAN_INVALID_ARGUMENT;
   const auto extent = [](int64_t size, int64_t stride) { return stride == 0 ? 1 : size; };
   const Array da = View(p->da, element, extent(f.batch, p->da_strides.batch), extent(f.length, p->da_strides.time),
@@ -274,7 +297,7 @@ convscan_status Check(const convscan_scan_gradient *p) {
     return CONVSCAN_INVALID_ARGUMENT;
   if (p->dy_init != nullptr) {
     const Array dy_init =
-        Plane(p->dy_init, element, f.batch, f.channels, p->dy_init_batch_stride, p->dy_init_channel_stride);
+        States(f, p->dy_init, p->dy_init_batch_stride, p->dy_init_sequence_stride, p->dy_init_channel_stride);
     if (!IsValid(dy_init, alignment) || !dy_init.IsInjective() || disturbs_inputs(dy_init) ||
         Conflicts(dy_init, dx, false) || (p->da != nullptr && Conflicts(dy_init, da, false)))
       return CONVSCAN_INVALID_ARGUMENT;

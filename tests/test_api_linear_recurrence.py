@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import convscan
 from convscan import linear_recurrence
 from convscan._calls import run_prepared
 from convscan.ops.linear_recurrence import reference
@@ -94,6 +95,121 @@ def test_lazy_conjugates_are_carried_out() -> None:
     torch.testing.assert_close(out, plain.conj().resolve_conj())
 
 
+# ---- packed sequences ----
+
+BOUNDS = [0, 0, 3, 4, 4, 9, 9]  # empty ones at both ends and inside, one of a single step
+
+
+def packed_sample(
+    dtype: torch.dtype = torch.float64, leading: tuple[int, ...] = (2,), grad: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, _, a = sample(dtype, (*leading, BOUNDS[-1], 3), grad=grad)
+    return x, normal(*leading, len(BOUNDS) - 1, 3, dtype=dtype, grad=grad), a, torch.tensor(BOUNDS)
+
+
+def one_by_one(x: Tensor, start: Tensor | None, a: Tensor, cu_seqlens: Tensor, reverse: bool = False) -> Tensor:
+    """Every sequence by a call of its own."""
+    a = a.expand(x.shape)
+    parts = [slice(begin, end) for begin, end in itertools.pairwise(cu_seqlens.tolist())]
+    pieces = [
+        linear_recurrence(
+            x[..., part, :], None if start is None else start[..., s, :], a[..., part, :], reverse=reverse
+        )
+        for s, part in enumerate(parts)
+    ]
+    return torch.cat(pieces, -2)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("leading", [(), (2,), (2, 2), (0,)])
+def test_packed_sequences_know_nothing_of_each_other(leading: tuple[int, ...], reverse: bool) -> None:
+    x, start, a, cu_seqlens = packed_sample(leading=leading, grad=False)
+    a[..., 3:4, :] = torch.inf  # what one step of one sequence does stays there
+    for y_init, coefficients in itertools.product((None, start), (a, a[..., :1, :], gates(3))):
+        y = linear_recurrence(x, y_init, coefficients, reverse=reverse, cu_seqlens=cu_seqlens)
+        expected = one_by_one(x, y_init, coefficients, cu_seqlens, reverse)
+        torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+def test_packed_boundaries_are_read_at_every_call() -> None:
+    x, _, a, cu_seqlens = packed_sample(grad=False)
+    linear_recurrence(x, None, a, cu_seqlens=cu_seqlens)
+    cu_seqlens[2:5] = torch.tensor([1, 7, 8])
+    y = linear_recurrence(x, None, a, cu_seqlens=cu_seqlens)
+    torch.testing.assert_close(y, one_by_one(x, None, a, cu_seqlens))
+    wrong = cu_seqlens.clone()
+    wrong[3] = 0
+    with pytest.raises(ValueError, match="linear_recurrence: cu_seqlens must not decrease; got 0 after 1 at 3"):
+        linear_recurrence(x, None, a, cu_seqlens=wrong)
+    for bounds in ([0, 8], [1, 9], [0, 10]):
+        with pytest.raises(ValueError, match="linear_recurrence: cu_seqlens must begin with 0 and end with L = 9"):
+            linear_recurrence(x, None, a, cu_seqlens=torch.tensor(bounds))
+    with convscan.force("reference"), pytest.raises(ValueError, match="linear_recurrence: cu_seqlens must not decr"):
+        linear_recurrence(x, None, a, cu_seqlens=wrong)
+    with pytest.raises(ValueError, match=r"linear_recurrence: y_init must have the shape \(..., S, D\) = \(2, 6, 3\)"):
+        linear_recurrence(x, x[:, 0], a, cu_seqlens=cu_seqlens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("coefficients", [(2, 9, 3), (3,)])
+def test_packed_derivatives(dtype: torch.dtype, reverse: bool, coefficients: tuple[int, ...]) -> None:
+    x, start, _, cu_seqlens = packed_sample(dtype)
+    a = gates(*coefficients, dtype=dtype, grad=True)
+
+    def function(x: Tensor, start: Tensor, a: Tensor) -> Tensor:
+        return linear_recurrence(x, start, a, reverse=reverse, cu_seqlens=cu_seqlens)
+
+    inputs = (x, start, a)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True, fast_mode=True)
+    weight = normal(2, 9, 3, seed=4, dtype=dtype)
+    gradients = torch.autograd.grad(function(*inputs), inputs, weight)
+    composed = torch.autograd.grad(function(*inputs), inputs, weight, create_graph=True)
+    expected = torch.autograd.grad(one_by_one(*inputs, cu_seqlens, reverse), inputs, weight)
+    for fused, recorded, wanted in zip(gradients, composed, expected, strict=True):
+        torch.testing.assert_close(fused, wanted)
+        torch.testing.assert_close(recorded, wanted)
+
+
+def test_packed_transforms() -> None:
+    x, start, a, cu_seqlens = (tensor.detach() for tensor in packed_sample(leading=(3,)))
+    others = torch.stack([cu_seqlens, torch.tensor([0, 1, 2, 3, 4, 5, 9]), torch.tensor([0, 9, 9, 9, 9, 9, 9])])
+
+    def loss(x: Tensor, start: Tensor, a: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return linear_recurrence(x, start, a, cu_seqlens=cu_seqlens).square().sum()
+
+    gradient = torch.func.grad(loss, argnums=(0, 1, 2))
+    for bounds, axis in ((cu_seqlens, None), (others, 0)):
+        results = torch.vmap(gradient, in_dims=(0, 0, 0, axis))(x, start, a, bounds)
+        for i in range(3):
+            singles = gradient(x[i], start[i], a[i], bounds if axis is None else bounds[i])
+            for mapped, single in zip(results, singles, strict=True):
+                torch.testing.assert_close(mapped[i], single)
+
+
+def test_packed_compilation_and_export() -> None:
+    x, start, a, cu_seqlens = packed_sample()
+
+    class Packed(torch.nn.Module):
+        def forward(self, x: Tensor, start: Tensor, a: Tensor, cu_seqlens: Tensor) -> Tensor:
+            return linear_recurrence(x, start, a, cu_seqlens=cu_seqlens)
+
+    expected = one_by_one(x, start, a, cu_seqlens)
+    y = torch.compile(Packed(), fullgraph=True, backend="aot_eager", dynamic=True)(x, start, a, cu_seqlens)
+    torch.testing.assert_close(y, expected)
+    wanted = torch.autograd.grad(expected.sum(), (x, start, a))
+    for got, want in zip(torch.autograd.grad(y.sum(), (x, start, a)), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+    arguments = (x.detach(), start.detach(), a.detach(), cu_seqlens)
+    torch.testing.assert_close(torch.export.export(Packed(), arguments).module()(*arguments), expected)
+    operator = torch.ops.convscan.linear_recurrence.default
+    torch.library.opcheck(operator, (x, start, a, cu_seqlens, False))
+    gradient = torch.ops.convscan.linear_recurrence_gradient.default
+    y = operator(*arguments, True)
+    torch.library.opcheck(gradient, (x.detach(), start.detach(), a.detach(), y, cu_seqlens, True, True, True))
+
+
 # ---- out ----
 
 
@@ -113,7 +229,7 @@ def test_out_may_be_the_input(time_contiguous: bool) -> None:
 def test_constant_coefficients_take_the_prepared_way() -> None:
     x, y_init, a = normal(2, 5, 3), normal(2, 3), normal(3)
     y = linear_recurrence(x, y_init, a)
-    again = run_prepared(_prepared, False, x, y_init, a, None)
+    again = run_prepared(_prepared, False, x, y_init, a, None, None)
     assert again is not None, "a call with coefficients (D,) was not remembered"
     assert torch.equal(again, y)
     torch.testing.assert_close(y, reference.linear_recurrence(x, y_init, a.expand(x.shape), False))
@@ -283,8 +399,8 @@ def test_export(strict: bool) -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     x, start, a = sample(dtype)
     operator = torch.ops.convscan.linear_recurrence.default
-    torch.library.opcheck(operator, (x, start, a, False))
-    torch.library.opcheck(operator, (x, None, gates(1, 1, 3, dtype=dtype, grad=True), True))
+    torch.library.opcheck(operator, (x, start, a, None, False))
+    torch.library.opcheck(operator, (x, None, gates(1, 1, 3, dtype=dtype, grad=True), None, True))
     gradient = torch.ops.convscan.linear_recurrence_gradient.default
-    y = operator(x, start, a, False).detach()
-    torch.library.opcheck(gradient, (x.detach(), start.detach(), a.detach(), y, False, True, True))
+    y = operator(x, start, a, None, False).detach()
+    torch.library.opcheck(gradient, (x.detach(), start.detach(), a.detach(), y, None, False, True, True))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -77,6 +80,100 @@ def test_recurrence(name: str, dtype: torch.dtype, isa: str) -> None:
             p.check(answers[0])
         assert all(torch.equal(answers[0], y) for y in answers), f"{name} depends on the number of threads: {p}"
     assert ran > 0
+
+
+def unpacked(p: oracle.Recurrence, bounds: list[int]) -> Iterator[tuple[slice, oracle.Recurrence]]:
+    """The sequences of a packed problem, whose y_init is (B, S, D), as problems of their own."""
+    a = p.a.expand(p.x.shape)
+    for s, part in enumerate(slice(begin, end) for begin, end in pairwise(bounds)):
+        start = None if p.y_init is None else p.y_init[:, s]
+        yield part, replace(p, x=p.x[:, part], y_init=start, a=a[:, part])
+
+
+@pytest.mark.parametrize("dtype", oracle.REAL + oracle.COMPLEX, ids=str)
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_packed_recurrence(name: str, dtype: torch.dtype, isa: str) -> None:
+    draw = oracle.Draw(8)
+    for index, p in enumerate(oracle.recurrences(dtype, count=20, seed=9, limit=20_000)):
+        batch, length, channels = p.x.shape
+        # Of one step, empty, behind one another empty, at the ends too; one sequence.
+        inner = sorted(draw.below(length + 1) for _ in range(index % 6))
+        bounds = [0, *inner, *inner[:1], length]
+        bounds.sort()
+        start = None if p.y_init is None else draw.normal(batch, len(bounds) - 1, channels, dtype=dtype)
+        p = replace(p, y_init=start)
+        cu_seqlens = torch.tensor(bounds, dtype=(torch.int32, torch.int64)[index % 2])
+        answers = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with convscan.force(name):
+                answers.append(convscan.linear_recurrence(p.x, p.y_init, p.a, reverse=p.reverse, cu_seqlens=cu_seqlens))
+        assert torch.equal(*answers), f"{name} depends on the number of threads: {p}"
+        for part, sequence in unpacked(p, bounds):
+            sequence.check(answers[0][:, part])
+
+
+@pytest.mark.parametrize("time_contiguous", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_packed_sequences_across_tiles(channels: int, reverse: bool, time_contiguous: bool, isa: str) -> None:
+    """The threads' tiles of time begin inside sequences; no coefficient decays, so that every state counts."""
+    length, bounds = 60_000, [0, 5, 17_003, 17_003, 30_001, 30_720, 60_000]
+    draw = oracle.Draw(10)
+    x = oracle.in_order(draw.normal(1, length, channels, dtype=torch.float32), "channels contiguous")
+    x = oracle.in_order(x, "time contiguous") if time_contiguous else x
+    a = torch.ones(1, length, channels).copysign(draw.normal(1, length, channels))
+    start = draw.normal(1, len(bounds) - 1, channels, dtype=torch.float32)
+    answers = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with convscan.force("tiled"):
+            y = convscan.linear_recurrence(x, start, a, reverse=reverse, cu_seqlens=torch.tensor(bounds))
+        answers.append(y)
+    assert all(torch.equal(answers[0], y) for y in answers)
+    exact = convscan.linear_recurrence(
+        x.double(), start.double(), a.double(), reverse=reverse, cu_seqlens=torch.tensor(bounds)
+    )
+    with convscan.force("sequential"):
+        plain = convscan.linear_recurrence(x, start, a, reverse=reverse, cu_seqlens=torch.tensor(bounds))
+    assert (answers[0] - exact).abs().max() <= 2 * (plain - exact).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_accuracy_over_65536_steps(dtype: torch.dtype, isa: str) -> None:
+    """Slow decay, growth that stays finite, exact zeros, changes of sign: the error is within twice the loop's."""
+    length, each = 65536, 5
+    draw = oracle.Draw(11)
+    slow = [0.999 + 0.0011 * torch.sigmoid(2 * draw.normal(1, length, each)) for _ in range(3)]
+    swinging = torch.where(torch.arange(length)[:, None] % 300 < 150, 1.25, 0.7).double().expand(1, length, each)
+    a = torch.cat([slow[0], slow[1].copysign(draw.normal(1, length, each)), slow[2], swinging], -1)
+    a[..., 2 * each : 3 * each] *= draw.normal(1, length, each) < 3
+    a = (torch.polar(a, 3 * draw.normal(*a.shape)) if dtype.is_complex else a).to(dtype)
+    x = draw.normal(*a.shape, dtype=dtype)
+    with convscan.force("sequential"):
+        truth = convscan.linear_recurrence(oracle.wide(x), None, oracle.wide(a))
+    plain = (oracle.wide(loop_over_time(x, a)) - truth).abs().amax(1)
+    for name in (name for name in RECURRENCES if name != "reference"):
+        for order in ("channels contiguous", "time contiguous"):
+            signal, coefficients = oracle.in_order(x, order), oracle.in_order(a, order)
+            with convscan.force(name):
+                whole = convscan.linear_recurrence(signal, None, coefficients)
+                few = convscan.linear_recurrence(signal[..., ::each], None, coefficients[..., ::each])
+            assert whole.isfinite().all()
+            assert torch.all((whole - truth).abs().amax(1) <= 2 * plain), (name, order)
+            assert torch.all((few - truth[..., ::each]).abs().amax(1) <= 2 * plain[..., ::each]), (name, order)
+
+
+def loop_over_time(x: Tensor, a: Tensor) -> Tensor:
+    """A multiplication and an addition a step, each rounded to the type computed in."""
+    kind = oracle.compute_type(x.dtype)
+    coefficients, samples = a[0].to(kind).numpy(), x[0].to(kind).numpy()
+    y = np.empty_like(samples)
+    last = np.zeros_like(samples[0])
+    for i in range(len(samples)):
+        last = coefficients[i] * last + samples[i]
+        y[i] = last
+    return torch.from_numpy(y)[None].to(x.dtype)
 
 
 def scaled(case: conv_cases.Case, products: int) -> conv_cases.Case:

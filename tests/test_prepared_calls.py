@@ -251,8 +251,8 @@ def test_overhead_stays_within_microseconds(op: str) -> None:
         call = causal_conv
     else:
         second, strides = normal(8, 4), (0, 4, 1)
-        kernel = _native.ScanCall("sequential", "float32", 1, 8, 4, False, strides, strides, (0, 0), strides)
-        addresses = (x.data_ptr(), second.data_ptr(), 0, y.data_ptr())
+        kernel = _native.ScanCall("sequential", "float32", 1, 8, 4, False, strides, strides, (0, 0, 0), strides)
+        addresses = (x.data_ptr(), second.data_ptr(), 0, 0, y.data_ptr())
 
         def call(x: Tensor, a: Tensor, *, out: Tensor | None = None) -> Tensor:
             return linear_recurrence(x, None, a, out=out)

@@ -132,7 +132,8 @@ CONVSCAN_API convscan_status convscan_filter_gradient_fft(const convscan_filter_
                                                           int64_t transform_length);
 
 /* y[b,i,n] = a[b,i,n] y[b,i-1,n] + x[b,i,n]; with reverse, y[b,i,n] = a[b,i,n] y[b,i+1,n] + x[b,i,n] from the end.
- * Any stride of a may be zero. Strides count elements of the dtype (a complex number is one element). */
+ * Any stride of a may be zero. Strides count elements of the dtype (a complex number is one element). With `boundaries`,
+ * sequence s has the steps boundaries[s] <= i < boundaries[s+1] and starts from y_init[b,s,n]; it may be empty. */
 typedef struct convscan_scan {
   int64_t batch, length, channels;
   convscan_dtype dtype;
@@ -146,6 +147,8 @@ typedef struct convscan_scan {
   void *y;
   convscan_strides y_strides;
   int threads;
+  const int64_t *boundaries; /* null: one sequence. sequences + 1 values, from 0 to length, none below the one before */
+  int64_t sequences, y_init_sequence_stride; /* not read without boundaries */
 } convscan_scan;
 
 /* One pass in time order. */
@@ -168,6 +171,7 @@ typedef struct convscan_scan_gradient {
   convscan_strides da_strides;
   void *dy_init; /* null when not needed */
   int64_t dy_init_batch_stride, dy_init_channel_stride;
+  int64_t dy_init_sequence_stride; /* not read without boundaries */
 } convscan_scan_gradient;
 
 CONVSCAN_API convscan_status convscan_scan_gradient_sequential(const convscan_scan_gradient *problem);

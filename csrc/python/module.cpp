@@ -166,8 +166,8 @@ struct ScanCall final : NativeCall {
   convscan_scan problem{};
 
   ScanCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length, int64_t channels,
-           bool reverse, const Triple &x_strides, const Triple &a_strides, const Pair &y_init_strides,
-           const Triple &y_strides) {
+           bool reverse, const Triple &x_strides, const Triple &a_strides, const Triple &y_init_strides,
+           const Triple &y_strides, int64_t sequences) {
     if (name == "sequential") kernel = Kernel::sequential;
     else if (name == "tiled") kernel = Kernel::tiled;
     else if (name == "parallel") kernel = Kernel::parallel;
@@ -180,22 +180,25 @@ struct ScanCall final : NativeCall {
     problem.x_strides = Strides(x_strides);
     problem.a_strides = Strides(a_strides);
     problem.y_init_batch_stride = std::get<0>(y_init_strides);
-    problem.y_init_channel_stride = std::get<1>(y_init_strides);
+    problem.y_init_sequence_stride = std::get<1>(y_init_strides);
+    problem.y_init_channel_stride = std::get<2>(y_init_strides);
+    problem.sequences = sequences;
     problem.y_strides = Strides(y_strides);
   }
 
-  convscan_scan Bind(Address x, Address a, Address y_init, Address y, int threads) const {
+  convscan_scan Bind(Address x, Address a, Address y_init, Address boundaries, Address y, int threads) const {
     convscan_scan p = problem;
     p.x = Pointer<const void>(x);
     p.a = Pointer<const void>(a);
     p.y_init = Pointer<const void>(y_init);
+    p.boundaries = Pointer<const int64_t>(boundaries);
     p.y = Pointer<void>(y);
     p.threads = threads;
     return p;
   }
 
-  void Run(Address x, Address a, Address y_init, Address y, int threads) const {
-    const convscan_scan p = Bind(x, a, y_init, y, threads);
+  void Run(Address x, Address a, Address y_init, Address boundaries, Address y, int threads) const {
+    const convscan_scan p = Bind(x, a, y_init, boundaries, y, threads);
     convscan_status status = CONVSCAN_UNSUPPORTED;
     {
       const ReleasedGil released;
@@ -208,10 +211,10 @@ struct ScanCall final : NativeCall {
     Raise(status, "linear_recurrence");
   }
 
-  void RunOn(const Address *at) const override { Run(at[0], at[2], at[1], at[3], 0); }
+  void RunOn(const Address *at) const override { Run(at[0], at[2], at[1], at[3], at[4], 0); }
 
-  void RunOnTensors(nb::handle x, nb::handle y_init, nb::handle a, nb::handle y) const {
-    Run(TensorAddress(x), TensorAddress(a), TensorAddress(y_init), TensorAddress(y), 0);
+  void RunOnTensors(nb::handle x, nb::handle y_init, nb::handle a, nb::handle boundaries, nb::handle y) const {
+    Run(TensorAddress(x), TensorAddress(a), TensorAddress(y_init), TensorAddress(boundaries), TensorAddress(y), 0);
   }
 };
 
@@ -220,19 +223,20 @@ struct ScanGradientCall {
   convscan_scan_gradient problem{};
 
   ScanGradientCall(const ScanCall &forward, const Triple &dy_strides, const Triple &dx_strides,
-                   const Triple &da_strides, const Pair &dy_init_strides)
+                   const Triple &da_strides, const Triple &dy_init_strides)
       : forward(forward) {
     problem.dy_strides = Strides(dy_strides);
     problem.dx_strides = Strides(dx_strides);
     problem.da_strides = Strides(da_strides);
     problem.dy_init_batch_stride = std::get<0>(dy_init_strides);
-    problem.dy_init_channel_stride = std::get<1>(dy_init_strides);
+    problem.dy_init_sequence_stride = std::get<1>(dy_init_strides);
+    problem.dy_init_channel_stride = std::get<2>(dy_init_strides);
   }
 
-  void Run(Address a, Address y_init, Address y, Address dy, Address dx, Address da, Address dy_init,
-           int threads) const {
+  void Run(Address a, Address y_init, Address boundaries, Address y, Address dy, Address dx, Address da,
+           Address dy_init, int threads) const {
     convscan_scan_gradient p = problem;
-    p.forward = forward.Bind(0, a, y_init, y, threads);
+    p.forward = forward.Bind(0, a, y_init, boundaries, y, threads);
     p.dy = Pointer<const void>(dy);
     p.dx = Pointer<void>(dx);
     p.da = Pointer<void>(da);
@@ -351,16 +355,16 @@ NB_MODULE(_native, m) {
       .def("__call__", &FilterGradientCall::Run, "x"_a, "dz"_a, "state"_a, "dh"_a, "threads"_a = 0);
   nb::class_<ScanCall, NativeCall>(m, "ScanCall", "A linear recurrence, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, bool, const Triple &,
-                    const Triple &, const Pair &, const Triple &>(),
+                    const Triple &, const Triple &, const Triple &, int64_t>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "reverse"_a, "x_strides"_a, "a_strides"_a,
-           "y_init_strides"_a, "y_strides"_a)
-      .def("__call__", &ScanCall::Run, "x"_a, "a"_a, "y_init"_a, "y"_a, "threads"_a = 0)
-      .def("__call__", &ScanCall::RunOnTensors, "x"_a, "y_init"_a.none(), "a"_a, "y"_a);
+           "y_init_strides"_a, "y_strides"_a, "sequences"_a = 0)
+      .def("__call__", &ScanCall::Run, "x"_a, "a"_a, "y_init"_a, "boundaries"_a, "y"_a, "threads"_a = 0)
+      .def("__call__", &ScanCall::RunOnTensors, "x"_a, "y_init"_a.none(), "a"_a, "boundaries"_a.none(), "y"_a);
   nb::class_<ScanGradientCall>(m, "ScanGradientCall", "The gradients of a linear recurrence.")
-      .def(nb::init<const ScanCall &, const Triple &, const Triple &, const Triple &, const Pair &>(), "forward"_a,
+      .def(nb::init<const ScanCall &, const Triple &, const Triple &, const Triple &, const Triple &>(), "forward"_a,
            "dy_strides"_a, "dx_strides"_a, "da_strides"_a, "dy_init_strides"_a)
-      .def("__call__", &ScanGradientCall::Run, "a"_a, "y_init"_a, "y"_a, "dy"_a, "dx"_a, "da"_a, "dy_init"_a,
-           "threads"_a = 0);
+      .def("__call__", &ScanGradientCall::Run, "a"_a, "y_init"_a, "boundaries"_a, "y"_a, "dy"_a, "dx"_a, "da"_a,
+           "dy_init"_a, "threads"_a = 0);
 
   m.def("vandermonde", &Vandermonde, "dtype"_a, "a_dtype"_a, "rows"_a, "terms"_a, "length"_a, "order"_a,
         "c_strides"_a, "a_strides"_a, "y_row_stride"_a, "c"_a, "a"_a, "y"_a, "threads"_a = 0);

@@ -2,7 +2,8 @@
 //
 //   g[t] = dy[t] + c[t],   c[t-1] = conj(a[t]) g[t],   dx[t] = g[t],   da[t] = g[t] conj(y[t-1]),   dy_init = c[-1]
 //
-// The state is c, not g, so that every step reads a, y and dy at its own place only. Where a is shared over time,
+// The state is c, not g, so that every step reads a, y and dy at its own place only. Of packed sequences every one
+// starts from c = 0 and leaves its own dy_init. Where a is shared over time,
 // channels or the batch, da is summed as it is made, in float64, in an order that depends on the sizes alone: what is
 // summed together is done by one task.
 #include "core/kernels.h"
@@ -111,38 +112,40 @@ void GradientTile(const GradientPlanes<Element> &p, const Sums &sums, const Tile
   PutRows(p.dx, tile, copies[2]);
 }
 
-// The gradients of batch entry b, channels [c, c + channels), steps [t, end) as the gradient counts them.
+// The gradients of batch entry b, channels [c, c + channels), steps [t, end) as the gradient counts them, which belong to
+// sequence s.
 template <class Element>
-void RunGradient(const convscan_scan_gradient &problem, int64_t b, int64_t t, int64_t end, int64_t c,
-                 int64_t channels, const Sums &sums, typename Element::Part *state) {
+void RunGradient(const convscan_scan_gradient &problem, const Sequences &sequences, int64_t s, int64_t b, int64_t t,
+                 int64_t end, int64_t c, int64_t channels, const Sums &sums, typename Element::Part *state) {
   using Storage = typename Element::Storage;
   const convscan_scan &f = problem.forward;
   const int64_t bytes = StorageBytes(f.dtype);
-  const auto plane = [&](const void *address, const convscan_strides &s, int64_t late) -> Plane<Element> {
+  const auto plane = [&](const void *address, const convscan_strides &by, int64_t late) -> Plane<Element> {
     if (address == nullptr) return {};
     const int64_t direction = f.reverse ? 1 : -1;
     const int64_t start = (f.reverse ? 0 : f.length - 1) + late * direction;
-    return {Advance(address, bytes * (b * s.batch + start * s.time + c * s.channel)), direction * s.time, s.channel,
-            channels};
+    return {Advance(address, bytes * (b * by.batch + start * by.time + c * by.channel)), direction * by.time,
+            by.channel, channels};
   };
   const GradientPlanes<Element> p = {plane(problem.dy, problem.dy_strides, 0), plane(f.a, f.a_strides, 0),
                                      plane(f.y, f.y_strides, 1), plane(problem.dx, problem.dx_strides, 0),
                                      plane(problem.da, problem.da_strides, 0)};
-  const int64_t last = Min(end, f.length - 1);
+  const int64_t last = Min(end, sequences.End(s) - 1);
   ForEachTile<Element>(p.dy.order, last - t, channels, [&](Tile tile) {
     tile.t += t;
     GradientTile(p, sums, tile, nullptr, state);
   });
-  if (end != f.length || f.length == 0) return;
-  // The first step of the recurrence, whose y[t-1] is y_init.
+  if (last == end) return;
+  // The first step of the sequence, whose y[t-1] is y_init.
   alignas(64) Storage before[kTileNumbers<Element> * Element::kParts];
   const Rows<const Storage> y_rows = {before, 0};
   ForEachTile<Element>(Order::channel, 1, channels, [&](Tile tile) {
-    tile.t = f.length - 1;
+    tile.t = last;
     if (f.y_init == nullptr) {
       __builtin_memset(before, 0, sizeof(before));
     } else {
-      const Plane<Element> y_init(Advance(f.y_init, bytes * b * f.y_init_batch_stride), 0, f.y_init_channel_stride, 0);
+      const int64_t at = b * f.y_init_batch_stride + sequences.Index(s) * f.y_init_sequence_stride;
+      const Plane<Element> y_init(Advance(f.y_init, bytes * at), 0, f.y_init_channel_stride, 0);
       MoveTile<true>(y_init, {0, c + tile.c, 1, tile.channels}, before);
     }
     GradientTile(p, sums, tile, &y_rows, state);
@@ -165,6 +168,19 @@ void StoreSums(const convscan_scan_gradient &problem, int64_t b, int64_t t, int6
                     static_cast<typename Element::Part>(
                         sums.entries[(s * sums.step + n * sums.channel) * kParts + i]));
   }
+}
+
+// Writes what a sequence passes on to its initial state.
+template <class Element>
+void StoreInitialGradient(const convscan_scan_gradient &problem, int64_t b, int64_t sequence, int64_t c,
+                          int64_t channels, const typename Element::Part *state) {
+  if (problem.dy_init == nullptr) return;
+  constexpr int kParts = Element::kParts;
+  auto *dy_init = static_cast<typename Element::Storage *>(problem.dy_init) +
+                  (b * problem.dy_init_batch_stride + sequence * problem.dy_init_sequence_stride) * kParts;
+  for (int64_t n = 0; n < channels; ++n)
+    for (int i = 0; i < kParts; ++i)
+      StoreScalar(dy_init + (c + n) * problem.dy_init_channel_stride * kParts + i, state[n * kParts + i]);
 }
 
 // Channels of a block, and steps of a chunk of time where da is summed but not over time: sums of a chunk take at most
@@ -201,6 +217,7 @@ convscan_status Gradient(const convscan_scan_gradient &problem) {
   const int64_t sum_steps = sums_time ? 1 : chunk, sum_channels = sums_channels ? 1 : width;
   const size_t sum_bytes = is_summed ? sizeof(double) * static_cast<size_t>(kParts * sum_steps * sum_channels) : 0;
   const size_t state_bytes = sizeof(Part) * static_cast<size_t>(kParts * group_batch * width);
+  const Sequences sequences(f, !f.reverse);
   bool failed = false;
   ParallelFor(f.batch / group_batch * groups, threads, [&](int64_t task) {
     auto *memory = static_cast<char *>(Workspace(sum_bytes + state_bytes));
@@ -214,25 +231,28 @@ convscan_status Gradient(const convscan_scan_gradient &problem) {
     if (is_summed)
       sums = {reinterpret_cast<double *>(memory), 0, sums_time ? 0 : sum_channels, sums_channels ? 0 : 1};
     __builtin_memset(memory, 0, sum_bytes + state_bytes);
+    int64_t first = 0;  // of the sequences that are not finished
     for (int64_t t = 0; t == 0 || t < f.length; t += chunk) {
       const int64_t end = Min(t + chunk, f.length);
       sums.first = t;
-      for (int64_t i = 0; i < group_batch; ++i)
-        RunGradient<Element>(problem, b + i, t, end, c, channels, sums, state + i * width * kParts);
+      int64_t s = first;
+      for (int64_t i = 0; i < group_batch; ++i) {
+        Part *const carried = state + i * width * kParts;
+        for (s = first; s < sequences.count; ++s) {
+          const int64_t begin = Max(t, sequences.Begin(s)), stop = Min(end, sequences.End(s));
+          if (begin < stop) RunGradient<Element>(problem, sequences, s, b + i, begin, stop, c, channels, sums, carried);
+          if (stop != sequences.End(s)) break;
+          StoreInitialGradient<Element>(problem, b + i, sequences.Index(s), c, channels, carried);
+          __builtin_memset(carried, 0, sizeof(Part) * static_cast<size_t>(kParts * width));
+        }
+      }
+      first = s;
       if (is_summed && !sums_time) {
         StoreSums<Element>(problem, b, t, end - t, c, Min(channels, sum_channels), sums);
         __builtin_memset(memory, 0, sum_bytes);
       }
     }
     if (sums_time) StoreSums<Element>(problem, b, 0, 1, c, Min(channels, sum_channels), sums);
-    if (problem.dy_init == nullptr) return;
-    auto *dy_init = static_cast<typename Element::Storage *>(problem.dy_init);
-    for (int64_t i = 0; i < group_batch; ++i)
-      for (int64_t n = 0; n < channels; ++n)
-        for (int part = 0; part < kParts; ++part)
-          StoreScalar(dy_init + ((b + i) * problem.dy_init_batch_stride + (c + n) * problem.dy_init_channel_stride) *
-                          kParts + part,
-                      state[(i * width + n) * kParts + part]);
   });
   return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
 }

@@ -284,6 +284,7 @@ SegmentKernel ParallelSegment(convscan_dtype dtype) {
 
 convscan_status ScanParallel(const convscan_scan &problem) {
   const convscan_scan p = Forwards(problem);
+  const Sequences sequences(p, problem.reverse);
   // Pairs of rows stay together whatever the number of threads: a pair that cannot use products runs step by step.
   constexpr int64_t kWidth = 8;
   const int64_t blocks = CeilDiv(p.channels, kWidth);
@@ -293,10 +294,7 @@ convscan_status ScanParallel(const convscan_scan &problem) {
   ParallelFor(p.batch * blocks, threads, [&](int64_t task) {
     alignas(64) char state[kWidth * 16];
     const int64_t b = task / blocks, c = task % blocks * kWidth, channels = Min(kWidth, p.channels - c);
-    LoadInitialState(p, b, c, channels, state);
-    Segment segment = Cut(p, b, 0, p.length, c, channels);
-    segment.streams = streams;
-    kernel(segment, state);
+    RunSteps(p, sequences, kernel, b, 0, p.length, c, channels, streams, state);
   });
   return CONVSCAN_OK;
 }

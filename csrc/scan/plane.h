@@ -14,6 +14,11 @@ struct Rows {
   int64_t stride;  // in scalars
 };
 
+template <class Storage>
+CONVSCAN_INLINE Rows<Storage> After(const Rows<Storage> &rows, int64_t count) {
+  return {rows.base + count * rows.stride, rows.stride};
+}
+
 enum class Order {
   channel,  // neighbouring channels are neighbours in memory
   time,     // neighbouring steps are, forwards or backwards

@@ -6,6 +6,8 @@
 
 namespace convscan::CONVSCAN_ISA {
 
+struct Packing;
+
 // Addresses are those of the first step (in the order of the recurrence) and channel; strides count numbers.
 struct Segment {
   int64_t length, channels;
@@ -13,12 +15,13 @@ struct Segment {
   void *y;
   int64_t x_time, x_channel, a_time, a_channel, y_time, y_channel;
   bool streams = false;  // y is too large for the caches and nothing aliases it: stores may go past them
+  const Packing *packing = nullptr;  // of all of time; null: one stretch of one sequence, which starts from `state`
 };
 
 // Runs a segment. `state` holds y[-1] of every channel, in the type computed in, and then y[length - 1].
 using SegmentKernel = void (*)(const Segment &, void *state);
 
-// In time order, lanes over channels.
+// In time order, lanes over channels. The only one to look at `packing`.
 SegmentKernel SequentialSegment(convscan_dtype);
 // A scan inside vector registers, lanes over time.
 SegmentKernel ParallelSegment(convscan_dtype);
@@ -40,7 +43,43 @@ CONVSCAN_INLINE Pointer Advance(Pointer p, int64_t bytes) {
   return p == nullptr ? p : (Pointer)((intptr_t)p + bytes);
 }
 
-// The problem with time running forwards: reversal is a negative stride.
+// The sequences that lie behind one another along time, in the order in which a pass over time meets them; one where the
+// problem is not packed. `from_end`: the pass starts at the end.
+struct Sequences {
+  const int64_t *boundaries;
+  int64_t count, length;
+  bool from_end;
+
+  Sequences(const convscan_scan &p, bool from_end)
+      : boundaries(p.boundaries), count(p.boundaries == nullptr ? 1 : p.sequences), length(p.length),
+        from_end(from_end) {}
+
+  // Steps as the pass counts them.
+  CONVSCAN_INLINE int64_t Begin(int64_t s) const { return s == 0 ? 0 : End(s - 1); }
+  CONVSCAN_INLINE int64_t End(int64_t s) const {
+    if (boundaries == nullptr) return length;
+    return from_end ? length - boundaries[count - 1 - s] : boundaries[s + 1];
+  }
+  // Where initial states have the sequence.
+  CONVSCAN_INLINE int64_t Index(int64_t s) const { return from_end ? count - 1 - s : s; }
+
+  // The sequence of step t < length.
+  int64_t At(int64_t t) const {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (End(middle) > t) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+};
+
+// The problem with time running forwards: reversal is a negative stride. Its sequences are those of the problem it came
+// from, met from their end.
 inline convscan_scan Forwards(convscan_scan p) {
   if (!p.reverse) return p;
   const int64_t last = (p.length - 1) * StorageBytes(p.dtype);
@@ -71,8 +110,40 @@ inline Segment Cut(const convscan_scan &p, int64_t b, int64_t t, int64_t length,
           p.y_strides.channel};
 }
 
-// y_init of channels [c, c + channels) of batch entry b, in the type computed in; zeros where there is none.
-void LoadInitialState(const convscan_scan &p, int64_t b, int64_t c, int64_t channels, void *state);
+// y_init of channels [c, c + channels) of a sequence of batch entry b, in the type computed in; zeros where there is none.
+void LoadInitialState(const convscan_scan &p, int64_t b, int64_t sequence, int64_t c, int64_t channels, void *state);
+
+// Calls run(t, stop) for the stretches of steps [t, end) that lie within one sequence, in order. `state` is what comes
+// before step t, and is replaced wherever a sequence begins.
+template <class Run>
+CONVSCAN_INLINE void ForEachStretch(const convscan_scan &p, const Sequences &sequences, int64_t b, int64_t t,
+                                    int64_t end, int64_t c, int64_t channels, void *state, const Run &run) {
+  if (t >= end) return;
+  for (int64_t s = sequences.At(t); t < end; ++s) {
+    const int64_t stop = Min(end, sequences.End(s));
+    if (stop == t) continue;
+    if (t == sequences.Begin(s)) LoadInitialState(p, b, sequences.Index(s), c, channels, state);
+    run(t, stop);
+    t = stop;
+  }
+}
+
+// The same for a segment of all of time and channels from c on.
+struct Packing {
+  const convscan_scan &p;
+  const Sequences &sequences;
+  int64_t b, c;
+};
+
+// Runs steps [t, end) of channels [c, c + channels) of batch entry b, one stretch after the other.
+inline void RunSteps(const convscan_scan &p, const Sequences &sequences, SegmentKernel kernel, int64_t b, int64_t t,
+                     int64_t end, int64_t c, int64_t channels, bool streams, void *state) {
+  ForEachStretch(p, sequences, b, t, end, c, channels, state, [&](int64_t first, int64_t stop) {
+    Segment segment = Cut(p, b, first, stop - first, c, channels);
+    segment.streams = streams;
+    kernel(segment, state);
+  });
+}
 
 // Whether stores may go past the caches, as far as sizes say. In place they may not: the lines are there already.
 inline bool IsTooLargeForCaches(const convscan_scan &p) {

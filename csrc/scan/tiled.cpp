@@ -46,6 +46,7 @@ void StoreStates(const Segment &s, void *state, int64_t bytes) {
 
 convscan_status ScanTiled(const convscan_scan &problem) {
   const convscan_scan p = Forwards(problem);
+  const Sequences sequences(p, problem.reverse);
   int threads = p.batch * p.length * p.channels < kSmallProblem ? 1 : p.threads;
   if (threads == 0) threads = ThreadCount();
   // The second pass needs the input that working in place overwrites, and outputs as exact as the states.
@@ -55,27 +56,35 @@ convscan_status ScanTiled(const convscan_scan &problem) {
   const int64_t tiles = divides ? Max(1, Min(threads, p.length / (8 * kPiece))) : 1;
   const int64_t steps = CeilDiv(CeilDiv(p.length, tiles), kPiece) * kPiece;
   const SegmentKernel kernel = KernelOf(p);
-  const auto cut = [&](int64_t row, int64_t t, int64_t length) {
+  // The first step of a tile: whole pieces after the beginning of its sequence, where the blocks of one pass would begin.
+  const auto start = [&](int64_t tile) {
+    const int64_t t = tile * steps;
+    if (t >= p.length) return p.length;
+    const int64_t s = sequences.At(t), begin = sequences.Begin(s);
+    return Min(begin + CeilDiv(t - begin, kPiece) * kPiece, sequences.End(s));
+  };
+  const auto cut = [&](int64_t row, int64_t t, int64_t end) {
     const int64_t c = row % blocks * width;
-    return Cut(p, row / blocks, t, Min(length, p.length - t), c, Min(width, p.channels - c));
+    return Cut(p, row / blocks, t, end - t, c, Min(width, p.channels - c));
   };
 
   ParallelFor(p.batch * blocks * tiles, threads, [&](int64_t task) {
     alignas(64) char state[kMostChannels * 16] = {};
-    const int64_t row = task / tiles, t = task % tiles * steps;
-    if (t >= p.length) return;
-    const Segment segment = cut(row, t, steps);
-    if (t == 0) LoadInitialState(p, row / blocks, row % blocks * width, segment.channels, state);
-    kernel(segment, state);
+    const int64_t row = task / tiles, tile = task % tiles, c = row % blocks * width;
+    RunSteps(p, sequences, kernel, row / blocks, start(tile), start(tile + 1), c, Min(width, p.channels - c), false,
+             state);
   });
   if (tiles == 1) return CONVSCAN_OK;
   ParallelFor(p.batch * blocks, threads, [&](int64_t row) {
     alignas(64) char state[kMostChannels * 16];
-    for (int64_t tile = steps; tile < p.length; tile += steps) {
-      StoreStates(cut(row, 0, tile), state, bytes);
-      bool caught_up = false;
-      for (int64_t t = tile; t < Min(tile + steps, p.length) && !caught_up; t += kPiece) {
-        const Segment piece = cut(row, t, kPiece);
+    for (int64_t tile = 1; tile < tiles; ++tile) {
+      int64_t t = start(tile);
+      if (t >= p.length) break;
+      const int64_t s = sequences.At(t), end = Min(start(tile + 1), sequences.End(s));
+      if (t == sequences.Begin(s)) continue;
+      StoreStates(cut(row, 0, t), state, bytes);
+      for (bool caught_up = false; t < end && !caught_up; t += kPiece) {
+        const Segment piece = cut(row, t, Min(t + kPiece, end));
         alignas(64) char guessed[kMostChannels * 16];
         StoreStates(piece, guessed, bytes);
         kernel(piece, state);

@@ -64,20 +64,30 @@ class ScanCall(NativeCall):
         reverse: bool,
         x_strides: Triple,
         a_strides: Triple,
-        y_init_strides: Pair,
+        y_init_strides: Triple,
         y_strides: Triple,
+        sequences: int = 0,
     ) -> None: ...
     @overload
-    def __call__(self, x: int, a: int, y_init: int, y: int, threads: int = 0) -> None: ...
+    def __call__(self, x: int, a: int, y_init: int, boundaries: int, y: int, threads: int = 0) -> None: ...
     @overload
-    def __call__(self, x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None: ...
+    def __call__(self, x: Tensor, y_init: Tensor | None, a: Tensor, boundaries: Tensor | None, y: Tensor) -> None: ...
 
 class ScanGradientCall:
     def __init__(
-        self, forward: ScanCall, dy_strides: Triple, dx_strides: Triple, da_strides: Triple, dy_init_strides: Pair
+        self, forward: ScanCall, dy_strides: Triple, dx_strides: Triple, da_strides: Triple, dy_init_strides: Triple
     ) -> None: ...
     def __call__(
-        self, a: int, y_init: int, y: int, dy: int, dx: int, da: int, dy_init: int, threads: int = 0
+        self,
+        a: int,
+        y_init: int,
+        boundaries: int,
+        y: int,
+        dy: int,
+        dx: int,
+        da: int,
+        dy_init: int,
+        threads: int = 0,
     ) -> None: ...
 
 def use_torch(

@@ -144,7 +144,9 @@ const SpectrumBreak kSpectrumBreaks[] = {
 };
 
 struct ScanProblem {
-  float x[24] = {}, a[24] = {}, y_init[6] = {}, y[24] = {}, dy[24] = {}, dx[24] = {}, da[24] = {}, dy_init[6] = {};
+  alignas(8) float x[24] = {}, a[24] = {}, y_init[6] = {}, y[24] = {}, dy[24] = {}, dx[24] = {}, da[24] = {},
+                   dy_init[6] = {};
+  int64_t boundaries[3] = {0, 1, 4};
   convscan_scan p{};
   convscan_scan_gradient g{};
 
@@ -167,6 +169,14 @@ struct ScanProblem {
     g.dy_init = dy_init;
     g.dy_init_batch_stride = 3;
     g.dy_init_channel_stride = 1;
+  }
+
+  // Two sequences behind one another.
+  void Pack() {
+    p.boundaries = boundaries;
+    p.sequences = 2;
+    p.y_init = nullptr;
+    g.dy_init = nullptr;
   }
 };
 
@@ -196,6 +206,14 @@ const ScanBreak kScanBreaks[] = {
     {"y one step into x", [](ScanProblem &s) { s.p.y = s.x + 3; }},
     {"y is a", [](ScanProblem &s) { s.p.y = s.a; }},
     {"y covers y_init", [](ScanProblem &s) { s.p.y_init = s.y + 2; }},
+    {"no sequences", [](ScanProblem &s) { s.Pack(), s.p.sequences = 0; }},
+    {"too many sequences", [](ScanProblem &s) { s.Pack(), s.p.sequences = INT64_MAX; }},
+    {"boundaries after the start", [](ScanProblem &s) { s.Pack(), s.boundaries[0] = 1; }},
+    {"boundaries that decrease", [](ScanProblem &s) { s.Pack(), s.boundaries[1] = 5; }},
+    {"boundaries before the end", [](ScanProblem &s) { s.Pack(), s.boundaries[2] = 3; }},
+    {"misaligned boundaries",
+     [](ScanProblem &s) { s.Pack(), s.p.boundaries = reinterpret_cast<const int64_t *>(s.y_init + 1); }},
+    {"y covers boundaries", [](ScanProblem &s) { s.Pack(), s.p.y = s.boundaries; }},
 };
 
 const ScanBreak kScanGradientBreaks[] = {
@@ -220,6 +238,9 @@ const ScanBreak kScanGradientBreaks[] = {
     {"dx covers y_init", [](ScanProblem &s) { s.p.y_init = s.dx + 4; }},
     {"da covers y_init", [](ScanProblem &s) { s.p.y_init = s.da + 4; }},
     {"dx stride overflows", [](ScanProblem &s) { s.g.dx_strides.time = kHuge; }},
+    {"boundaries that decrease", [](ScanProblem &s) { s.Pack(), s.boundaries[1] = 5; }},
+    {"dx covers boundaries", [](ScanProblem &s) { s.Pack(), s.g.dx = s.boundaries; }},
+    {"da covers boundaries", [](ScanProblem &s) { s.Pack(), s.g.da = s.boundaries; }},
     {"da rows overlap", [](ScanProblem &s) { s.g.da_strides.time = 1; }},
 };
 
@@ -352,6 +373,8 @@ void TestArguments() {
     CHECK(kernel(nullptr) == CONVSCAN_INVALID_ARGUMENT);
     context = "valid recurrence";
     ScanProblem valid;
+    CHECK(IsAccepted(kernel(&valid.p)));
+    valid.Pack();
     CHECK(IsAccepted(kernel(&valid.p)));
     for (const ScanBreak &broken : kScanBreaks) {
       context = std::string("recurrence: ") + broken.what;

@@ -42,6 +42,22 @@ void FillCoefficients(Array &a, convscan_dtype dtype, Random &random) {
       }
 }
 
+// Where packed sequences begin and end: some empty, some of one step. None in two cases of three.
+std::vector<int64_t> Boundaries(int64_t length, Random &random) {
+  if (random.Below(3) != 0) return {};
+  std::vector<int64_t> values = {0, length};
+  for (int64_t inner = random.Below(6); inner > 0; --inner) values.push_back(random.Below(length + 1));
+  if (random.Below(2) == 0) values.push_back(values[values.size() / 2]);
+  std::sort(values.begin(), values.end());
+  return values;
+}
+
+// The sequence that step t belongs to.
+int64_t SequenceOf(const std::vector<int64_t> &boundaries, int64_t t) {
+  if (boundaries.empty()) return 0;
+  return std::upper_bound(boundaries.begin(), boundaries.end(), t) - boundaries.begin() - 1;
+}
+
 std::string Describe(const char *kernel, convscan_dtype dtype, const Sizes &s, bool reverse, int trial) {
   char text[160];
   snprintf(text, sizeof text, "%s %s B=%lld L=%lld D=%lld%s trial %d", kernel, Name(dtype), (long long)s.batch,
@@ -65,8 +81,10 @@ void TestRecurrence() {
     const int64_t repeats = random.Below(3) == 0 ? random.Below(8) : 0;
     Array x(dtype, s.batch, s.length, s.channels, x_layout, random.Below(5));
     Array a(dtype, s.batch, s.length, s.channels, a_layout, random.Below(5), repeats & 1, repeats & 2, repeats & 4);
-    Array y_init(dtype, s.batch, 1, s.channels, random.Pick(kLayouts), random.Below(3), random.Below(4) == 0, false,
-                 random.Below(4) == 0);
+    const std::vector<int64_t> boundaries = Boundaries(s.length, random);
+    const int64_t sequences = boundaries.empty() ? 1 : static_cast<int64_t>(boundaries.size()) - 1;
+    Array y_init(dtype, s.batch, sequences, s.channels, random.Pick(kLayouts), random.Below(3), random.Below(4) == 0,
+                 random.Below(4) == 0, random.Below(4) == 0);
     const int64_t misaligned = random.Below(5);
     x.FillRandom(random);
     y_init.FillRandom(random);
@@ -85,7 +103,12 @@ void TestRecurrence() {
     if (random.Below(2) == 0) {
       p.y_init = y_init.data();
       p.y_init_batch_stride = y_init.strides().batch;
+      p.y_init_sequence_stride = y_init.strides().time;
       p.y_init_channel_stride = y_init.strides().channel;
+    }
+    if (!boundaries.empty()) {
+      p.boundaries = boundaries.data();
+      p.sequences = sequences;
     }
 
     // Every term of y[i] is rounded at most four times a step; the recurrence of magnitudes bounds their sum.
@@ -97,10 +120,16 @@ void TestRecurrence() {
     };
     for (int64_t b = 0; b < s.batch; ++b)
       for (int64_t n = 0; n < s.channels; ++n) {
-        Complex y = p.y_init == nullptr ? Complex(0) : y_init.At(b, 0, n);
-        double magnitude = std::abs(y);
+        Complex y = 0;
+        double magnitude = 0;
+        int64_t sequence = -1;
         for (int64_t i = 0; i < s.length; ++i) {
           const int64_t t = p.reverse ? s.length - 1 - i : i;
+          if (SequenceOf(boundaries, t) != sequence) {
+            sequence = SequenceOf(boundaries, t);
+            y = p.y_init == nullptr ? Complex(0) : y_init.At(b, sequence, n);
+            magnitude = std::abs(y);
+          }
           y = a.At(b, t, n) * y + x.At(b, t, n);
           magnitude = std::abs(a.At(b, t, n)) * magnitude + std::abs(x.At(b, t, n));
           expected[index(b, t, n)] = y;
@@ -112,7 +141,7 @@ void TestRecurrence() {
     for (Kernel &kernel : kernels) {
       context = Describe(kernel.name, dtype, s, p.reverse, trial) + " x " + Name(x_layout) + " a " + Name(a_layout) +
                 " repeats " + std::to_string(repeats) + " y " + (in_place ? "in place" : Name(y_layout)) +
-                (p.y_init ? " y_init" : "");
+                (p.y_init ? " y_init" : "") + (p.boundaries ? " packed" : "");
       Array first(dtype, s.batch, s.length, s.channels, in_place ? x_layout : y_layout, misaligned);
       for (int threads = 1; threads <= 3; ++threads) {
         Array y(dtype, s.batch, s.length, s.channels, in_place ? x_layout : y_layout, misaligned);
@@ -174,7 +203,9 @@ void TestRecurrenceGradient() {
     Array a(dtype, s.batch, s.length, s.channels, a_layout, random.Below(5), repeats & 1, repeats & 2, repeats & 4);
     Array y(dtype, s.batch, s.length, s.channels, random.Pick(kLayouts), random.Below(5));
     Array dy(dtype, s.batch, s.length, s.channels, dy_layout, random.Below(5));
-    Array y_init(dtype, s.batch, 1, s.channels, random.Pick(kLayouts), random.Below(3));
+    const std::vector<int64_t> boundaries = Boundaries(s.length, random);
+    const int64_t sequences = boundaries.empty() ? 1 : static_cast<int64_t>(boundaries.size()) - 1;
+    Array y_init(dtype, s.batch, sequences, s.channels, random.Pick(kLayouts), random.Below(3));
     const int64_t misaligned = random.Below(5);
     FillCoefficients(a, dtype, random);
     y.FillRandom(random);
@@ -195,11 +226,17 @@ void TestRecurrenceGradient() {
     if (random.Below(2) == 0) {
       f.y_init = y_init.data();
       f.y_init_batch_stride = y_init.strides().batch;
+      f.y_init_sequence_stride = y_init.strides().time;
       f.y_init_channel_stride = y_init.strides().channel;
+    }
+    if (!boundaries.empty()) {
+      f.boundaries = boundaries.data();
+      f.sequences = sequences;
     }
     context = Describe("gradient", dtype, s, f.reverse, trial) + " a " + Name(a_layout) + " dy " + Name(dy_layout) +
               " dx " + (in_place ? "in place" : Name(dx_layout)) + " da " + Name(da_layout) + " repeats " +
-              std::to_string(repeats) + (wants_da ? "" : " without da") + (f.y_init ? " y_init" : "");
+              std::to_string(repeats) + (wants_da ? "" : " without da") + (f.y_init ? " y_init" : "") +
+              (f.boundaries ? " packed" : "");
 
     const int64_t da_batch = repeats & 1 ? 1 : s.batch, da_time = repeats & 2 ? 1 : s.length,
                   da_channels = repeats & 4 ? 1 : s.channels;
@@ -211,38 +248,44 @@ void TestRecurrenceGradient() {
                                  (repeats & 4 ? 0 : n));
     };
     std::vector<Complex> dx(static_cast<size_t>(s.batch * s.length * s.channels)),
-        da(static_cast<size_t>(da_batch * da_time * da_channels)), dy_init(static_cast<size_t>(s.batch * s.channels));
+        da(static_cast<size_t>(da_batch * da_time * da_channels)), dy_init(static_cast<size_t>(s.batch * sequences * s.channels));
     std::vector<double> dx_scale(dx.size()), da_scale(da.size()), dy_init_scale(dy_init.size());
     for (int64_t b = 0; b < s.batch; ++b)
       for (int64_t n = 0; n < s.channels; ++n) {
         Complex carried = 0;
         double magnitude = 0;
         for (int64_t i = s.length - 1; i >= 0; --i) {
-          const int64_t t = f.reverse ? s.length - 1 - i : i;
+          const int64_t t = f.reverse ? s.length - 1 - i : i, next = f.reverse ? t + 1 : t - 1;
+          const int64_t sequence = SequenceOf(boundaries, t);
           const Complex g = dy.At(b, t, n) + carried;
           magnitude += std::abs(dy.At(b, t, n));
           Complex before = 0;
-          if (i > 0) before = y.At(b, f.reverse ? t + 1 : t - 1, n);
-          else if (f.y_init != nullptr) before = y_init.At(b, 0, n);
+          const bool is_first = i == 0 || SequenceOf(boundaries, next) != sequence;
+          if (!is_first) before = y.At(b, next, n);
+          else if (f.y_init != nullptr) before = y_init.At(b, sequence, n);
           dx[index(b, t, n)] = g;
           dx_scale[index(b, t, n)] = magnitude;
           da[da_index(b, t, n)] += g * std::conj(before);
           da_scale[da_index(b, t, n)] += magnitude * std::abs(before);
           carried = std::conj(a.At(b, t, n)) * g;
           magnitude *= std::abs(a.At(b, t, n));
+          if (!is_first) continue;
+          const size_t at = static_cast<size_t>((b * sequences + sequence) * s.channels + n);
+          dy_init[at] = carried;
+          dy_init_scale[at] = magnitude;
+          carried = 0;
+          magnitude = 0;
         }
-        dy_init[static_cast<size_t>(b * s.channels + n)] = carried;
-        dy_init_scale[static_cast<size_t>(b * s.channels + n)] = magnitude;
       }
 
     const Layout dx_real_layout = in_place ? dy_layout : dx_layout;
     Array first_dx(dtype, s.batch, s.length, s.channels, dx_real_layout, misaligned);
     Array first_da(dtype, da_batch, da_time, da_channels, da_layout, misaligned);
-    Array first_init(dtype, s.batch, 1, s.channels, init_layout, misaligned);
+    Array first_init(dtype, s.batch, sequences, s.channels, init_layout, misaligned);
     for (int threads = 1; threads <= 3; ++threads) {
       Array dx_out(dtype, s.batch, s.length, s.channels, dx_real_layout, misaligned);
       Array da_out(dtype, da_batch, da_time, da_channels, da_layout, misaligned);
-      Array init_out(dtype, s.batch, 1, s.channels, init_layout, misaligned);
+      Array init_out(dtype, s.batch, sequences, s.channels, init_layout, misaligned);
       dx_out.FillPattern();
       da_out.FillPattern();
       init_out.FillPattern();
@@ -262,6 +305,7 @@ void TestRecurrenceGradient() {
       if (repeats & 4) p.da_strides.channel = 0;
       p.dy_init = wants_dy_init ? init_out.data() : nullptr;
       p.dy_init_batch_stride = init_out.strides().batch;
+      p.dy_init_sequence_stride = init_out.strides().time;
       p.dy_init_channel_stride = init_out.strides().channel;
       f.threads = threads;
       if (!CHECK(convscan_scan_gradient_sequential(&p) == CONVSCAN_OK)) break;
@@ -292,10 +336,11 @@ void TestRecurrenceGradient() {
             worst_da = std::max(worst_da, ratio(da_out.At(b, t, n), da[at], da_scale[at], steps + sums));
           }
       for (int64_t b = 0; wants_dy_init && b < s.batch; ++b)
-        for (int64_t n = 0; n < s.channels; ++n) {
-          const size_t at = static_cast<size_t>(b * s.channels + n);
-          worst_init = std::max(worst_init, ratio(init_out.At(b, 0, n), dy_init[at], dy_init_scale[at], steps));
-        }
+        for (int64_t q = 0; q < sequences; ++q)
+          for (int64_t n = 0; n < s.channels; ++n) {
+            const size_t at = static_cast<size_t>((b * sequences + q) * s.channels + n);
+            worst_init = std::max(worst_init, ratio(init_out.At(b, q, n), dy_init[at], dy_init_scale[at], steps));
+          }
       if (worst_dx > 1 || worst_da > 1 || worst_init > 1)
         context += " error/bound " + std::to_string(worst_dx) + " " + std::to_string(worst_da) + " " +
                    std::to_string(worst_init);

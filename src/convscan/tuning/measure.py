@@ -111,10 +111,10 @@ def _scan_constants(kernel: str, order: str) -> dict[str, float]:
     for length, channels in ((4096, 16), (2048, 2048)):
         x = _signal(order, length, channels)
         a, y = torch.sigmoid(_signal(order, length, channels)), torch.empty_like(x)
-        problem = scan._problem(x, None, a, False, y)
+        problem = scan._problem(x, None, a, None, False, y)
         row = next(row for row in _dispatch.implementations("linear_recurrence") if f"scan.{row.name}" == kernel)
         run = row.prepare(problem)
-        seconds = _seconds(partial(run, x, None, a, y), 30 if channels == 16 else 5)
+        seconds = _seconds(partial(run, x, None, a, None, y), 30 if channels == 16 else 5)
         each.append(seconds / (length * channels))
     return {f"{kernel}.{order}.unit": max(0.0, each[1] - each[0]), f"{kernel}.{order}.element": each[0]}
 

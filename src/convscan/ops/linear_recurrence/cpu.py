@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from ... import _native
+from ... import _checks, _native
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
 from ..._targets import cpu_refusals
@@ -15,8 +16,10 @@ from ...tuning.table import constants, kernel_seconds
 from .problem import ScanGradientProblem, ScanProblem
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
-Run = Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
-RunGradient = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], None]
+Run = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Tensor], None]
+RunGradient = Callable[
+    [Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None], None
+]
 
 
 def _refusals(problem: ScanProblem) -> list[str]:
@@ -60,7 +63,7 @@ def _parallel_seconds(problem: ScanProblem, tasks: float) -> float:
     # One channel lies along time in every memory order.
     memory_order = "time" if problem.channels == 1 and order(problem.x) == "channel" else ""
     seconds = _seconds(problem, "scan.parallel", tasks, _arrays(problem), memory_order)
-    return seconds * (1 + _SHORT_ROW / max(1, problem.length))
+    return seconds * (1 + _SHORT_ROW * (problem.sequences or 1) / max(1, problem.length))
 
 
 def _sequential_cost(problem: ScanProblem) -> Cost:
@@ -92,24 +95,40 @@ def _forward_call(kernel: str, problem: ScanProblem) -> _native.ScanCall:
         problem.reverse,
         problem.x,
         problem.a,
-        problem.y_init or (0, 0),
+        problem.y_init or (0, 0, 0),
         problem.y,
+        problem.sequences or 0,
     )
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+@contextmanager
+def _boundaries(cu_seqlens: Tensor | None, length: int) -> Iterator[Tensor | None]:
+    """cu_seqlens as kernels read it. They look at every value once, and only refuse: a refusal is explained here."""
+    try:
+        yield None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
+    except ValueError:
+        if cu_seqlens is not None:
+            _checks.boundaries("linear_recurrence", cu_seqlens, length)
+        raise
 
 
 def _prepare(kernel: str) -> Callable[[ScanProblem], Run]:
     def prepare(problem: ScanProblem) -> Run:
         call = _forward_call(kernel, problem)
-        if problem.offsets is None:
+        if problem.offsets is None and problem.sequences is None:
             return call
         item = getattr(torch, problem.dtype).itemsize
-        offsets = tuple(tuple(item * offset for offset in turn) for turn in problem.offsets)
+        offsets = tuple(tuple(item * offset for offset in turn) for turn in problem.offsets or ((0,) * 4,))
 
-        def run(x: Tensor, y_init: Tensor | None, a: Tensor, y: Tensor) -> None:
-            start = 0 if y_init is None else y_init.data_ptr()
-            base = (x.data_ptr(), start, a.data_ptr(), y.data_ptr())
-            for at_x, at_start, at_a, at_y in offsets:
-                call(base[0] + at_x, base[2] + at_a, base[1] and base[1] + at_start, base[3] + at_y)
+        def run(x: Tensor, y_init: Tensor | None, a: Tensor, cu_seqlens: Tensor | None, y: Tensor) -> None:
+            with _boundaries(cu_seqlens, problem.length) as boundaries:
+                at, *base = _addresses(boundaries, x, y_init, a, y)
+                for at_x, at_start, at_a, at_y in offsets:
+                    call(base[0] + at_x, base[2] + at_a, base[1] and base[1] + at_start, at, base[3] + at_y)
 
         return run
 
@@ -143,17 +162,26 @@ def _prepare_gradient(problem: ScanGradientProblem) -> RunGradient:
         problem.dy,
         problem.dx,
         problem.da or (0, 0, 0),
-        problem.dy_init or (0, 0),
+        problem.dy_init or (0, 0, 0),
     )
     item = getattr(torch, problem.forward.dtype).itemsize
     offsets = problem.offsets or ((0,) * 7,)
 
     def run(
-        a: Tensor, y_init: Tensor | None, y: Tensor, dy: Tensor, dx: Tensor, da: Tensor | None, dy_init: Tensor | None
+        a: Tensor,
+        y_init: Tensor | None,
+        y: Tensor,
+        cu_seqlens: Tensor | None,
+        dy: Tensor,
+        dx: Tensor,
+        da: Tensor | None,
+        dy_init: Tensor | None,
     ) -> None:
-        base = [0 if tensor is None else tensor.data_ptr() for tensor in (a, y_init, y, dy, dx, da, dy_init)]
-        for turn in offsets:
-            call(*(start and start + item * offset for start, offset in zip(base, turn, strict=True)))
+        with _boundaries(cu_seqlens, problem.forward.length) as boundaries:
+            at, *base = _addresses(boundaries, a, y_init, y, dy, dx, da, dy_init)
+            for turn in offsets:
+                turned = [start and start + item * offset for start, offset in zip(base, turn, strict=True)]
+                call(turned[0], turned[1], at, *turned[2:])
 
     return run
 

@@ -11,8 +11,9 @@ class ScanProblem(NamedTuple):
     """y[b,i,n] = a[b,i,n] y[b,i-1,n] + x[b,i,n]; from the end when ``reverse``.
 
     Strides count elements, in the order (batch, time, channel); a stride of ``a`` is 0 where it is constant.
-    ``y_init`` has the strides of (batch, channel), None for zeros. ``offsets`` are those of (x, y_init, a, y) for
-    every turn of a loop over leading axes that do not merge into the batch.
+    ``y_init`` has the strides of (batch, sequence, channel), None for zeros; ``sequences`` is the number of those
+    packed along time, None where there is one. ``offsets`` are those of (x, y_init, a, y) for every turn of a loop over
+    leading axes that do not merge into the batch.
     """
 
     device: str
@@ -23,8 +24,9 @@ class ScanProblem(NamedTuple):
     reverse: bool
     x: Triple
     a: Triple
-    y_init: tuple[int, int] | None
+    y_init: Triple | None
     y: Triple
+    sequences: int | None
     offsets: tuple[tuple[int, ...], ...] | None
     threads: int
     isa: str
@@ -39,6 +41,7 @@ class ScanProblem(NamedTuple):
         parts.append(f"{order(self.x)} contiguous" if order(self.x) != "strided" else "strided")
         parts += ["constant coefficients"] if self.a[1] == 0 and self.length > 1 else []
         parts += ["reverse"] if self.reverse else []
+        parts += [f"{self.sequences} sequences"] if self.sequences is not None else []
         parts += [f"{self.turns} calls"] if self.turns > 1 else []
         return ", ".join([*parts, f"{self.threads} threads", self.isa])
 
@@ -53,7 +56,7 @@ class ScanGradientProblem(NamedTuple):
     dy: Triple
     dx: Triple
     da: Triple | None
-    dy_init: tuple[int, int] | None
+    dy_init: Triple | None
     offsets: tuple[tuple[int, ...], ...] | None
 
     def __str__(self) -> str:
