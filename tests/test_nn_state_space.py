@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -429,14 +430,26 @@ def test_export(kernel: str) -> None:
     torch.testing.assert_close(exported.module()(x)[0], layer(x)[0])
 
 
-@pytest.mark.parametrize(("kernel", "sizes"), [("s4d", (5, 77)), ("s4", (5, L))])
-def test_export_with_sizes_left_open(kernel: str, sizes: tuple[int, int]) -> None:
-    """The batch always, the length for S4D: S4's contour has as many nodes as the length asks for."""
+@pytest.mark.parametrize("kernel", ["s4d", "s4"])
+def test_export_with_sizes_left_open(kernel: str) -> None:
     layer, x = nn.FFTConvS4(H, d_state=4, kernel=kernel).eval(), samples(2, H, L, dtype=torch.float32)
-    open_sizes = {0: torch.export.Dim("B", min=1)} | ({2: torch.export.Dim("L", min=3)} if kernel == "s4d" else {})
-    exported = torch.export.export(layer, (x,), dynamic_shapes={"x": open_sizes})
-    other = samples(sizes[0], H, sizes[1], dtype=torch.float32)
-    torch.testing.assert_close(exported.module()(other)[0], layer(other)[0])
+    open_sizes = {0: torch.export.Dim("B", min=1), 2: torch.export.Dim("L", min=3)}
+    exported = torch.export.export(layer, (x,), dynamic_shapes={"x": open_sizes}).module()
+    for batch, length in ((5, 77), (1, 7), (2, 128)):
+        other = samples(batch, H, length, dtype=torch.float32)
+        torch.testing.assert_close(exported(other)[0], layer(other)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with g++")
+def test_inductor() -> None:
+    layer, x = nn.FFTConvS4(H, d_state=4, kernel="s4d"), samples(2, H, L, dtype=torch.float32)
+    compiled = torch.compile(lambda x: layer(x)[0], fullgraph=True, backend="inductor")
+    torch.testing.assert_close(compiled(x), layer(x)[0])
+    parameters = list(layer.parameters())
+    got = torch.autograd.grad(compiled(x).square().sum(), parameters)
+    for gradient, wanted in zip(got, torch.autograd.grad(layer(x)[0].square().sum(), parameters), strict=True):
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_devices_and_copies() -> None:

@@ -52,7 +52,9 @@ def fold(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> Leading:
 
 def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
     """The shape that all broadcast to; a RuntimeError where there is none."""
-    longest = max(map(tuple, shapes), key=len)
+    longest: tuple[int, ...] = ()
+    for shape in shapes:
+        longest = tuple(shape) if len(shape) > len(longest) else longest
     # The usual case without PyTorch's 20 µs; of symbolic sizes a comparison would become an assumption.
     if all(type(n) is int for n in longest) and all(tuple(s) == longest[len(longest) - len(s) :] for s in shapes):
         return longest

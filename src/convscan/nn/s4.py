@@ -24,7 +24,10 @@ _CHUNK = 128
 
 
 def _even_length(least: int) -> int:
-    """The smallest 2^k, 3 2^k or 5 2^k not below ``least``: transforms of these are fast."""
+    """The smallest 2^k, 3 2^k or 5 2^k not below ``least``, of which transforms are fast; ``least``, an even number,
+    where export has left it open."""
+    if not isinstance(least, int):
+        return least
     power = 1 << max(1, (least - 1).bit_length())
     return min(n for n in (power, power * 3 // 4, power * 5 // 8) if n >= least and n % 2 == 0)
 
