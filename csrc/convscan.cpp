@@ -243,6 +243,34 @@ Array States(const convscan_scan &p, const void *address, int64_t batch, int64_t
               {batch, p.boundaries == nullptr ? 0 : sequence, channel});
 }
 
+convscan_status Check(const convscan_conv_gradient *p, int64_t transform_length) {
+  if (p == nullptr || !IsKnown(p->storage)) return CONVSCAN_INVALID_ARGUMENT;
+  const convscan_filter_gradient &f = p->filter;
+  const convscan_status status = Check(&f);
+  if (status != CONVSCAN_OK) return status;
+  const bool is_kept = p->spectra != nullptr;
+  const int64_t bytes = is_kept ? convscan_spectrum_bytes(transform_length, f.dtype, p->storage) : 0;
+  if (is_kept && bytes == 0) return CONVSCAN_UNSUPPORTED;
+  if (f.batch == 0 || f.length == 0 || f.channels == 0) return CONVSCAN_UNSUPPORTED;
+  const int64_t element = ElementBytes(f.dtype);
+  const Array x = View(f.x, element, f.batch, f.length, f.channels, f.x_strides);
+  const Array dz = View(f.dz, element, f.batch, f.length, f.channels, f.dz_strides);
+  const Array dx = View(p->dx, element, f.batch, f.length, f.channels, p->dx_strides);
+  const Array dh = Plane(f.dh, ComputeBytes(f.dtype), f.taps, f.channels, f.dh_tap_stride, f.dh_channel_stride);
+  const Array h = is_kept ? Plane(p->spectra, bytes, 1, f.channels, 0, p->h_channel_stride == 0 ? 0 : 1)
+                          : Plane(p->h, element, f.taps, f.channels, p->h_tap_stride, p->h_channel_stride);
+  if (!IsValid(dx, element) || !dx.IsInjective() || !IsValid(h, is_kept ? kSpectrumAlignment : element))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (Conflicts(dx, dz, true) || Conflicts(dx, x, false) || Conflicts(dx, h, false) || Conflicts(dx, dh, false) ||
+      Conflicts(dh, h, false))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (f.state != nullptr && f.taps > 1) {
+    const Array state = View(f.state, element, f.batch, f.taps - 1, f.channels, f.state_strides);
+    if (Conflicts(dx, state, false)) return CONVSCAN_INVALID_ARGUMENT;
+  }
+  return CONVSCAN_OK;
+}
+
 convscan_status Check(const convscan_scan *p, bool reads_x) {
   if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads) || !IsKnown(p->dtype) ||
       !BoundariesAreValid(p->boundaries, p->sequences, p->length))
@@ -362,6 +390,7 @@ convscan_status Check(const convscan_cauchy *p) {
 bool IsEmpty(const convscan_conv &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_spectrum &p) { return p.filters == 0; }
 bool IsEmpty(const convscan_filter_gradient &p) { return p.channels == 0; }
+bool IsEmpty(const convscan_conv_gradient &) { return false; }
 bool IsEmpty(const convscan_scan &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_scan_gradient &p) { return p.forward.batch == 0 || p.forward.channels == 0; }
 bool IsEmpty(const convscan_vandermonde &p) { return p.rows == 0 || p.length == 0; }
@@ -403,6 +432,9 @@ convscan_status convscan_filter_gradient_direct(const convscan_filter_gradient *
 }
 convscan_status convscan_filter_gradient_fft(const convscan_filter_gradient *p, int64_t transform_length) {
   return Run(p, Check(p), &Kernels::filter_gradient_fft, transform_length);
+}
+convscan_status convscan_conv_gradient_fft(const convscan_conv_gradient *p, int64_t transform_length) {
+  return Run(p, Check(p, transform_length), &Kernels::conv_gradient_fft, transform_length);
 }
 convscan_status convscan_scan_sequential(const convscan_scan *p) {
   return Run(p, Check(p, true), &Kernels::scan_sequential);

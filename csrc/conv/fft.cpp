@@ -325,6 +325,30 @@ class FftConvolution {
   const Groups groups_;
 };
 
+// The bytes of one kept spectrum.
+template <class S>
+int64_t SpectrumBytes(int64_t points, convscan_spectrum_storage storage) {
+  return 2 * points *
+         static_cast<int64_t>(storage == CONVSCAN_SPECTRUM_BFLOAT16 ? sizeof(BFloat16) : sizeof(Compute<S>));
+}
+
+// The taps whose spectrum is `sum`, which is lost.
+template <class T>
+void StoreFilterGradient(const Transform<T> &transform, ComplexVec<T> *sum, int64_t taps, T *dh, int64_t dh_stride) {
+  transform.BackFromSpectrum(sum);
+  const T scale = T{1} / static_cast<T>(transform.Points());
+  transform.LastStep(sum, taps, [&](int64_t n, int64_t vectors, const T *from) {
+    constexpr int kW = kLanes<T>;
+    for (; vectors > 0; --vectors, n += kW, from += 2 * kW) {
+      if (dh_stride == 1 && n + kW <= taps) {
+        Store<kW>(dh + n, Load<kW>(from) * scale);
+      } else {
+        for (int l = 0; l < kW && n + l < taps; ++l) dh[(n + l) * dh_stride] = from[l] * scale;
+      }
+    }
+  });
+}
+
 // dh by correlation: conj(X) DZ summed over blocks and batch before one inverse transform. Blocks of dz have P samples;
 // the lags 0 ... K-1 of x lie in the same samples and the K - 1 before them.
 template <class S>
@@ -428,13 +452,7 @@ class FftFilterGradient {
         }
       }
     }
-    transform_.BackFromSpectrum(scratch.sum);
-    const T scale = T{1} / static_cast<T>(points);
-    transform_.LastStep(scratch.sum, p_.taps, [&](int64_t n, int64_t vectors, const T *from) {
-      constexpr int kW = kLanes<T>;
-      for (; vectors > 0; --vectors, n += kW, from += 2 * kW)
-        for (int l = 0; l < kW && n + l < p_.taps; ++l) dh[(n + l) * dh_stride] = from[l] * scale;
-    });
+    StoreFilterGradient(transform_, scratch.sum, p_.taps, dh, dh_stride);
   }
 
   const S *X(int64_t batch, int64_t channel) const {
@@ -450,11 +468,169 @@ class FftFilterGradient {
   const Groups groups_;
 };
 
-// Sets up the transform of a problem of either kind and runs it.
+// dx and dh together: both need the transform of dz. With dz from a block's first sample to K - 1 samples beyond its
+// last, and x of the block alone,
+//
+//   dx[j] = sum_k h[k] dz[j+k],   dh[k] = sum_j x[j] dz[j+k],
+//
+// so that one transform of dz is multiplied by conj(H) on its way back and by conj(X) into the sum of dh over blocks and
+// batch. Samples before the first, of an initial state, are part of x where there is a single block.
+template <class S>
+class FftGradient {
+ public:
+  using T = Compute<S>;
+  using C = ComplexVec<T>;
+
+  FftGradient(const convscan_conv_gradient &p, const Transform<T> &transform, int64_t outputs)
+      : p_(p),
+        f_(p.filter),
+        transform_(transform),
+        kept_{static_cast<const char *>(p.spectra),
+              p.h_channel_stride == 0 ? 0 : SpectrumBytes<S>(transform.Points(), p.storage),
+              p.storage == CONVSCAN_SPECTRUM_BFLOAT16, true},
+        filters_(p.h, p.h_tap_stride, p.h_channel_stride, f_.taps, 0, transform),
+        outputs_(outputs),
+        groups_(f_.channels, f_.x_strides.channel == 1 && f_.dz_strides.channel == 1 && p.dx_strides.channel == 1 &&
+                                 f_.length >= kChunk &&
+                                 f_.batch * f_.length * kChunk * static_cast<int64_t>(sizeof(S)) <= kTileBytes) {}
+
+  convscan_status Run() {
+    const int threads = Threads(f_.threads, f_.batch * f_.length * f_.channels * kWorkPerSample);
+    bool failed = false;
+    ParallelFor(groups_.Count(), threads, [&](int64_t group) {
+      if (!RunGroup(group)) __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+    });
+    return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
+  }
+
+ private:
+  // Up to here 16 channels of x are copied, transposed, into the workspace; larger ones are read in place.
+  static constexpr int64_t kTileBytes = int64_t{4} << 20;
+
+  struct Scratch {
+    C *x, *dz, *sum, *spectrum;
+    T *history, *dh;
+    S *tiles, *taps;
+  };
+
+  Scratch Carve(Arena &arena, bool is_tiled) const {
+    const int64_t elements = transform_.Elements();
+    const bool makes_spectra = kept_.address == nullptr;
+    return {arena.Take<C>(elements),
+            arena.Take<C>(elements),
+            arena.Take<C>(elements),
+            arena.Take<C>(makes_spectra ? elements : 0),
+            arena.Take<T>(f_.state == nullptr ? 0 : f_.taps - 1),
+            arena.Take<T>(WritesColumns(is_tiled) ? f_.taps * kChunk : 0),
+            arena.Take<S>(is_tiled ? f_.batch * f_.length * kChunk : 0),
+            arena.Take<S>(makes_spectra && is_tiled && filters_.ShareLines() ? filters_.Copies() : 0)};
+  }
+
+  bool WritesColumns(bool is_tiled) const {
+    return is_tiled && f_.dh_channel_stride == 1 && f_.dh_tap_stride != 1;
+  }
+
+  bool RunGroup(int64_t group) const {
+    const bool is_tiled = groups_.IsWide(group), writes_columns = WritesColumns(is_tiled);
+    Arena count(nullptr);
+    Carve(count, is_tiled);
+    void *const memory = Workspace(count.Used());
+    if (memory == nullptr) return false;
+    Arena arena(memory);
+    const Scratch scratch = Carve(arena, is_tiled);
+    const int64_t first = groups_.First(group), tiles = f_.length / kChunk;
+    for (int64_t b = 0; is_tiled && b < f_.batch; ++b) {
+      TransposeTiles(At<const S>(f_.x, f_.x_strides, b, first), f_.x_strides.time,
+                     scratch.tiles + b * f_.length * kChunk, kChunk, tiles);
+      TransposeTiles(At<const S>(f_.dz, f_.dz_strides, b, first), f_.dz_strides.time,
+                     At<S>(p_.dx, p_.dx_strides, b, first), p_.dx_strides.time, tiles);
+    }
+    T *const dh = static_cast<T *>(f_.dh) + first * f_.dh_channel_stride;
+    for (int64_t c = 0; c < groups_.Size(group); ++c) {
+      const void *spectrum = kept_.address + (first + c) * kept_.step;
+      if (kept_.address == nullptr) {
+        filters_.Transform(first, c, is_tiled && filters_.ShareLines(), scratch.taps, scratch.spectrum);
+        spectrum = scratch.spectrum;
+      }
+      if (writes_columns) {
+        RunChannel(first, c, scratch, is_tiled, spectrum, scratch.dh + c * f_.taps, 1);
+      } else {
+        RunChannel(first, c, scratch, is_tiled, spectrum, dh + c * f_.dh_channel_stride, f_.dh_tap_stride);
+      }
+    }
+    if (writes_columns) RowsToColumns(scratch.dh, f_.taps, f_.taps, kChunk, dh, f_.dh_tap_stride);
+    for (int64_t b = 0; is_tiled && b < f_.batch; ++b) {
+      S *const columns = At<S>(p_.dx, p_.dx_strides, b, first);
+      TransposeTiles(columns, p_.dx_strides.time, columns, p_.dx_strides.time, tiles);
+    }
+    return true;
+  }
+
+  void RunChannel(int64_t first, int64_t c, const Scratch &scratch, bool is_tiled, const void *spectrum, T *dh,
+                  int64_t dh_stride) const {
+    for (int64_t i = 0; i < transform_.Elements(); ++i) scratch.sum[i] = C{};
+    const int64_t points = transform_.Points(), channel = first + c;
+    const int64_t fast_length = f_.length / kChunk * kChunk, reach = f_.taps - 1;
+    for (int64_t b = 0; b < f_.batch; ++b) {
+      Row<const S> x = Row<const S>::Strided(At<const S>(f_.x, f_.x_strides, b, channel), f_.x_strides.time, f_.length);
+      Row<const S> dz =
+          Row<const S>::Strided(At<const S>(f_.dz, f_.dz_strides, b, channel), f_.dz_strides.time, f_.length);
+      Row<S> dx = Row<S>::Strided(At<S>(p_.dx, p_.dx_strides, b, channel), p_.dx_strides.time, f_.length);
+      if (is_tiled) {
+        S *const chunks = At<S>(p_.dx, p_.dx_strides, b, first) + c * p_.dx_strides.time;
+        x = {scratch.tiles + b * f_.length * kChunk + c * kChunk, kChunk * kChunk, fast_length, x.elements, x.stride};
+        dz = {chunks, kChunk * p_.dx_strides.time, fast_length, dz.elements, dz.stride};
+        dx = {chunks, kChunk * p_.dx_strides.time, fast_length, dx.elements, dx.stride};
+      }
+      const T *history = nullptr;
+      if (f_.state != nullptr && reach > 0) {
+        const S *state = At<const S>(f_.state, f_.state_strides, b, channel);
+        for (int64_t i = 0; i < reach; ++i) scratch.history[i] = LoadScalar(state + i * f_.state_strides.time);
+        history = scratch.history;
+      }
+      for (int64_t start = 0; start < f_.length; start += outputs_) {
+        const int64_t rest = f_.length - start, length = Min(outputs_, rest);
+        const Samples<S> samples(x.From(start), length, history, reach, points);
+        transform_.FirstStep(samples, samples.UpperIsZero(points), scratch.x);
+        transform_.Spectrum(scratch.x);
+        const Samples<S> gradient(dz.From(start), Min(length + reach, rest), nullptr, 0, points);
+        transform_.FirstStep(gradient, gradient.UpperIsZero(points), scratch.dz);
+        if (kept_.is_bfloat16) {
+          transform_.CorrelateAndMultiply(scratch.dz, static_cast<const BFloat16 *>(spectrum), scratch.x, scratch.sum);
+        } else {
+          transform_.CorrelateAndMultiply(scratch.dz, static_cast<const T *>(spectrum), scratch.x, scratch.sum);
+        }
+        transform_.LastStep(scratch.dz, length, Sink<S>{dx.From(start), length, T{0}, CONVSCAN_IDENTITY});
+      }
+    }
+    StoreFilterGradient(transform_, scratch.sum, f_.taps, dh, dh_stride);
+  }
+
+  template <class Element, class Base>
+  static Element *At(Base *base, const convscan_strides &strides, int64_t batch, int64_t channel) {
+    return static_cast<Element *>(base) + batch * strides.batch + channel * strides.channel;
+  }
+
+  const convscan_conv_gradient &p_;
+  const convscan_filter_gradient &f_;
+  const Transform<T> &transform_;
+  const KeptSpectra kept_;
+  const Filters<S> filters_;
+  const int64_t outputs_;
+  const Groups groups_;
+};
+
+template <class Problem>
+const Problem &SizesOf(const Problem &p) {
+  return p;
+}
+const convscan_filter_gradient &SizesOf(const convscan_conv_gradient &p) { return p.filter; }
+
+// Sets up the transform of a problem of any kind and runs it.
 template <class S, template <class> class Runner, class Problem, class... Rest>
 convscan_status RunBlocks(const Problem &p, int64_t transform_length, const Rest &...rest) {
   using T = Compute<S>;
-  const Blocks<T> blocks(p.length, p.taps, transform_length);
+  const Blocks<T> blocks(SizesOf(p).length, SizesOf(p).taps, transform_length);
   Steps<T> steps;
   if (blocks.outputs <= 0 || !steps.Cut(blocks.points)) return CONVSCAN_UNSUPPORTED;
   const Transform<T> transform(blocks.points);
@@ -521,12 +697,10 @@ convscan_status ConvFftKept(const convscan_conv &problem, int64_t transform_leng
                             convscan_spectrum_storage storage) {
   return WithRealStorage(problem.dtype, [&](auto type) {
     using S = typename decltype(type)::Storage;
-    const bool is_bfloat16 = storage == CONVSCAN_SPECTRUM_BFLOAT16;
-    const int64_t bytes = 2 * transform_length * static_cast<int64_t>(is_bfloat16 ? sizeof(BFloat16) : sizeof(Compute<S>));
+    const int64_t step = problem.h_channel_stride == 0 ? 0 : SpectrumBytes<S>(transform_length, storage);
     return RunBlocks<S, FftConvolution>(problem, transform_length,
-                                        KeptSpectra{static_cast<const char *>(spectra),
-                                                    problem.h_channel_stride == 0 ? 0 : bytes, is_bfloat16,
-                                                    problem.origin != 0});
+                                        KeptSpectra{static_cast<const char *>(spectra), step,
+                                                    storage == CONVSCAN_SPECTRUM_BFLOAT16, problem.origin != 0});
   });
 }
 
@@ -547,6 +721,15 @@ convscan_status FilterGradientFft(const convscan_filter_gradient &problem, int64
       for (int64_t c = 0; c < p.channels; ++c)
         static_cast<T *>(p.dh)[k * p.dh_tap_stride + c * p.dh_channel_stride] = T{0};
     return p.taps == 0 ? CONVSCAN_OK : RunBlocks<S, FftFilterGradient>(p, transform_length);
+  });
+}
+
+convscan_status ConvGradientFft(const convscan_conv_gradient &problem, int64_t transform_length) {
+  const int64_t span = problem.filter.length + problem.filter.taps - 1;
+  if (problem.filter.state != nullptr && transform_length > 0 && 2 * transform_length < span)
+    return CONVSCAN_UNSUPPORTED;
+  return WithRealStorage(problem.filter.dtype, [&](auto type) {
+    return RunBlocks<typename decltype(type)::Storage, FftGradient>(problem, transform_length);
   });
 }
 

@@ -267,8 +267,28 @@ class Transform {
         const Stored *s = spectrum + 2 * kW * kW * g;
 #pragma GCC unroll 16
         for (int i = 0; i < kW; ++i, s += 2 * kW) {
-          const C number{__builtin_convertvector(Load<kW>(s), V), __builtin_convertvector(Load<kW>(s + kW), V)};
+          const C number = LoadNumber(s);
           v[i] = kConjugate ? MultiplyConjugate(v[i], number) : v[i] * number;
+        }
+        GroupBack(v, g, group);
+      }, RoundTrip{});
+    });
+  }
+
+  // After FirstStep: sum += transform of data times conj(other), and data becomes, before LastStep, the product with
+  // conj(spectrum). `other` and `sum` are in spectral order.
+  template <class Stored>
+  void CorrelateAndMultiply(C *data, const Stored *spectrum, const C *other, C *sum) const {
+    ForBlocks([&](int64_t from, int64_t elements) {
+      Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
+        C v[kW];
+        GroupForward(group, g, v);
+        const Stored *s = spectrum + 2 * kW * kW * g;
+#pragma GCC unroll 16
+        for (int i = 0; i < kW; ++i, s += 2 * kW) {
+          C &total = sum[g * kW + i];
+          total = total + MultiplyConjugate(v[i], other[g * kW + i]);
+          v[i] = MultiplyConjugate(v[i], LoadNumber(s));
         }
         GroupBack(v, g, group);
       }, RoundTrip{});
@@ -312,6 +332,12 @@ class Transform {
   struct RoundTrip {
     static constexpr bool kForward = true, kBack = true;
   };
+
+  // A number of a spectrum in whatever type it is stored.
+  template <class Stored>
+  static CONVSCAN_INLINE C LoadNumber(const Stored *at) {
+    return {__builtin_convertvector(Load<kW>(at), V), __builtin_convertvector(Load<kW>(at + kW), V)};
+  }
 
   static CONVSCAN_INLINE C Scalar(const T *number) {
     return {Broadcast<T>(number[0]), Broadcast<T>(number[1])};

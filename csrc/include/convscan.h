@@ -131,6 +131,23 @@ CONVSCAN_API convscan_status convscan_filter_gradient_direct(const convscan_filt
 CONVSCAN_API convscan_status convscan_filter_gradient_fft(const convscan_filter_gradient *problem,
                                                           int64_t transform_length);
 
+/* dx[b,j,n] = sum_k h[k,n] dz[b,j+k,n] and dh, as above: both gradients of y[b,i,n] = sum_k h[k,n] x[b,i-k,n] from one
+ * transform of dz. Where `spectra` is given (of length transform_length, see convscan_filter_spectrum), h is not read. A
+ * state needs a transform_length of 0, the smallest for a single block, or one that is no shorter. Empty problems are not
+ * supported. dx may be dz itself. */
+typedef struct convscan_conv_gradient {
+  convscan_filter_gradient filter; /* x, dz, state, dh, sizes, threads */
+  const void *h;
+  int64_t h_tap_stride, h_channel_stride; /* channel stride 0: one filter for all channels */
+  const void *spectra;                    /* null for none */
+  convscan_spectrum_storage storage;
+  void *dx;
+  convscan_strides dx_strides;
+} convscan_conv_gradient;
+
+CONVSCAN_API convscan_status convscan_conv_gradient_fft(const convscan_conv_gradient *problem,
+                                                        int64_t transform_length);
+
 /* y[b,i,n] = a[b,i,n] y[b,i-1,n] + x[b,i,n]; with reverse, y[b,i,n] = a[b,i,n] y[b,i+1,n] + x[b,i,n] from the end.
  * Any stride of a may be zero. Strides count elements of the dtype (a complex number is one element). With `boundaries`,
  * sequence s has the steps boundaries[s] <= i < boundaries[s+1] and starts from y_init[b,s,n]; it may be empty. */

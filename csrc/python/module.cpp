@@ -145,13 +145,18 @@ struct FilterGradientCall {
     problem.dh_channel_stride = std::get<1>(dh_strides);
   }
 
-  void Run(Address x, Address dz, Address state, Address dh, int threads) const {
+  convscan_filter_gradient Bind(Address x, Address dz, Address state, Address dh, int threads) const {
     convscan_filter_gradient p = problem;
     p.x = Pointer<const void>(x);
     p.dz = Pointer<const void>(dz);
     p.state = Pointer<const void>(state);
     p.dh = Pointer<void>(dh);
     p.threads = threads;
+    return p;
+  }
+
+  void Run(Address x, Address dz, Address state, Address dh, int threads) const {
+    const convscan_filter_gradient p = Bind(x, dz, state, dh, threads);
     convscan_status status;
     {
       const ReleasedGil released;
@@ -159,6 +164,35 @@ struct FilterGradientCall {
     }
     Raise(status, "causal_conv backward");
   }
+};
+
+struct ConvGradientCall {
+  FilterGradientCall filter;
+  convscan_conv_gradient problem{};
+
+  ConvGradientCall(const FilterGradientCall &filter, const Pair &h_strides, const Triple &dx_strides, bool has_spectra,
+                   bool bfloat16_spectra)
+      : filter(filter), has_spectra(has_spectra) {
+    problem.storage = ParseStorage(bfloat16_spectra);
+    std::tie(problem.h_tap_stride, problem.h_channel_stride) = h_strides;
+    problem.dx_strides = Strides(dx_strides);
+  }
+
+  void Run(Address x, Address h, Address dz, Address state, Address dx, Address dh, int threads) const {
+    convscan_conv_gradient p = problem;
+    p.filter = filter.Bind(x, dz, state, dh, threads);
+    (has_spectra ? p.spectra : p.h) = Pointer<const void>(h);
+    p.dx = Pointer<void>(dx);
+    convscan_status status;
+    {
+      const ReleasedGil released;
+      status = convscan_conv_gradient_fft(&p, filter.transform_length);
+    }
+    Raise(status, "causal_conv backward");
+  }
+
+ private:
+  bool has_spectra;
 };
 
 struct ScanCall final : NativeCall {
@@ -353,6 +387,10 @@ NB_MODULE(_native, m) {
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "dz_strides"_a,
            "state_strides"_a, "dh_strides"_a, "transform_length"_a = 0)
       .def("__call__", &FilterGradientCall::Run, "x"_a, "dz"_a, "state"_a, "dh"_a, "threads"_a = 0);
+  nb::class_<ConvGradientCall>(m, "ConvGradientCall", "The gradients of a convolution's input and filter together.")
+      .def(nb::init<const FilterGradientCall &, const Pair &, const Triple &, bool, bool>(), "filter"_a, "h_strides"_a,
+           "dx_strides"_a, "has_spectra"_a = false, "bfloat16_spectra"_a = false)
+      .def("__call__", &ConvGradientCall::Run, "x"_a, "h"_a, "dz"_a, "state"_a, "dx"_a, "dh"_a, "threads"_a = 0);
   nb::class_<ScanCall, NativeCall>(m, "ScanCall", "A linear recurrence, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, bool, const Triple &,
                     const Triple &, const Triple &, const Triple &, int64_t>(),

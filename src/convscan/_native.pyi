@@ -53,6 +53,17 @@ class FilterGradientCall:
     ) -> None: ...
     def __call__(self, x: int, dz: int, state: int, dh: int, threads: int = 0) -> None: ...
 
+class ConvGradientCall:
+    def __init__(
+        self,
+        filter: FilterGradientCall,
+        h_strides: Pair,
+        dx_strides: Triple,
+        has_spectra: bool = False,
+        bfloat16_spectra: bool = False,
+    ) -> None: ...
+    def __call__(self, x: int, h: int, dz: int, state: int, dx: int, dh: int, threads: int = 0) -> None: ...
+
 class ScanCall(NativeCall):
     def __init__(
         self,

@@ -89,6 +89,38 @@ convscan_status ConvolveKept(const convscan_conv *p, int64_t transform_length) {
   return status;
 }
 
+// The filter's gradient as computed along with that of the input, which is right too.
+convscan_status BothGradients(const convscan_filter_gradient *f, int64_t transform_length) {
+  convscan_conv_gradient p{};
+  p.filter = *f;
+  const int64_t element = Bytes(f->dtype);
+  // A filter that moves samples by one step: dx[j] = dz[j + 1].
+  Array h(f->dtype, 1, f->taps, 1, Layout::kTimeMajor, 0), dx(f->dtype, f->batch, f->length, f->channels,
+                                                              Layout::kTimeMajor, 0);
+  for (int64_t k = 0; k < f->taps; ++k) h.Set(0, k, 0, k == 1 ? 1.0 : 0.0);
+  p.h = h.data();
+  p.h_tap_stride = h.strides().time;
+  p.dx = dx.data();
+  p.dx_strides = dx.strides();
+  const convscan_status status = convscan_conv_gradient_fft(&p, transform_length);
+  if (status != CONVSCAN_OK) return status;
+  const double tolerance = 64 * ComputeRoundoff(f->dtype) * static_cast<double>(f->length) + StorageRoundoff(f->dtype);
+  Array sample(f->dtype, 1, 1, 1, Layout::kTimeMajor, 0);
+  for (int64_t b = 0; b < f->batch; ++b)
+    for (int64_t n = 0; n < f->channels; ++n)
+      for (int64_t i = 0; i < f->length; ++i) {
+        double expected = 0;
+        if (i + 1 < f->length && f->taps > 1) {
+          const convscan_strides &s = f->dz_strides;
+          const int64_t at = b * s.batch + (i + 1) * s.time + n * s.channel;
+          memcpy(sample.data(), static_cast<const char *>(f->dz) + at * element, static_cast<size_t>(element));
+          expected = sample.At(0, 0, 0).real();
+        }
+        if (!(std::fabs(dx.At(b, i, n).real() - expected) <= tolerance)) return CHECK(!"dx is right"), status;
+      }
+  return status;
+}
+
 }  // namespace
 
 void TestConvolution() {
@@ -231,7 +263,7 @@ void TestFilterGradient() {
   static const auto kDirect = [](const convscan_filter_gradient *p, int64_t) {
     return convscan_filter_gradient_direct(p);
   };
-  GradientKernel kernels[] = {{"direct", kDirect}, {"fft", convscan_filter_gradient_fft}};
+  GradientKernel kernels[] = {{"direct", kDirect}, {"fft", convscan_filter_gradient_fft}, {"with dx", BothGradients}};
   Random random(3);
   constexpr int kTrials = 250;
   for (int trial = 0; trial < kTrials; ++trial) {
@@ -291,7 +323,7 @@ void TestFilterGradient() {
 
     bool ran_somewhere = false;
     for (GradientKernel &kernel : kernels) {
-      const bool is_fft = kernel.run == convscan_filter_gradient_fft;
+      const bool is_fft = kernel.run == convscan_filter_gradient_fft || kernel.run == BothGradients;
       const int64_t transform = is_fft ? RandomTransform(random, s, dtype) : 0;
       context = Describe(kernel.name, dtype, s.batch, s.length, s.channels, s.taps) + " filter gradient, x " +
                 Name(x_layout) + " dz " + Name(dz_layout) + " dh " + Name(dh_layout) + " transform " +

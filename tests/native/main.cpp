@@ -125,7 +125,8 @@ Complex Array::At(int64_t b, int64_t t, int64_t c) const {
   double full[2] = {0, 0};
   uint16_t half;
   switch (dtype_) {
-    case CONVSCAN_FLOAT32: memcpy(single, p, 4); return {single[0], 0};
+    case CONVSCAN_FLOAT32:
+    case CONVSCAN_WIDE_FLOAT32: memcpy(single, p, 4); return {single[0], 0};
     case CONVSCAN_FLOAT64: memcpy(full, p, 8); return {full[0], 0};
     case CONVSCAN_COMPLEX64: memcpy(single, p, 8); return {single[0], single[1]};
     case CONVSCAN_COMPLEX128: memcpy(full, p, 16); return {full[0], full[1]};
@@ -139,7 +140,8 @@ void Array::Set(int64_t b, int64_t t, int64_t c, Complex value) {
   const float single[2] = {static_cast<float>(full[0]), static_cast<float>(full[1])};
   const uint16_t half = IsHalf(dtype_) ? EncodeHalf(dtype_, value.real()) : 0;
   switch (dtype_) {
-    case CONVSCAN_FLOAT32: memcpy(p, single, 4); break;
+    case CONVSCAN_FLOAT32:
+    case CONVSCAN_WIDE_FLOAT32: memcpy(p, single, 4); break;
     case CONVSCAN_FLOAT64: memcpy(p, full, 8); break;
     case CONVSCAN_COMPLEX64: memcpy(p, single, 8); break;
     case CONVSCAN_COMPLEX128: memcpy(p, full, 16); break;

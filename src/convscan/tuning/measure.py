@@ -67,8 +67,8 @@ def _conv_seconds(name: str, order: str, length: int, channels: int, taps: int, 
     x, h = _signal(order, length, channels), _signal(order, taps, channels)[0]
     if gradient:
         rows = conv_cpu.GRADIENT_ROWS
-        problem: Any = conv._describe_filter_gradient(x, x, None, taps, "default")
         dh = torch.empty(taps, channels)
+        problem: Any = conv._describe_filter_gradient(x, x, None, dh, "default")
         run = next(row for row in rows if row.name == name).prepare(problem)
         return _seconds(lambda: run(x, x, None, dh)), problem
     y = torch.empty_like(x)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _native
-from ..._calls import Calls, empty_like, run_prepared
-from ..._dispatch import Cost, Implementation, choose, register
+from ..._calls import Calls, empty_like, in_huge_pages, run_prepared
+from ..._dispatch import Cost, Implementation, Settings, choose, register, settings
 from ..._errors import message
 from ..._layout import dtype_name, fold
 from ..._library import below_autograd, define, derivative, is_plain, is_traced, is_watched, needs_gradient
 from . import cpu, reference
-from .problem import ConvProblem, FilterGradientProblem, Kept, arithmetic
+from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic
 from .spectrum import FilterSpectrum
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -210,6 +210,10 @@ def _describe(
     return problem._replace(dtype=dtype_name(dtype))
 
 
+def _kept(spectrum: Tensor | None) -> Kept | None:
+    return None if spectrum is None else Kept(spectrum.shape[1] // 2, spectrum.dtype == torch.bfloat16)
+
+
 def _run(
     x: Tensor,
     h: Tensor,
@@ -222,7 +226,7 @@ def _run(
     y: Tensor,
 ) -> None:
     variant = activation if precision == "default" else (activation, precision)
-    kept = None if spectrum is None else Kept(spectrum.shape[1] // 2, spectrum.dtype == torch.bfloat16)
+    kept = _kept(spectrum)
     _calls.run(
         ("transposed", variant) if transposed else variant,
         *((x, h, bias, state, y) if spectrum is None else (x, h, bias, state, spectrum, y)),
@@ -253,14 +257,14 @@ def _gradient_dtype(x: Tensor, precision: str) -> torch.dtype:
 
 
 def _filter_gradient_kernel(x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str) -> Tensor:
-    dh = torch.empty(taps, x.shape[-1], dtype=_gradient_dtype(x, precision), device=x.device)
-    problem = _describe_filter_gradient(x, dz, state, taps, precision)
+    dh = in_huge_pages(_filter_gradient_fake(x, dz, state, taps, precision))
+    problem = _describe_filter_gradient(x, dz, state, dh, precision)
     choose("causal_conv_filter_gradient", problem, strict=False).prepare(problem)(x, dz, state, dh)
     return dh
 
 
 def _describe_filter_gradient(
-    x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str
+    x: Tensor, dz: Tensor, state: Tensor | None, dh: Tensor, precision: str
 ) -> FilterGradientProblem:
     past = state if state is not None and state.shape[-2] > 0 else None
     tensors = (x, dz, x if past is None else past)
@@ -272,15 +276,45 @@ def _describe_filter_gradient(
         batch=leading.batch,
         length=x.shape[-2],
         channels=x.shape[-1],
-        taps=taps,
+        taps=dh.shape[0],
         x=steps[0],
         dz=steps[1],
         state=None if past is None else steps[2],
         offsets=leading.offsets,
+        dh=(dh.stride(0), dh.stride(1)),
         threads=_native.thread_count(),
         isa=_native.isa(),
         precision=precision,
     )
+
+
+def _describe_gradients(
+    x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, kept: Kept | None, dx: Tensor, dh: Tensor
+) -> GradientProblem:
+    past = x if state is None or state.shape[-2] == 0 else state
+    now = settings()
+    return GradientProblem(
+        transposed=_problem(dz, h, None, None, None, True, precision, kept, dx),
+        filter=_describe_filter_gradient(x, dz, state, dh, precision),
+        offsets=fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in (x, dz, past, dx)]).offsets,
+        forced=None if now is None else now.forced,
+    )
+
+
+def _gradients_ask(problem: GradientProblem) -> Settings:
+    """An implementation that is asked for computes each gradient by itself, if it is not the one that does both."""
+    return Settings(None if problem.forced in (None, "fft") else "separate")
+
+
+def _gradients_kernel(
+    x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, spectrum: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    dx, dh = _gradients_fake(x, h, dz, state, precision, spectrum)
+    in_huge_pages(dx)
+    in_huge_pages(dh)
+    problem = _describe_gradients(x, h, dz, state, precision, _kept(spectrum), dx, dh)
+    choose("causal_conv_gradients", problem, strict=False).prepare(problem)(x, h, dz, state, spectrum, dx, dh)
+    return dx, dh
 
 
 # ---- derivatives: the Toeplitz matrix T(h), its transpose, and their derivative with respect to h ----
@@ -346,9 +380,12 @@ class _CausalConv(torch.autograd.Function):
         if ctx.activation is not None:
             dz = _activation_gradient(ctx.activation, dy, _operator(x, h, bias, state, None, ctx.transposed, *how))
         dx = dh = dbias = dstate = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and not ctx.transposed:
+            dx, dh = _gradients(x, h, dz, state, *how)
+            dh = _reduce_filter(dh, h)
+        elif ctx.needs_input_grad[0]:
             dx = _operator(dz, h, None, None, None, not ctx.transposed, *how)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and dh is None:
             # With the transpose, y[i] = sum_k h[k] x[i+k]: x and dz change places.
             signal, gradient = (dz, x) if ctx.transposed else (x, dz)
             dh = _reduce_filter(_filter_gradient(signal, gradient, state, h.shape[0], ctx.precision), h)
@@ -421,6 +458,61 @@ class _FilterGradient(torch.autograd.Function):
         return sum(terms[1:], terms[0]) if terms else None
 
 
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, spectrum: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            return cast(tuple[Tensor, Tensor], _gradients(x, h, dz, state, precision, spectrum))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, h, dz, state, ctx.precision, spectrum = inputs
+        ctx.save_for_backward(x, h, dz, state, spectrum)
+        ctx.save_for_forward(x, h, dz, state, spectrum)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, gdx: Tensor | None, gdh: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, h, dz, state, spectrum = ctx.saved_tensors
+        how = (ctx.precision, None)
+        need_x, need_h, need_dz, need_state = ctx.needs_input_grad[:4]
+        gx = gh = gstate = None
+        terms: list[Tensor] = []  # of the gradient of dz
+        if gdx is not None:
+            if need_h:
+                gh = _reduce_filter(_filter_gradient(gdx, dz, None, h.shape[0], ctx.precision), h)
+            if need_dz:
+                terms.append(_operator(gdx, h, None, None, None, False, ctx.precision, spectrum))
+        if gdh is not None:
+            taps = gdh.to(x.dtype)
+            gx = _operator(dz, taps, None, None, None, True, *how) if need_x else None
+            gstate = _state_gradient(dz, taps, h.shape[0] - 1, ctx.precision) if need_state else None
+            if need_dz:
+                terms.append(_operator(x, taps, None, state, None, False, *how))
+        gdz = sum(terms[1:], terms[0]) if terms else None
+        return gx, gh, gdz, gstate, None, None
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, tx: Tensor | None, th: Tensor | None, tdz: Tensor | None, tstate: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor]:
+        x, h, dz, state, spectrum = ctx.saved_tensors
+        dx, dh = torch.zeros_like(x), _filter_gradient_fake(x, dz, state, h.shape[0], ctx.precision).zero_()
+        if tdz is not None:
+            dx = dx + _operator(tdz, h, None, None, None, True, ctx.precision, spectrum)
+            dh = dh + _filter_gradient(x, tdz, state, h.shape[0], ctx.precision)
+        if th is not None:
+            dx = dx + _operator(dz, th, None, None, None, True, ctx.precision, None)
+        if tx is not None or tstate is not None:
+            tx = torch.zeros_like(x) if tx is None else tx
+            dh = dh + _filter_gradient(tx, dz, tstate, h.shape[0], ctx.precision)
+        return dx, dh
+
+
 # ---- vmap: one more leading axis, or, where filters differ, the mapped axis folded into the channels ----
 
 
@@ -479,7 +571,37 @@ def _filter_gradient_vmap(
 
 
 def _filter_gradient_fake(x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str) -> Tensor:
-    return x.new_empty((taps, x.shape[-1]), dtype=_gradient_dtype(x, precision))
+    return _filter_memory(x, x, taps, precision)
+
+
+def _filter_memory(like: Tensor, x: Tensor, taps: int, precision: str) -> Tensor:
+    """Memory for the gradient of a filter per channel, time contiguous where ``like`` is."""
+    dtype, channels = _gradient_dtype(x, precision), x.shape[-1]
+    if like.stride(-2) == 1 and like.stride(-1) != 1:
+        return x.new_empty((channels, taps), dtype=dtype).mT
+    return x.new_empty((taps, channels), dtype=dtype)
+
+
+def _gradients_fake(
+    x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, spectrum: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _filter_memory(h, x, h.shape[0], precision)
+
+
+def _gradients_vmap(
+    info: Any,
+    axes: tuple[int | None, ...],
+    x: Tensor,
+    h: Tensor,
+    dz: Tensor,
+    state: Tensor | None,
+    precision: str,
+    spectrum: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    taps = h.shape[1 if axes[1] == 0 else 0]
+    dx, dx_axis = _vmap(info, (axes[2], axes[1], None, None), dz, h, None, None, None, True, precision, spectrum)
+    dh, dh_axis = _filter_gradient_vmap(info, (axes[0], axes[2], axes[3]), x, dz, state, taps, precision)
+    return (dx, dh), (dx_axis, dh_axis)
 
 
 _operator = define(
@@ -496,6 +618,16 @@ _filter_gradient = define(
     fake=_filter_gradient_fake,
     autograd=derivative(_FilterGradient),
     vmap=_filter_gradient_vmap,
+)
+
+
+_gradients = define(
+    "causal_conv_gradients(Tensor x, Tensor h, Tensor dz, Tensor? initial_state, str precision, Tensor? spectrum)"
+    " -> (Tensor, Tensor)",
+    _gradients_kernel,
+    fake=_gradients_fake,
+    autograd=derivative(_Gradients),
+    vmap=_gradients_vmap,
 )
 
 
@@ -530,3 +662,4 @@ _GRADIENT_REFERENCE = Implementation(
 
 register("causal_conv", (*cpu.ROWS, _REFERENCE), _describe)
 register("causal_conv_filter_gradient", (*cpu.GRADIENT_ROWS, _GRADIENT_REFERENCE), _describe_filter_gradient)
+register("causal_conv_gradients", cpu.BOTH_ROWS, _describe_gradients, _gradients_ask)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..._dispatch import Cost, Implementation
+from ..._dispatch import Cost, Implementation, choose
 from ..._layout import order
 from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
-from .problem import ConvProblem, FilterGradientProblem, Kept
+from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept
 
 REAL = ("float32", "float64", "bfloat16", "float16")
 _PANEL_BYTES = 1280 << 10  # kPanelBytes of csrc/conv/fft.cpp
@@ -280,7 +280,7 @@ def _prepare_gradient(kernel: str) -> Callable[[FilterGradientProblem], RunGradi
             problem.x,
             problem.dz,
             problem.state or (0, 0, 0),
-            (problem.channels, 1),
+            problem.dh,
             transform_length=_transform_length(problem) if kernel == "fft" else 0,
         )
         item = _bytes(problem.dtype)
@@ -319,4 +319,117 @@ def _gradient_fft_cost(problem: FilterGradientProblem) -> Cost:
 GRADIENT_ROWS: tuple[Implementation, ...] = (
     Implementation("direct", "cpu", _refusals, _gradient_direct_cost, _prepare_gradient("direct")),
     Implementation("fft", "cpu", _fft_refusals, _gradient_fft_cost, _prepare_gradient("fft")),
+)
+
+
+# ---- both gradients in one pass ----
+
+RunGradients = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor], None]
+
+
+def _both_transform_length(problem: GradientProblem) -> int:
+    kept = problem.transposed.kept
+    return kept.points if kept is not None else _transform_length(problem.filter)
+
+
+def _both_refusals(problem: GradientProblem) -> list[str]:
+    one, reasons = problem.filter, _fft_refusals(problem.filter)
+    if reasons:
+        return reasons
+    if one.batch == 0 or one.length == 0:
+        reasons.append("has nothing to transform")
+    elif one.state is None and one.taps > one.length:
+        reasons.append("takes no taps that meet no sample")
+    elif one.state is not None and _blocks(one.length, one.taps, _both_transform_length(problem)) > 1:
+        reasons.append("takes an initial state in a single block only")
+    return reasons
+
+
+def _both_cost(problem: GradientProblem) -> Cost:
+    one, kept, points = problem.filter, problem.transposed.kept, _both_transform_length(problem)
+    rows = one.turns * one.batch * one.channels
+    transforms = 3 * rows * _blocks(one.length, one.taps, points) + one.channels * one.turns * (1 if kept else 2)
+    seconds = _seconds(
+        one, "conv.fft", transforms * points * math.log2(max(2, points)), 2 * _samples(one), one.channels
+    )
+    # Three transforms, a fourth for a filter's own, the gradient and the taps of 16 channels, and their x in tiles.
+    item = _compute_bytes(one)
+    per_thread = (
+        item * ((6.4 if kept else 8.5) * points + 17 * one.taps) + 16 * _bytes(one.dtype) * one.taps + (64 << 10)
+    )
+    tiles = min(4 << 20, 16 * one.batch * one.length * _bytes(one.dtype))
+    return Cost(seconds, int(one.threads * (per_thread + tiles)))
+
+
+def _prepare_both(problem: GradientProblem) -> RunGradients:
+    one, kept = problem.filter, problem.transposed.kept
+    filter_call = _native.FilterGradientCall(
+        "fft",
+        one.native_dtype,
+        one.batch,
+        one.length,
+        one.channels,
+        one.taps,
+        one.x,
+        one.dz,
+        one.state or (0, 0, 0),
+        one.dh,
+        transform_length=_both_transform_length(problem),
+    )
+    is_bfloat16 = kept is not None and kept.is_bfloat16
+    h, dx_strides = problem.transposed.h, problem.transposed.y
+    call = _native.ConvGradientCall(filter_call, h, dx_strides, kept is not None, is_bfloat16)
+    item = _bytes(one.dtype)
+    offsets = problem.offsets or ((0, 0, 0, 0),)
+
+    def run(
+        x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, spectrum: Tensor | None, dx: Tensor, dh: Tensor
+    ) -> None:
+        filters, past = _address(h if spectrum is None else spectrum), _address(state)
+        total = dh
+        for turn, (at_x, at_dz, at_state, at_dx) in enumerate(offsets):
+            if turn == 1:
+                total = torch.empty_like(dh)
+            call(
+                x.data_ptr() + item * at_x,
+                filters,
+                dz.data_ptr() + item * at_dz,
+                past and past + item * at_state,
+                dx.data_ptr() + item * at_dx,
+                total.data_ptr(),
+            )
+            if turn > 0:
+                dh += total
+
+    return run
+
+
+def _separate(problem: GradientProblem) -> tuple[Implementation, Implementation]:
+    return (
+        choose("causal_conv", problem.transposed, strict=False),
+        choose("causal_conv_filter_gradient", problem.filter, strict=False),
+    )
+
+
+def _separate_cost(problem: GradientProblem) -> Cost:
+    dx, dh = (row.cost(one) for row, one in zip(_separate(problem), (problem.transposed, problem.filter), strict=True))
+    return Cost(dx.seconds + dh.seconds, max(dx.workspace_bytes, dh.workspace_bytes))
+
+
+def _prepare_separate(problem: GradientProblem) -> RunGradients:
+    dx_row, dh_row = _separate(problem)
+    run_dx, run_dh = dx_row.prepare(problem.transposed), dh_row.prepare(problem.filter)
+
+    def run(
+        x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, spectrum: Tensor | None, dx: Tensor, dh: Tensor
+    ) -> None:
+        run_dx(dz, h, None, None, dx) if spectrum is None else run_dx(dz, h, None, None, spectrum, dx)
+        run_dh(x, dz, state, dh)
+
+    return run
+
+
+BOTH_ROWS: tuple[Implementation, ...] = (
+    Implementation("fft", "cpu", _both_refusals, _both_cost, _prepare_both),
+    Implementation("separate", "any", lambda problem: [], _separate_cost, _prepare_separate),
 )

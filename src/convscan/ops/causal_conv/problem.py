@@ -68,8 +68,23 @@ class ConvProblem(NamedTuple):
         return ", ".join([*parts, f"{self.threads} threads", self.isa])
 
 
+class GradientProblem(NamedTuple):
+    """Both gradients of a convolution, dx as the transposed convolution of dz, and dh.
+
+    ``offsets`` are those of (x, dz, state, dx). ``forced`` is the implementation that surrounding settings ask for.
+    """
+
+    transposed: ConvProblem
+    filter: FilterGradientProblem
+    offsets: tuple[tuple[int, ...], ...] | None
+    forced: str | None
+
+    def __str__(self) -> str:
+        return f"gradients of {self.filter}"
+
+
 class FilterGradientProblem(NamedTuple):
-    """dh[k,n] = sum_{b,i} dz[b,i,n] x[b,i-k,n], with ``offsets`` of (x, dz, state)."""
+    """dh[k,n] = sum_{b,i} dz[b,i,n] x[b,i-k,n], with ``offsets`` of (x, dz, state); ``dh`` has its strides."""
 
     device: str
     dtype: str
@@ -81,6 +96,7 @@ class FilterGradientProblem(NamedTuple):
     dz: Triple
     state: Triple | None
     offsets: tuple[tuple[int, ...], ...] | None
+    dh: tuple[int, int]
     threads: int
     isa: str
     precision: str = "default"
