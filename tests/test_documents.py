@@ -50,7 +50,10 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/convolutions.md", "docs/layers.md", "docs/state-space.md"])
+DOCUMENTS_WITH_EXAMPLES = ("README", "docs/convolutions", "docs/layers", "docs/state-space", "docs/streaming")
+
+
+@pytest.mark.parametrize("name", [f"{name}.md" for name in DOCUMENTS_WITH_EXAMPLES])
 def test_examples_of_documents_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
     assert examples
@@ -64,6 +67,13 @@ def test_layers_are_in_their_document() -> None:
     for name in convscan.nn.__all__:
         assert f"`{name}(" in text
         assert ">>>" in str(getattr(convscan.nn, name).__doc__)
+
+
+def test_streams_are_in_their_document() -> None:
+    text = (ROOT / "docs/streaming.md").read_text(encoding="utf-8")
+    for name in convscan.stream.__all__:
+        assert f"`{name}" in text
+        assert name == "Stream" or ">>>" in str(getattr(convscan.stream, name).__doc__)
 
 
 def test_make_targets_exist() -> None:

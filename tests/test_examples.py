@@ -28,6 +28,13 @@ def test_a_real_recording_agrees_with_scipy(taps: str) -> None:
     assert "largest deviation" in output
 
 
+@pytest.mark.skipif(importlib.util.find_spec("heartpy") is None, reason="heartpy, which ships the recording, is absent")
+def test_streams_of_a_real_recording_agree_with_the_whole() -> None:
+    output = run(str(EXAMPLES / "stream_recording.py"), "--taps", "4000")
+    assert "68476 samples, 1 channel(s), 4000 taps" in output
+    assert output.count("largest deviation") == 3
+
+
 def load(name: str) -> ModuleType:
     """An example as a module."""
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")

@@ -25,6 +25,10 @@ struct Kernels {
   convscan_status (*vandermonde)(const convscan_vandermonde &);
   convscan_status (*vandermonde_adjoint)(const convscan_vandermonde_adjoint &);
   convscan_status (*cauchy)(const convscan_cauchy &);
+  void (*online_measure)(const convscan_online &, convscan_online_sizes &);
+  convscan_status (*online_prepare)(const convscan_online &, const void *h, int64_t tap_stride, int64_t channel_stride);
+  convscan_status (*online_extend)(const convscan_online &);
+  convscan_status (*online_rewind)(const convscan_online &, int64_t steps);
 };
 
 }  // namespace convscan

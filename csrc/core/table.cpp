@@ -21,6 +21,10 @@ convscan_status ScanGradientSequential(const convscan_scan_gradient &);
 convscan_status Vandermonde(const convscan_vandermonde &);
 convscan_status VandermondeAdjoint(const convscan_vandermonde_adjoint &);
 convscan_status CauchyProduct(const convscan_cauchy &);
+void OnlineMeasure(const convscan_online &, convscan_online_sizes &);
+convscan_status OnlinePrepare(const convscan_online &, const void *, int64_t, int64_t);
+convscan_status OnlineExtend(const convscan_online &);
+convscan_status OnlineRewind(const convscan_online &, int64_t);
 
 #define CONVSCAN_STRING_(x) #x
 #define CONVSCAN_STRING(x) CONVSCAN_STRING_(x)
@@ -45,6 +49,10 @@ const Kernels kKernels = {
     Vandermonde,
     VandermondeAdjoint,
     CauchyProduct,
+    OnlineMeasure,
+    OnlinePrepare,
+    OnlineExtend,
+    OnlineRewind,
 };
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -248,6 +248,54 @@ typedef struct convscan_cauchy {
 
 CONVSCAN_API convscan_status convscan_cauchy_product(const convscan_cauchy *problem);
 
+/* A convolution whose input comes a few samples at a time: y[b,i,n] = sum_k h[k,n] x[b,i-k,n], in amortised O(log² taps)
+ * per sample (see csrc/conv/online.cpp). Between calls everything is in three arrays of the caller, aligned to their
+ * elements, which are those of the type that is computed in (float32 for half types) and int64_t for the clock:
+ *
+ *   filter  made of h by convscan_online_prepare; read only afterwards, and shared by any number of signals
+ *   state   of `batch` signals one after another; zeros at the beginning of time
+ *   clock   of the position, common to all signals of a state; zeros at the beginning of time
+ *
+ * Copies of state and clock are states too; their layout does not depend on the instruction set. */
+typedef enum convscan_online_schedule {
+  CONVSCAN_ONLINE_GROWING = 0, /* least work; now and then a sample takes a large block's transforms */
+  CONVSCAN_ONLINE_SPREAD = 1,  /* about twice the work, in equal shares for every sample */
+  CONVSCAN_ONLINE_UNIFORM = 2  /* whole blocks of `block` samples only */
+} convscan_online_schedule;
+
+typedef struct convscan_online {
+  int64_t batch, length, channels, taps;
+  int64_t block;      /* CONVSCAN_ONLINE_UNIFORM: a power of two from 16 on, of which length is a multiple */
+  int64_t max_rewind; /* how far convscan_online_rewind may go back */
+  convscan_online_schedule schedule;
+  int shares_filter; /* one filter for all channels */
+  convscan_dtype dtype;
+  const void *x;
+  convscan_strides x_strides;
+  void *y; /* null: the samples are taken in without outputs, in O(taps log taps) for any number of them */
+  convscan_strides y_strides;
+  void *filter, *state;
+  int64_t *clock;
+  int threads;
+} convscan_online;
+
+typedef struct convscan_online_sizes {
+  int64_t filter, state, clock; /* elements; of the state, for one signal */
+  int64_t lanes, history;       /* a signal's state has a part for every `lanes` channels, which begins with a ring of
+                                 * `history` rows of its lanes: sample t is in row t mod history */
+} convscan_online_sizes;
+
+/* Reads sizes, dtype and schedule only. */
+CONVSCAN_API convscan_status convscan_online_measure(const convscan_online *problem, convscan_online_sizes *sizes);
+/* Writes problem->filter. */
+CONVSCAN_API convscan_status convscan_online_prepare(const convscan_online *problem, const void *h, int64_t h_tap_stride,
+                                                     int64_t h_channel_stride);
+/* Takes `length` samples and gives as many outputs. y may be x. */
+CONVSCAN_API convscan_status convscan_online_extend(const convscan_online *problem);
+/* Goes back by `steps` samples, which leaves state and clock as if they had never come. Not further back than max_rewind
+ * before the latest sample that was ever taken, and a multiple of `block` where there is one. */
+CONVSCAN_API convscan_status convscan_online_rewind(const convscan_online *problem, int64_t steps);
+
 /* Instruction sets. The best one the processor supports is used until convscan_set_isa names another. */
 CONVSCAN_API const char *convscan_isa(void);                  /* in use: "baseline", "avx2", "avx512", "neon" */
 CONVSCAN_API int convscan_isa_count(void);                    /* how many this build has and this processor runs */

@@ -372,6 +372,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Native kernels of convscan: addresses, sizes and strides in; nothing checked twice.";
 
   convscan::python::DefinePreparedCalls(m);
+  convscan::python::DefineOnline(m);
   nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
                     const Pair &, const Triple &, int64_t, const Triple &, int64_t, const std::string &, int64_t,

@@ -20,4 +20,7 @@ uintptr_t TensorAddress(nanobind::handle tensor);
 // Defines NativeCall, configuration, use_torch, is_plain, call_key and run_prepared.
 void DefinePreparedCalls(nanobind::module_ &m);
 
+// Defines OnlineCall, after NativeCall.
+void DefineOnline(nanobind::module_ &m);
+
 }  // namespace convscan::python

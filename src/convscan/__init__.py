@@ -1,6 +1,6 @@
 """Sequence operators for PyTorch: causal convolutions of any length and linear recurrences."""
 
-from . import nn, tuning
+from . import nn, stream, tuning
 from ._dispatch import explain, force, implementations, workspace_limit
 from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
@@ -26,6 +26,7 @@ __all__ = [
     "opt_ssm_forward",
     "reset_peak_workspace",
     "set_num_threads",
+    "stream",
     "tuning",
     "vandermonde",
     "workspace_limit",

@@ -101,6 +101,27 @@ class ScanGradientCall:
         threads: int = 0,
     ) -> None: ...
 
+class OnlineCall(NativeCall):
+    def __init__(
+        self,
+        schedule: str,
+        dtype: str,
+        batch: int,
+        length: int,
+        channels: int,
+        taps: int,
+        shares_filter: bool,
+        block: int,
+        max_rewind: int,
+        x_strides: Triple = ...,
+        y_strides: Triple = ...,
+    ) -> None: ...
+    def bind(self, filter: Tensor, state: Tensor | None, clock: Tensor | None) -> None: ...
+    def __call__(self, x: Tensor, y: Tensor | None) -> None: ...
+    def rewind(self, steps: int) -> None: ...
+    def prepare(self, h: Tensor, tap_stride: int, channel_stride: int) -> None: ...
+    def sizes(self) -> tuple[int, int, int, int, int]: ...
+
 def use_torch(
     tensor: type,
     parameter: type,

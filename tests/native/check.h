@@ -144,6 +144,8 @@ void TestRecurrenceGradient();
 void TestStateSpaceArguments();
 void TestVandermonde();
 void TestCauchy();
+void TestOnline();
+void TestOnlineArguments();
 // Of the instruction set in use.
 void TestHeaders();
 

@@ -198,6 +198,7 @@ int main() {
   using namespace tests;
   TestArguments();
   TestStateSpaceArguments();
+  TestOnlineArguments();
   for (int i = 0; i < convscan_isa_count(); ++i) {
     if (!CHECK(convscan_set_isa(convscan_isa_name(i)) == CONVSCAN_OK)) continue;
     fprintf(stderr, "%s\n", convscan_isa());
@@ -207,6 +208,7 @@ int main() {
     TestRecurrenceGradient();
     TestVandermonde();
     TestCauchy();
+    TestOnline();
     TestHeaders();
   }
   convscan_workspace_reset_peak();

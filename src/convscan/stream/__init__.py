@@ -1,0 +1,8 @@
+"""Operators that run on while their input comes: public names, nothing else."""
+
+from ._stream import Stream
+from .conv import BlockConvStream, ConvStream
+from .layer import LayerStream
+from .recurrence import RecurrenceStream
+
+__all__ = ["BlockConvStream", "ConvStream", "LayerStream", "RecurrenceStream", "Stream"]
