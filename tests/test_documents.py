@@ -50,7 +50,14 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-DOCUMENTS_WITH_EXAMPLES = ("README", "docs/convolutions", "docs/layers", "docs/state-space", "docs/streaming")
+DOCUMENTS_WITH_EXAMPLES = (
+    "README",
+    "docs/convolutions",
+    "docs/layers",
+    "docs/linear-attention",
+    "docs/state-space",
+    "docs/streaming",
+)
 
 
 @pytest.mark.parametrize("name", [f"{name}.md" for name in DOCUMENTS_WITH_EXAMPLES])

@@ -20,6 +20,7 @@ import convscan
 from convscan.ops.cauchy.cases import Case as PolesCase
 from convscan.ops.causal_conv.cases import Case as ConvCase
 from convscan.ops.fft_conv.cases import Case as EinsumCase
+from convscan.ops.linear_attention.cases import Case as AttentionCase
 from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
 from convscan.ops.opt_ssm_forward.cases import Case as LayerCase
 from convscan.ops.vandermonde.cases import Case as KernelCase
@@ -57,6 +58,18 @@ SMALL: dict[str, list[Any]] = {
     "vandermonde": [KernelCase("few", "test", 3, 4, 50), KernelCase("many", "test", 2, 7, 33, dtype="complex128")],
     "cauchy": [PolesCase("few", "test", 2, 3, 4, 50), PolesCase("many", "test", 1, 2, 7, 33, dtype="complex128")],
     "FFTConvS4": [TrainingCase("few", "test", 2, 3, 50), TrainingCase("many", "test", 1, 4, 33, dtype="float64")],
+    "gated_linear_attention": [
+        AttentionCase("key", "test", 2, 40, 2, 3, 4, per_key=True),
+        AttentionCase("step", "test", 1, 33, 2, 4, 5, dtype="float64"),
+    ],
+    "ssd_scan": [
+        AttentionCase("few", "test", 2, 40, 4, 3, 5, groups=2),
+        AttentionCase("double", "test", 1, 33, 2, 4, 5, groups=1, dtype="float64"),
+    ],
+    "mlstm": [
+        AttentionCase("few", "test", 2, 40, 2, 3, 4),
+        AttentionCase("double", "test", 1, 33, 2, 4, 5, dtype="float64"),
+    ],
     "opt_ssm_forward": [
         LayerCase("few", "test", 2, 40, 3, 5),
         LayerCase("many", "test", 1, 33, 2, 16, dtype="float64"),

@@ -71,20 +71,22 @@ class Gradient {
     T *dp, *dproducts;                   // [steps][steps]
     T *turned_state;                     // [values][keys]
     T *dg, *ends, *begins;               // like a
-    T *dw, *later, *dskip;               // [steps], [steps], [heads][values]
+    T *dw, *later;                       // [steps]
     T *spans, *tiles, *dstates;          // states: [span][heads], [tiles of a span][heads], [heads]
 
     void Take(Arena &arena, const Gradient &of) {
       const TileSizes &s = of.sizes_;
       keys.Take(arena, s, kPerKey);
       head.Take(arena, s);
-      for (T **each : {&dy, &decayed_dy, &dv, &turned_v}) *each = arena.Take<T>(s.steps * s.values);
-      for (T **each : {&dq, &dk, &of_state, &dg, &ends, &begins})
-        *each = arena.Take<T>(s.steps * Max(s.keys, 1));
-      for (T **each : {&dp, &dproducts}) *each = arena.Take<T>(s.steps * s.steps);
+      T **const of_values[] = {&dy, &decayed_dy, &dv, &turned_v};
+      for (T **const each : of_values) *each = arena.Take<T>(s.steps * s.values);
+      T **const of_keys[] = {&dq, &dk, &of_state, &dg, &ends, &begins};
+      for (T **const each : of_keys) *each = arena.Take<T>(s.steps * Max(s.keys, 1));
+      T **const of_pairs[] = {&dp, &dproducts};
+      for (T **const each : of_pairs) *each = arena.Take<T>(s.steps * s.steps);
+      T **const of_steps[] = {&dw, &later};
+      for (T **const each : of_steps) *each = arena.Take<T>(s.steps);
       turned_state = arena.Take<T>(s.values * s.keys);
-      for (T **each : {&dw, &later}) *each = arena.Take<T>(s.steps);
-      dskip = arena.Take<T>(of.heads_ * s.values);
       const int64_t states = of.heads_ * s.keys * s.values;
       spans = arena.Take<T>(of.span_ * states);
       tiles = arena.Take<T>(of.span_ * states);
@@ -123,7 +125,6 @@ class Gradient {
     };
     each_head(p_.initial, m.spans);
     each_head(g_.dfinal, m.dstates);
-    __builtin_memset(m.dskip, 0, sizeof(T) * static_cast<size_t>(heads_ * sizes_.values));
     const int64_t spans = CeilDiv(at.end - at.begin, span_steps);
     for (int64_t i = 0; i + 1 < spans; ++i) {
       Copy(all, m.spans + i * all, m.spans + (i + 1) * all);
@@ -139,12 +140,8 @@ class Gradient {
       }
       for (int64_t j = tiles - 1; j >= 0; --j) TileGradients(at, begin + j * sizes_.steps, m, m.tiles + j * all);
     }
-    for (int64_t h = at.first; h < at.last; ++h) {
+    for (int64_t h = at.first; h < at.last; ++h)
       StoreState(g_.dinitial, p_, at.batch, at.sequence, h, AllColumns(), sizes_, m.dstates + (h - at.first) * size);
-      if (g_.dskip == nullptr) continue;
-      T *const dskip = static_cast<T *>(g_.dskip) + ((at.batch * p_.sequences + at.sequence) * p_.heads + h) * p_.values;
-      for (int64_t c = 0; c < p_.values; ++c) dskip[c] = m.dskip[(h - at.first) * sizes_.values + c];
-    }
   }
 
   static void Copy(int64_t count, const T *from, T *to) {
@@ -170,11 +167,12 @@ class Gradient {
       HeadGradients(m, states + (h - at.first) * StateSize(), m.dstates + (h - at.first) * StateSize());
       StoreHead(at, h, t, m);
     }
-    const int64_t row = ((at.block * p_.batch + at.batch) * p_.length + t) * p_.groups + at.group;
-    const convscan_head_strides contiguous = {0, p_.groups * p_.keys, 0, 1};
     for (int64_t i = 0; i < n; ++i) ScaleRow(sizes_.keys, static_cast<T>(p_.scale), m.dq + i * sizes_.keys, m.dq + i * sizes_.keys);
-    Rows<T>(static_cast<T *>(g_.dq) + row * p_.keys, contiguous, 0, 0, 0).StoreFrom(n, p_.keys, m.dq, sizes_.keys);
-    Rows<T>(static_cast<T *>(g_.dk) + row * p_.keys, contiguous, 0, 0, 0).StoreFrom(n, p_.keys, m.dk, sizes_.keys);
+    const auto block_of = [&](void *sums, int64_t stride) { return static_cast<T *>(sums) + at.block * stride; };
+    Rows<T>(block_of(g_.dq, g_.dq_block_stride), g_.dq_strides, at.batch, t, at.group)
+        .StoreFrom(n, p_.keys, m.dq, sizes_.keys);
+    Rows<T>(block_of(g_.dk, g_.dk_block_stride), g_.dk_strides, at.batch, t, at.group)
+        .StoreFrom(n, p_.keys, m.dk, sizes_.keys);
   }
 
   void LoadOutputGradient(const Place &at, int64_t h, int64_t t, Memory &m) const {
@@ -186,24 +184,14 @@ class Gradient {
   }
 
   void StoreHead(const Place &at, int64_t h, int64_t t, Memory &m) const {
-    const int64_t n = m.keys.n, row = (at.batch * p_.length + t) * p_.heads + h;
-    if (p_.skip != nullptr) {
-      const T *const skip = static_cast<const T *>(p_.skip) + h * p_.skip_head_stride;
-      T *const dskip = m.dskip + (h - at.first) * sizes_.values;
-      for (int64_t s = 0; s < n; ++s)
-        for (int64_t c = 0; c < p_.values; ++c) {
-          const T dy = m.dy[s * sizes_.values + c];
-          m.dv[s * sizes_.values + c] += skip[c * p_.skip_channel_stride] * dy;
-          dskip[c] += dy * m.head.v[s * sizes_.values + c];
-        }
-    }
+    const int64_t n = m.keys.n;
     Rows<S>(g_.dv, g_.dv_strides, at.batch, t, h).StoreFrom(n, p_.values, m.dv, sizes_.values);
-    T *const dg = static_cast<T *>(g_.dg) + row * (kPerKey ? p_.keys : 1);
-    for (int64_t s = 0; s < n; ++s)
-      for (int64_t i = 0; i < (kPerKey ? p_.keys : 1); ++i)
-        dg[s * p_.heads * (kPerKey ? p_.keys : 1) + i] = m.dg[s * (kPerKey ? sizes_.keys : 1) + i];
-    if (g_.dw != nullptr)
-      for (int64_t s = 0; s < n; ++s) static_cast<T *>(g_.dw)[row + s * p_.heads] = m.dw[s];
+    if constexpr (kPerKey) {
+      Rows<T>(g_.dg, g_.dg_strides, at.batch, t, h).StoreFrom(n, p_.keys, m.dg, sizes_.keys);
+    } else {
+      Rows<T>(g_.dg, g_.dg_strides, at.batch, t, h).StoreFrom(n, 1, m.dg, 1);
+    }
+    if (g_.dw != nullptr) Rows<T>(g_.dw, g_.dw_strides, at.batch, t, h).StoreFrom(n, 1, m.dw, 1);
   }
 
   // Adds to dq and dk, and fills dv, dg and dw; dstate becomes the gradient with respect to the state before the tile.

@@ -1,8 +1,8 @@
 // Rows of arrays with axes (batch, time, head, channel), and what is done to rows of a tile.
 #pragma once
 
-#include "conv/activation.h"
 #include "convscan.h"
+#include "core/exp.h"
 #include "core/vector.h"
 
 namespace convscan::CONVSCAN_ISA {
@@ -55,26 +55,21 @@ class Rows {
 };
 
 // Numbers too small to be normal as zero: they add nothing, and some processors take a hundred cycles for each.
-template <int W, class T>
+template <class T, int W = kLanes<T>>
 CONVSCAN_INLINE Vec<T, W> Flush(Vec<T, W> x) {
   constexpr T kSmallest = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);
   return x < kSmallest ? Vec<T, W>{} : x;
 }
 template <class T>
-CONVSCAN_INLINE T Flush(T x) {
-  return Flush<1>(Vec<T, 1>{x})[0];
+CONVSCAN_INLINE T FlushNumber(T x) {
+  return Flush<T, 1>(Vec<T, 1>{x})[0];
 }
 
-// x = exp(x) for whole vectors; zero for minus infinity, and wherever the result would not be normal.
+// x = exp(x) for whole vectors, zero wherever the result would not be normal.
 template <class T>
 void ExpInPlace(int64_t count, T *x) {
   constexpr int W = kLanes<T>;
-  constexpr T kEnd = ActivationConstants<T>::kSiluEnd;
-  for (int64_t i = 0; i < count; i += W) {
-    const Vec<T> raised = Load<W>(x + i) < -kEnd ? Broadcast<T>(-kEnd) : Load<W>(x + i);
-    const ScaledExp<W, T> e = ExpOfNegative<W, T>(raised > kEnd ? Broadcast<T>(kEnd) : raised, Vec<T>{});
-    Store<W>(x + i, Flush<W>(e.mantissa * e.first * e.second));
-  }
+  for (int64_t i = 0; i < count; i += W) Store<W>(x + i, Flush<T>(Exp<W, T>(Load<W>(x + i))));
 }
 
 // to = factor * from, whole vectors.

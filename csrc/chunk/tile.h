@@ -218,11 +218,11 @@ struct HeadTile {
  private:
   void PrepareSteps(int64_t n) {
     T product = 1;
-    for (int64_t t = 0; t < n; ++t) from_start[t] = product = Flush(product * a[t]);
+    for (int64_t t = 0; t < n; ++t) from_start[t] = product = FlushNumber(product * a[t]);
     product = 1;
     for (int64_t s = n - 1; s >= 0; --s) {
       to_end[s] = product;
-      product = Flush(product * a[s]);
+      product = FlushNumber(product * a[s]);
     }
   }
 
@@ -231,7 +231,7 @@ struct HeadTile {
       // Columns up to the end of the block on the diagonal.
       const int64_t end = t / kBlock * kBlock + kBlock, row = t * sizes.steps;
       const int64_t before = t == 0 ? 0 : (t - 1) / kBlock * kBlock + kBlock;
-      for (int64_t s = 0; s < before; s += W) Store<W>(d + row + s, Flush<W>(LoadVector(d + row - sizes.steps + s) * a[t]));
+      for (int64_t s = 0; s < before; s += W) Store<W>(d + row + s, Flush<T>(LoadVector(d + row - sizes.steps + s) * a[t]));
       for (int64_t s = before; s < end; ++s) d[row + s] = 0;
       d[row + t] = 1;
       for (int64_t s = 0; s < end; s += W)
@@ -247,7 +247,7 @@ struct HeadTile {
     for (int64_t i = 0; i < row; i += W) {
       Vec<T> product = Broadcast<T>(1);
       for (int64_t t = 0; t < n; ++t) {
-        product = Flush<W>(product * LoadVector(a + t * row + i));
+        product = Flush<T>(product * LoadVector(a + t * row + i));
         Store<W>(from_start + t * row + i, product);
         Store<W>(decayed_q + t * row + i, product * LoadVector(keys.q + t * row + i));
       }
@@ -255,7 +255,7 @@ struct HeadTile {
       for (int64_t s = n - 1; s >= 0; --s) {
         Store<W>(to_end + s * row + i, product);
         Store<W>(weighted + s * row + i, product * LoadVector(keys.k + s * row + i) * w[s]);
-        product = Flush<W>(product * LoadVector(a + s * row + i));
+        product = Flush<T>(product * LoadVector(a + s * row + i));
       }
     }
   }

@@ -29,6 +29,9 @@ struct Kernels {
   convscan_status (*online_prepare)(const convscan_online &, const void *h, int64_t tap_stride, int64_t channel_stride);
   convscan_status (*online_extend)(const convscan_online &);
   convscan_status (*online_rewind)(const convscan_online &, int64_t steps);
+  convscan_status (*attention_chunked)(const convscan_attention &);
+  convscan_status (*attention_gradient_chunked)(const convscan_attention_gradient &);
+  convscan_status (*attention_step)(const convscan_attention_step &);
 };
 
 }  // namespace convscan

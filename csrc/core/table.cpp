@@ -25,6 +25,9 @@ void OnlineMeasure(const convscan_online &, convscan_online_sizes &);
 convscan_status OnlinePrepare(const convscan_online &, const void *, int64_t, int64_t);
 convscan_status OnlineExtend(const convscan_online &);
 convscan_status OnlineRewind(const convscan_online &, int64_t);
+convscan_status AttentionChunked(const convscan_attention &);
+convscan_status AttentionGradientChunked(const convscan_attention_gradient &);
+convscan_status AttentionStep(const convscan_attention_step &);
 
 #define CONVSCAN_STRING_(x) #x
 #define CONVSCAN_STRING(x) CONVSCAN_STRING_(x)
@@ -53,6 +56,9 @@ const Kernels kKernels = {
     OnlinePrepare,
     OnlineExtend,
     OnlineRewind,
+    AttentionChunked,
+    AttentionGradientChunked,
+    AttentionStep,
 };
 
 }  // namespace convscan::CONVSCAN_ISA

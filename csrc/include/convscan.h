@@ -295,6 +295,113 @@ CONVSCAN_API convscan_status convscan_online_extend(const convscan_online *probl
 /* Goes back by `steps` samples, which leaves state and clock as if they had never come. Not further back than max_rewind
  * before the latest sample that was ever taken, and a multiple of `block` where there is one. */
 CONVSCAN_API convscan_status convscan_online_rewind(const convscan_online *problem, int64_t steps);
+typedef struct convscan_head_strides {
+  int64_t batch, time, head, channel;
+} convscan_head_strides;
+
+/* Linear attention with decay: for every batch b, sequence and head h, a state S of keys x values,
+ *
+ *   S[t] = diag(exp(g[t])) S[t-1] + w[t] k[t] v[t]^T,   y[t] = scale S[t]^T q[t] + skip v[t]
+ *
+ * and, where `sums` is given, n[t] = exp(g[t]) n[t-1] + w[t] k[t], sums[t] = scale n[t]^T q[t]. Gates: g may be minus
+ * infinity. A group of heads / groups heads shares q and k. Sequences lie behind one another along time, the s-th one
+ * at boundaries[s] <= t < boundaries[s+1]; without boundaries there is one.
+ *
+ * q, k, v and y have the dtype, which is real; g, w, skip, sums and all states that of its arithmetic: float32 for half
+ * types. Strides of inputs may be zero; q and k have those of groups where others have those of heads. States are
+ * indexed by (batch, sequence, head, key, value), n by (batch, sequence, head, key). */
+typedef struct convscan_attention_state {
+  void *s; /* null: the state is zero, or is not wanted */
+  void *n; /* null unless sums are computed, and where s is null */
+  int64_t s_strides[5];
+  int64_t n_strides[4];
+} convscan_attention_state;
+
+typedef struct convscan_attention {
+  int64_t batch, length, groups, heads, keys, values, sequences;
+  const int64_t *boundaries; /* sequences + 1, or null for one sequence */
+  convscan_dtype dtype;
+  double scale;
+  int per_key; /* whether g has one number for each key, or one a step, at channel 0 */
+  const void *q, *k, *v, *g;
+  convscan_head_strides q_strides, k_strides, v_strides, g_strides;
+  const void *w; /* null: one */
+  convscan_head_strides w_strides; /* at channel 0 */
+  const void *skip; /* null: zero */
+  int64_t skip_head_stride, skip_channel_stride;
+  convscan_attention_state initial;
+  void *y;
+  convscan_head_strides y_strides;
+  void *sums; /* null when not needed */
+  convscan_head_strides sums_strides; /* at channel 0 */
+  convscan_attention_state final;
+  int threads; /* 0: convscan_thread_count() */
+} convscan_attention;
+
+CONVSCAN_API convscan_status convscan_attention_chunked(const convscan_attention *problem);
+
+/* Its gradients. `forward` describes the forward call; its skip, y, sums and final are not read. dq and dk are summed
+ * over blocks of `block` heads of each group only, one result for each block. They have the type of arithmetic, like dg,
+ * dw and the gradients of states; dv has the dtype. */
+typedef struct convscan_attention_gradient {
+  convscan_attention forward;
+  int64_t block;
+  const void *dy;
+  convscan_head_strides dy_strides;
+  const void *dsums; /* null: zero; not null only where `has_sums` */
+  convscan_head_strides dsums_strides;
+  int has_sums;
+  convscan_attention_state dfinal; /* null: zero */
+  void *dq, *dk;
+  convscan_head_strides dq_strides, dk_strides; /* of groups */
+  int64_t dq_block_stride, dk_block_stride;
+  void *dv;
+  convscan_head_strides dv_strides;
+  void *dg;
+  convscan_head_strides dg_strides;
+  void *dw; /* null when not needed */
+  convscan_head_strides dw_strides; /* at channel 0 */
+  convscan_attention_state dinitial; /* null when not needed */
+} convscan_attention_gradient;
+
+CONVSCAN_API convscan_status convscan_attention_gradient_chunked(const convscan_attention_gradient *problem);
+
+/* One step, in place: S = exp(g) S + w k v^T and y = silu(z) (scale S^T q / divisor + skip v), of gates that are
+ *   DECAY   w = 1, divisor = 1
+ *   SSD     w = g + bias, or softplus of it, and exp(rate w) for exp(g)
+ *   MLSTM   next m = max(log sigmoid(g) + m, i), w = exp(i - next m), exp(log sigmoid(g) + m - next m) for exp(g),
+ *           n = exp(g) n + w k, divisor = max(|scale n^T q|, exp(-next m)) + eps
+ * Types as above; strides of bias and rate are those of heads. */
+typedef enum convscan_gates { CONVSCAN_GATES_DECAY = 0, CONVSCAN_GATES_SSD = 1, CONVSCAN_GATES_MLSTM = 2 } convscan_gates;
+
+typedef struct convscan_step_strides {
+  int64_t batch, head, channel;
+} convscan_step_strides;
+
+typedef struct convscan_attention_step {
+  int64_t batch, groups, heads, keys, values;
+  convscan_dtype dtype;
+  convscan_gates gates;
+  double scale, eps;
+  int per_key, softplus;
+  void *s; /* (batch, head, key, value) */
+  int64_t s_strides[4];
+  void *n, *m; /* (batch, head, key) and (batch, head); null unless MLSTM */
+  int64_t n_strides[3], m_strides[2];
+  const void *q, *k, *v, *g;
+  convscan_step_strides q_strides, k_strides, v_strides, g_strides;
+  const void *i, *bias, *rate; /* i: MLSTM; bias (or null) and rate: SSD */
+  convscan_step_strides i_strides;
+  int64_t bias_stride, rate_stride;
+  const void *skip, *z; /* null: zero, and no gate */
+  int64_t skip_head_stride, skip_channel_stride;
+  convscan_step_strides z_strides;
+  void *y;
+  convscan_step_strides y_strides;
+  int threads;
+} convscan_attention_step;
+
+CONVSCAN_API convscan_status convscan_attention_step_in_place(const convscan_attention_step *problem);
 
 /* Instruction sets. The best one the processor supports is used until convscan_set_isa names another. */
 CONVSCAN_API const char *convscan_isa(void);                  /* in use: "baseline", "avx2", "avx512", "neon" */

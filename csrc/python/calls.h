@@ -76,4 +76,7 @@ inline convscan_dtype ParseDtype(const std::string &name) {
   throw nanobind::value_error(("unknown dtype: " + name).c_str());
 }
 
+// Each defines an operator's native calls, in a file of its own.
+void DefineAttention(nanobind::module_ &m);
+
 }  // namespace convscan::python

@@ -373,6 +373,7 @@ NB_MODULE(_native, m) {
 
   convscan::python::DefinePreparedCalls(m);
   convscan::python::DefineOnline(m);
+  convscan::python::DefineAttention(m);
   nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
                     const Pair &, const Triple &, int64_t, const Triple &, int64_t, const std::string &, int64_t,

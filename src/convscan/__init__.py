@@ -8,8 +8,15 @@ from .ops.cauchy.api import cauchy
 from .ops.causal_conv.api import causal_conv
 from .ops.causal_conv.spectrum import FilterSpectrum
 from .ops.fft_conv.api import fft_conv
+from .ops.gated_linear_attention.api import (
+    gated_linear_attention,
+    gated_linear_attention_step,
+    gated_linear_attention_with_state,
+)
 from .ops.linear_recurrence.api import linear_recurrence
+from .ops.mlstm.api import mlstm, mlstm_step, mlstm_with_state
 from .ops.opt_ssm_forward.api import opt_ssm_forward
+from .ops.ssd_scan.api import ssd_scan, ssd_scan_step, ssd_scan_with_state
 from .ops.vandermonde.api import vandermonde
 
 __all__ = [
@@ -20,12 +27,21 @@ __all__ = [
     "explain",
     "fft_conv",
     "force",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
+    "gated_linear_attention_with_state",
     "implementations",
     "linear_recurrence",
+    "mlstm",
+    "mlstm_step",
+    "mlstm_with_state",
     "nn",
     "opt_ssm_forward",
     "reset_peak_workspace",
     "set_num_threads",
+    "ssd_scan",
+    "ssd_scan_step",
+    "ssd_scan_with_state",
     "stream",
     "tuning",
     "vandermonde",

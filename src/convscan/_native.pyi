@@ -193,6 +193,44 @@ def filter_spectrum(
     threads: int = 0,
 ) -> None: ...
 def spectrum_bytes(transform_length: int, dtype: str, bfloat16_spectra: bool) -> int: ...
+def attention(
+    dtype: str,
+    sizes: tuple[int, ...],
+    boundaries: int,
+    scale: float,
+    per_key: bool,
+    inputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    outputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    threads: int = 0,
+) -> None: ...
+def attention_gradient(
+    dtype: str,
+    sizes: tuple[int, ...],
+    boundaries: int,
+    scale: float,
+    per_key: bool,
+    inputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    block: int,
+    has_sums: bool,
+    gradients: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    outputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    threads: int = 0,
+) -> None: ...
+
+class AttentionStepCall(NativeCall):
+    def __init__(
+        self,
+        gates: str,
+        dtype: str,
+        sizes: tuple[int, ...],
+        per_key: bool,
+        softplus: bool,
+        scale: float,
+        eps: float,
+        strides: tuple[tuple[int, ...], ...],
+    ) -> None: ...
+    def __call__(self, *tensors: Tensor | None) -> None: ...
+
 def fft_length(points: int, dtype: str) -> int: ...
 def isa() -> str: ...
 def isa_names() -> list[str]: ...

@@ -146,6 +146,8 @@ void TestVandermonde();
 void TestCauchy();
 void TestOnline();
 void TestOnlineArguments();
+void TestAttention();
+void TestAttentionStep();
 // Of the instruction set in use.
 void TestHeaders();
 

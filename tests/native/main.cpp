@@ -209,6 +209,7 @@ int main() {
     TestVandermonde();
     TestCauchy();
     TestOnline();
+    TestAttention();
     TestHeaders();
   }
   convscan_workspace_reset_peak();

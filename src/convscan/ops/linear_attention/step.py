@@ -1,0 +1,234 @@
+"""One step of linear attention with decay, in place: what ``gated_linear_attention_step``, ``ssd_scan_step`` and
+``mlstm_step`` share. The state that a step is given becomes the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import _checks, _native
+from ..._calls import Calls
+from ..._dispatch import Cost, Implementation, register
+from ..._errors import message
+from ..._layout import dtype_name, fold
+from ..._library import is_plain, needs_gradient
+from ..._targets import cpu_refusals
+from ...tuning.table import constants
+from .api import arithmetic
+from .cpu import DTYPES
+
+Strides = tuple[int, ...]
+
+
+class Settings(NamedTuple):
+    """What a step depends on beside its tensors."""
+
+    gates: str  # "decay", "ssd" or "mlstm"
+    scale: float = 1.0
+    eps: float = 0.0
+    softplus: bool = False
+
+
+class StepProblem(NamedTuple):
+    """A step: sizes, and the strides of all tensors in the order of the native call, empty for one that is not given.
+
+    ``offsets`` are those of the tensors for every turn of a loop over leading axes that do not merge into the batch.
+    """
+
+    device: str
+    dtype: str
+    settings: Settings
+    batch: int
+    groups: int
+    heads: int
+    keys: int
+    values: int
+    per_key: bool
+    strides: tuple[Strides, ...]
+    offsets: tuple[tuple[int, ...], ...] | None
+    threads: int
+    isa: str
+
+    def __str__(self) -> str:
+        sizes = f"B={self.batch} H={self.heads} K={self.keys} V={self.values} {self.dtype}"
+        return f"{sizes}, {self.threads} threads, {self.isa}"
+
+
+class Step:
+    """The step of one operator: its name, its prepared calls, and the same in differentiable PyTorch operations.
+
+    ``arguments`` turns those of the public function into tensors, v, state, ..., in the order of the native call;
+    ``shared`` are the indices of those without leading axes. ``composed(settings, *tensors)`` returns y and the next
+    states, in the order of those given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        composed: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
+        describe: Callable[..., tuple[Settings, Sequence[Tensor | None]]],
+        *,
+        states: tuple[int, ...],
+        queries: int,
+        shared: tuple[int, ...] = (),
+    ) -> None:
+        self.name, self.composed, self.states, self.queries, self.shared = name, composed, states, queries, shared
+        self._calls = Calls(name)
+        self.prepared = self._calls.prepared
+
+        def described(*args: Any, **kwargs: Any) -> StepProblem:
+            settings, tensors = describe(*args, **kwargs)
+            assert tensors[0] is not None
+            return self._problem(settings, [*tensors, torch.empty_like(tensors[0])])
+
+        rows = (
+            Implementation("in_place", "cpu", _refusals, _cost, _prepare),
+            Implementation("reference", "any", lambda problem: [], _reference_cost, self._prepare_reference),
+        )
+        register(name, rows, described)
+
+    def run(self, settings: Settings, tensors: Sequence[Tensor | None]) -> Tensor:
+        """The step on arguments that have been checked and have the dtypes of the native call."""
+        if needs_gradient(*tensors):
+            expectation = "a step overwrites its state, which cannot be differentiated"
+            remedy = "Call it under torch.no_grad(), or the whole-sequence operator with one step"
+            raise RuntimeError(message(self.name, expectation, "a tensor that requires grad", remedy))
+        v = tensors[0]
+        assert v is not None
+        if is_plain(*tensors):
+            y = torch.empty_like(v)
+            self._calls.run(settings, *tensors, y, problem=lambda: self._problem(settings, [*tensors, y]))
+            return y
+        y, after = self.composed(settings, *tensors)
+        for at, state in zip(self.states, after, strict=True):
+            before = tensors[at]
+            assert before is not None
+            before.copy_(state)
+        return y
+
+    def _problem(self, settings: Settings, tensors: Sequence[Tensor | None]) -> StepProblem:
+        v, q = tensors[0], tensors[self.queries]
+        assert v is not None
+        assert q is not None
+        g = tensors[4]
+        lead, constant = v.ndim - 2, settings.gates == "decay" and g is not None and g.ndim == 1 and v.ndim != 2
+        led = {
+            at: tensor
+            for at, tensor in enumerate(tensors)
+            if tensor is not None and at not in self.shared and not (constant and at == 4)
+        }
+        folded = fold(v.shape[:lead], [tensor.stride()[:lead] for tensor in led.values()])
+        batch = dict(zip(led, folded.strides, strict=True))
+
+        def strides_of(at: int, tensor: Tensor | None) -> Strides:
+            if tensor is None:
+                return ()
+            if at in led:
+                return (batch[at], *tensor.stride()[lead:])
+            return (0, *tensor.stride()) if constant and at == 4 else tensor.stride()
+
+        offsets = None
+        if folded.offsets is not None:
+            turns = [dict(zip(led, turn, strict=True)) for turn in folded.offsets]
+            offsets = tuple(tuple(turn.get(at, 0) for at in range(len(tensors))) for turn in turns)
+        return StepProblem(
+            device=v.device.type,
+            dtype=dtype_name(v.dtype),
+            settings=settings,
+            batch=folded.batch,
+            groups=q.shape[-2],
+            heads=v.shape[-2],
+            keys=q.shape[-1],
+            values=v.shape[-1],
+            per_key=settings.gates == "decay" and g is not None and g.ndim == v.ndim,
+            strides=tuple(strides_of(at, tensor) for at, tensor in enumerate(tensors)),
+            offsets=offsets,
+            threads=_native.thread_count(),
+            isa=_native.isa(),
+        )
+
+    def _prepare_reference(self, problem: StepProblem) -> Callable[..., None]:
+        def run(*tensors: Tensor | None) -> None:
+            wide = [None if tensor is None else tensor.double() for tensor in tensors[:-1]]
+            y, after = self.composed(problem.settings, *wide)
+            for at, result in ((-1, y), *zip(self.states, after, strict=True)):
+                tensor = tensors[at]
+                assert tensor is not None
+                tensor.copy_(result)
+
+        return run
+
+
+def _refusals(problem: StepProblem) -> list[str]:
+    return cpu_refusals(problem.device, problem.dtype, DTYPES)
+
+
+def _bytes(problem: StepProblem) -> int:
+    turns = 1 if problem.offsets is None else len(problem.offsets)
+    item = 8 if problem.dtype == "float64" else 4
+    return 2 * item * turns * problem.batch * problem.heads * problem.keys * problem.values
+
+
+def _cost(problem: StepProblem) -> Cost:
+    known = constants(problem.isa)
+    moved = _bytes(problem)
+    seconds = known["call"] + moved * known["byte.cached" if moved < known["cache.bytes"] else "byte.memory"]
+    return Cost(seconds, problem.threads * (8 * (3 * problem.keys + 2 * problem.values) + 4096))
+
+
+def _reference_cost(problem: StepProblem) -> Cost:
+    return Cost(5e-5 + 1e-9 * _bytes(problem), 4 * _bytes(problem))
+
+
+def _prepare(problem: StepProblem) -> Callable[..., None]:
+    call = _native.AttentionStepCall(
+        problem.settings.gates,
+        problem.dtype,
+        (problem.batch, problem.groups, problem.heads, problem.keys, problem.values),
+        problem.per_key,
+        problem.settings.softplus,
+        problem.settings.scale,
+        problem.settings.eps,
+        problem.strides,
+    )
+    if problem.offsets is None:
+        return call
+
+    def run(*tensors: Tensor | None) -> None:
+        for turn in problem.offsets or ():
+            call(
+                *(
+                    # From its offset on; sizes do not matter to the call.
+                    tensor
+                    if tensor is None or offset == 0
+                    else tensor.as_strided((1,), (1,), tensor.storage_offset() + offset)
+                    for tensor, offset in zip(tensors, turn, strict=True)
+                )
+            )
+
+    return run
+
+
+def state_of(function: str, name: str, state: Tensor, v: Tensor, shape: Sequence[int], meaning: str) -> None:
+    """A state that a step may overwrite: its shape, and the type of arithmetic, which rounding would otherwise cost
+    something at every step."""
+    _checks.tensor_like(function, name, state, v)
+    _checks.has_shape(function, name, state, shape, meaning)
+    if state.dtype != arithmetic(v.dtype):
+        expectation = f"{name} must have the dtype {dtype_name(arithmetic(v.dtype))}"
+        raise TypeError(
+            message(function, expectation, dtype_name(state.dtype), f"Convert it once with {name}.to(dtype)")
+        )
+
+
+def written_and_read(
+    scale: float, v: Tensor, state: Tensor, q: Tensor, k: Tensor, decay: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """y and the next state, of states (..., H, K, V) and decays (..., H, K) or (..., H, 1)."""
+    repeats = v.shape[-2] // max(1, q.shape[-2])
+    q, k = (tensor.repeat_interleave(repeats, -2).to(state.dtype) for tensor in (q, k))
+    after = decay.unsqueeze(-1) * state + k.unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
+    return (scale * (q.unsqueeze(-1) * after).sum(-2)).to(v.dtype), (after,)

@@ -1,0 +1,328 @@
+// Linear attention with decay against a double loop; its gradients by what they owe to linearity; one step in place.
+#include <algorithm>
+
+#include "check.h"
+
+namespace tests {
+namespace {
+
+constexpr convscan_dtype kDtypes[] = {CONVSCAN_FLOAT32, CONVSCAN_FLOAT64, CONVSCAN_BFLOAT16, CONVSCAN_FLOAT16};
+constexpr int64_t kLengths[] = {0, 1, 2, 7, 15, 16, 17, 31, 63, 64, 65, 100, 129};
+constexpr int64_t kKeys[] = {1, 2, 5, 8, 16, 17, 24};
+constexpr int64_t kValues[] = {1, 3, 7, 8, 16, 33, 70};
+constexpr int kTrials = 120;
+
+convscan_dtype Arithmetic(convscan_dtype dtype) { return dtype == CONVSCAN_FLOAT64 ? dtype : CONVSCAN_FLOAT32; }
+
+// (batch, time, head x channel) in one of the layouts, the last axis split into heads and channels.
+struct Signal {
+  Array array;
+  int64_t heads, channels;
+
+  Signal(convscan_dtype dtype, int64_t batch, int64_t length, int64_t heads, int64_t channels, Layout layout)
+      : array(dtype, batch, length, heads * channels, layout, 1), heads(heads), channels(channels) {}
+
+  convscan_head_strides strides() const {
+    const convscan_strides &s = array.strides();
+    return {s.batch, s.time, channels * s.channel, s.channel};
+  }
+  convscan_step_strides step() const { return {strides().batch, strides().head, strides().channel}; }
+  double At(int64_t b, int64_t t, int64_t h, int64_t c) const { return array.At(b, t, h * channels + c).real(); }
+  void Set(int64_t b, int64_t t, int64_t h, int64_t c, double value) { array.Set(b, t, h * channels + c, value); }
+};
+
+double Product(const Signal &x, const Signal &y) {
+  double sum = 0;
+  for (int64_t b = 0; b < x.array.batch(); ++b)
+    for (int64_t t = 0; t < x.array.time(); ++t)
+      for (int64_t c = 0; c < x.array.channels(); ++c) sum += (x.array.At(b, t, c) * y.array.At(b, t, c)).real();
+  return sum;
+}
+
+double Scale(const Signal &x, const Signal &y) {
+  double sum = 0;
+  for (int64_t b = 0; b < x.array.batch(); ++b)
+    for (int64_t t = 0; t < x.array.time(); ++t)
+      for (int64_t c = 0; c < x.array.channels(); ++c) sum += std::abs(x.array.At(b, t, c) * y.array.At(b, t, c));
+  return sum;
+}
+
+// A state as the signal (batch, sequence, (head x key) x value), n as one with a single value.
+struct State {
+  Signal s, n;
+  int64_t keys;
+
+  State(convscan_dtype dtype, int64_t batch, int64_t sequences, int64_t heads, int64_t keys, int64_t values,
+        Layout layout)
+      : s(dtype, batch, sequences, heads * keys, values, layout),
+        n(dtype, batch, sequences, heads * keys, 1, layout),
+        keys(keys) {}
+
+  convscan_attention_state View(bool with_sums) const {
+    convscan_attention_state view{};
+    const convscan_head_strides a = s.strides(), b = n.strides();
+    view.s = s.array.data();
+    view.n = with_sums ? n.array.data() : nullptr;
+    const int64_t of_s[] = {a.batch, a.time, keys * a.head, a.head, a.channel};
+    const int64_t of_n[] = {b.batch, b.time, keys * b.head, b.head};
+    std::copy(of_s, of_s + 5, view.s_strides);
+    std::copy(of_n, of_n + 4, view.n_strides);
+    return view;
+  }
+};
+
+void Fill(Signal &signal, Random &random) { signal.array.FillRandom(random); }
+
+// Decays between nothing and all, some of them exactly so.
+void FillDecays(Signal &g, Random &random) {
+  for (int64_t b = 0; b < g.array.batch(); ++b)
+    for (int64_t t = 0; t < g.array.time(); ++t)
+      for (int64_t c = 0; c < g.array.channels(); ++c) {
+        const int64_t kind = random.Below(8);
+        g.array.Set(b, t, c, kind == 0 ? -HUGE_VAL : kind == 1 ? 0.0 : -2 * std::fabs(random.Value()));
+      }
+}
+
+double Tolerance(convscan_dtype dtype) {
+  switch (dtype) {
+    case CONVSCAN_FLOAT64: return 1e-13;
+    case CONVSCAN_BFLOAT16: return 2e-2;
+    case CONVSCAN_FLOAT16: return 3e-3;
+    default: return 2e-5;
+  }
+}
+
+bool IsNear(const Signal &got, const std::vector<double> &truth, double tolerance) {
+  double error = 0, scale = 0.1;
+  size_t at = 0;
+  for (int64_t b = 0; b < got.array.batch(); ++b)
+    for (int64_t t = 0; t < got.array.time(); ++t)
+      for (int64_t c = 0; c < got.array.channels(); ++c, ++at) {
+        const double difference = std::fabs(got.array.At(b, t, c).real() - truth[at]);
+        error = difference <= error ? error : difference;  // NaN stays
+        scale = std::max(scale, std::fabs(truth[at]));
+      }
+  return error <= tolerance * scale;
+}
+
+std::vector<double> Numbers(const Signal &x) {
+  std::vector<double> numbers;
+  for (int64_t b = 0; b < x.array.batch(); ++b)
+    for (int64_t t = 0; t < x.array.time(); ++t)
+      for (int64_t c = 0; c < x.array.channels(); ++c) numbers.push_back(x.array.At(b, t, c).real());
+  return numbers;
+}
+
+}  // namespace
+
+void TestAttention() {
+  Random random(11);
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const convscan_dtype dtype = random.Pick(kDtypes), wide = Arithmetic(dtype);
+    const int64_t batch = 1 + random.Below(2), groups = 1 + random.Below(2), heads = groups * (1 + random.Below(6));
+    const int64_t keys = random.Pick(kKeys), values = random.Pick(kValues), length = random.Pick(kLengths);
+    const bool per_key = random.Below(2), with_sums = random.Below(2), packed = random.Below(2);
+    const int64_t sequences = packed ? 3 : 1;
+    const int64_t boundaries[] = {0, length / 3, packed ? length / 3 : length, length};
+    context = "attention " + std::string(Name(dtype)) + " L=" + std::to_string(length) + " H=" + std::to_string(heads) +
+              " K=" + std::to_string(keys) + " V=" + std::to_string(values) + (per_key ? " per key" : "") +
+              (with_sums ? " sums" : "") + (packed ? " packed" : "");
+    Signal q(dtype, batch, length, groups, keys, random.Pick(kLayouts));
+    Signal k(dtype, batch, length, groups, keys, random.Pick(kLayouts));
+    Signal v(dtype, batch, length, heads, values, random.Pick(kLayouts));
+    Signal g(wide, batch, length, heads, per_key ? keys : 1, random.Pick(kLayouts));
+    Signal w(wide, batch, length, heads, 1, random.Pick(kLayouts));
+    Signal dy(dtype, batch, length, heads, values, random.Pick(kLayouts));
+    Signal dsums(wide, batch, length, heads, 1, random.Pick(kLayouts));
+    State initial(wide, batch, sequences, heads, keys, values, random.Pick(kLayouts));
+    State dfinal(wide, batch, sequences, heads, keys, values, random.Pick(kLayouts));
+    for (Signal *signal : {&q, &k, &v, &w, &dy, &dsums, &initial.s, &initial.n, &dfinal.s, &dfinal.n})
+      Fill(*signal, random);
+    FillDecays(g, random);
+    const Layout layout = random.Pick(kLayouts);
+    std::vector<double> first;
+    for (int threads = 1; threads <= 3; threads += 2) {
+      Signal y(dtype, batch, length, heads, values, layout), sums(wide, batch, length, heads, 1, layout);
+      State final(wide, batch, sequences, heads, keys, values, layout);
+      for (Signal *out : {&y, &sums, &final.s, &final.n}) out->array.FillPattern();
+      convscan_attention p{};
+      p.batch = batch;
+      p.length = length;
+      p.groups = groups;
+      p.heads = heads;
+      p.keys = keys;
+      p.values = values;
+      p.sequences = sequences;
+      p.boundaries = packed ? boundaries : nullptr;
+      p.dtype = dtype;
+      p.scale = 0.5;
+      p.per_key = per_key;
+      p.q = q.array.data();
+      p.q_strides = q.strides();
+      p.k = k.array.data();
+      p.k_strides = k.strides();
+      p.v = v.array.data();
+      p.v_strides = v.strides();
+      p.g = g.array.data();
+      p.g_strides = g.strides();
+      p.w = w.array.data();
+      p.w_strides = w.strides();
+      p.initial = initial.View(with_sums);
+      p.y = y.array.data();
+      p.y_strides = y.strides();
+      p.sums = with_sums ? sums.array.data() : nullptr;
+      p.sums_strides = sums.strides();
+      p.final = final.View(with_sums);
+      p.threads = threads;
+      CHECK(convscan_attention_chunked(&p) == CONVSCAN_OK);
+      for (Signal *out : {&y, &final.s}) CHECK(out->array.PatternSurvives());
+
+      // The loop over time.
+      std::vector<double> true_y(Numbers(y).size()), true_sums(Numbers(sums).size());
+      std::vector<double> true_s = Numbers(initial.s), true_n = Numbers(initial.n);
+      const int64_t in_group = heads / groups;
+      for (int64_t b = 0; b < batch; ++b)
+        for (int64_t s = 0; s < sequences; ++s)
+          for (int64_t t = packed ? boundaries[s] : 0; t < (packed ? boundaries[s + 1] : length); ++t)
+            for (int64_t h = 0; h < heads; ++h) {
+              const int64_t row = (b * length + t) * heads + h;
+              for (int64_t i = 0; i < keys; ++i) {
+                const double a = std::exp(g.At(b, t, h, per_key ? i : 0)), weight = w.At(b, t, h, 0);
+                const double key = weight * k.At(b, t, h / in_group, i), query = 0.5 * q.At(b, t, h / in_group, i);
+                const size_t at = static_cast<size_t>(((b * sequences + s) * heads + h) * keys + i);
+                true_n[at] = a * true_n[at] + key;
+                true_sums[static_cast<size_t>(row)] += query * true_n[at];
+                for (int64_t c = 0; c < values; ++c) {
+                  double &number = true_s[at * static_cast<size_t>(values) + static_cast<size_t>(c)];
+                  number = a * number + key * v.At(b, t, h, c);
+                  true_y[static_cast<size_t>(row * values + c)] += query * number;
+                }
+              }
+            }
+      CHECK(IsNear(y, true_y, Tolerance(dtype)) && IsNear(final.s, true_s, Tolerance(wide)));
+      if (with_sums) CHECK(IsNear(sums, true_sums, Tolerance(wide)) && IsNear(final.n, true_n, Tolerance(wide)));
+
+      // A result is linear in each of q, k with the state, v with the state, w with the state.
+      const int64_t block = 2, blocks = (in_group + block - 1) / block;
+      Signal dq(wide, batch, length, groups * blocks, keys, layout), dk(wide, batch, length, groups * blocks, keys, layout);
+      Signal dv(dtype, batch, length, heads, values, layout), dg(wide, batch, length, heads, per_key ? keys : 1, layout);
+      Signal dw(wide, batch, length, heads, 1, layout);
+      State dinitial(wide, batch, sequences, heads, keys, values, layout);
+      for (Signal *out : {&dq, &dk, &dv, &dg, &dw, &dinitial.s, &dinitial.n}) out->array.FillPattern();
+      convscan_attention_gradient d{};
+      d.forward = p;
+      d.block = block;
+      d.dy = dy.array.data();
+      d.dy_strides = dy.strides();
+      d.has_sums = with_sums;
+      d.dsums = with_sums ? dsums.array.data() : nullptr;
+      d.dsums_strides = dsums.strides();
+      d.dfinal = dfinal.View(with_sums);
+      d.dq = dq.array.data();
+      d.dk = dk.array.data();
+      d.dq_strides = dq.strides();
+      d.dk_strides = dk.strides();
+      d.dq_block_stride = groups * dq.strides().head;
+      d.dk_block_stride = groups * dk.strides().head;
+      d.dv = dv.array.data();
+      d.dv_strides = dv.strides();
+      d.dg = dg.array.data();
+      d.dg_strides = dg.strides();
+      d.dw = dw.array.data();
+      d.dw_strides = dw.strides();
+      d.dinitial = dinitial.View(with_sums);
+      CHECK(convscan_attention_gradient_chunked(&d) == CONVSCAN_OK);
+      for (Signal *out : {&dq, &dk, &dv, &dg, &dw, &dinitial.s}) CHECK(out->array.PatternSurvives());
+      double of_y = Product(dy, y), of_final = Product(dfinal.s, final.s), of_initial = Product(dinitial.s, initial.s);
+      double scale = Scale(dy, y) + Scale(dfinal.s, final.s) + Scale(dinitial.s, initial.s);
+      if (with_sums) {
+        of_y += Product(dsums, sums);
+        of_final += Product(dfinal.n, final.n);
+        of_initial += Product(dinitial.n, initial.n);
+        scale += Scale(dsums, sums) + Scale(dfinal.n, final.n) + Scale(dinitial.n, initial.n);
+      }
+      double of_q = 0, of_k = 0;
+      for (int64_t b = 0; b < batch; ++b)
+        for (int64_t t = 0; t < length; ++t)
+          for (int64_t h = 0; h < groups * blocks; ++h)
+            for (int64_t i = 0; i < keys; ++i) {
+              of_q += dq.At(b, t, h, i) * q.At(b, t, h % groups, i);
+              of_k += dk.At(b, t, h, i) * k.At(b, t, h % groups, i);
+            }
+      const double allowed = 4 * Tolerance(dtype) * (scale + 1);
+      CHECK(std::fabs(of_q - of_y) <= allowed);
+      CHECK(std::fabs(of_k + of_initial - of_y - of_final) <= allowed);
+      CHECK(std::fabs(Product(dw, w) + of_initial - of_y - of_final) <= allowed);
+      if (!with_sums) CHECK(std::fabs(Product(dv, v) + of_initial - of_y - of_final) <= allowed);
+
+      std::vector<double> all;
+      for (const Signal *out : {&y, &final.s, &dq, &dk, &dv, &dg, &dw, &dinitial.s})
+        for (double number : Numbers(*out)) all.push_back(number);
+      if (threads == 1) first = all;
+      else CHECK(all == first);
+    }
+  }
+  TestAttentionStep();
+}
+
+void TestAttentionStep() {
+  Random random(12);
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const convscan_dtype dtype = random.Pick(kDtypes), wide = Arithmetic(dtype);
+    const int64_t batch = 1 + random.Below(3), groups = 1 + random.Below(2), heads = groups * (1 + random.Below(3));
+    const int64_t keys = random.Pick(kKeys), values = random.Pick(kValues), in_group = heads / groups;
+    const bool per_key = random.Below(2);
+    context = "attention step " + std::string(Name(dtype)) + " K=" + std::to_string(keys) + " V=" + std::to_string(values);
+    Signal q(dtype, batch, 1, groups, keys, random.Pick(kLayouts)), k(dtype, batch, 1, groups, keys, random.Pick(kLayouts));
+    Signal v(dtype, batch, 1, heads, values, random.Pick(kLayouts)), y(dtype, batch, 1, heads, values, Layout::kPaddedRows);
+    Signal g(wide, batch, 1, heads, per_key ? keys : 1, random.Pick(kLayouts));
+    // A state as it comes, or with consecutive keys.
+    Signal s(wide, batch, heads * keys, 1, values, random.Below(2) ? Layout::kPaddedRows : Layout::kChannelMajor);
+    for (Signal *signal : {&q, &k, &v, &s}) Fill(*signal, random);
+    FillDecays(g, random);
+    y.array.FillPattern();
+    std::vector<double> true_s = Numbers(s), true_y(Numbers(y).size());
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t i = 0; i < keys; ++i)
+          for (int64_t c = 0; c < values; ++c) {
+            double &number = true_s[static_cast<size_t>(((b * heads + h) * keys + i) * values + c)];
+            number = std::exp(g.At(b, 0, h, per_key ? i : 0)) * number + k.At(b, 0, h / in_group, i) * v.At(b, 0, h, c);
+            true_y[static_cast<size_t>((b * heads + h) * values + c)] += 0.5 * q.At(b, 0, h / in_group, i) * number;
+          }
+    convscan_attention_step p{};
+    p.batch = batch;
+    p.groups = groups;
+    p.heads = heads;
+    p.keys = keys;
+    p.values = values;
+    p.dtype = dtype;
+    p.gates = CONVSCAN_GATES_DECAY;
+    p.scale = 0.5;
+    p.per_key = per_key;
+    p.s = s.array.data();
+    const convscan_strides strides = s.array.strides();
+    const int64_t of_s[] = {strides.batch, keys * strides.time, strides.time, strides.channel};
+    std::copy(of_s, of_s + 4, p.s_strides);
+    p.q = q.array.data();
+    p.q_strides = q.step();
+    p.k = k.array.data();
+    p.k_strides = k.step();
+    p.v = v.array.data();
+    p.v_strides = v.step();
+    p.g = g.array.data();
+    p.g_strides = g.step();
+    p.y = y.array.data();
+    p.y_strides = y.step();
+    p.threads = 1 + static_cast<int>(random.Below(2));
+    CHECK(convscan_attention_step_in_place(&p) == CONVSCAN_OK);
+    CHECK(y.array.PatternSurvives());
+    CHECK(IsNear(y, true_y, Tolerance(dtype)) && IsNear(s, true_s, Tolerance(wide)));
+    p.s_strides[3] = 0;
+    CHECK(values == 1 || convscan_attention_step_in_place(&p) == CONVSCAN_INVALID_ARGUMENT);
+    p.s = nullptr;
+    CHECK(convscan_attention_step_in_place(&p) == CONVSCAN_INVALID_ARGUMENT);
+  }
+}
+
+}  // namespace tests
