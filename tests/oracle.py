@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,28 +113,50 @@ class Convolution:
     bias: Tensor | None = None
     activation: str | None = None
     state: Tensor | None = None
+    pre_gate: Tensor | None = None
+    post_gate: Tensor | None = None
 
     def __str__(self) -> str:
         extras = [
             self.activation or "",
             "bias" if self.bias is not None else "",
             "state" if self.state is not None else "",
+            *(
+                f"{name} {tuple(gate.shape)} strides {gate.stride()}"
+                for name, gate in (("pre_gate", self.pre_gate), ("post_gate", self.post_gate))
+                if gate is not None
+            ),
         ]
         sizes = f"{self.x.dtype} (B, L, D) = {tuple(self.x.shape)}, strides {self.x.stride()}, h {tuple(self.h.shape)}"
         return " ".join([sizes, f"strides {self.h.stride()}", *filter(None, extras)])
 
-    def extended(self) -> Tensor:
-        """The samples with those before them."""
+    def options(self) -> dict[str, Any]:
+        """What ``causal_conv`` takes beside x and h."""
+        return {
+            "bias": self.bias,
+            "activation": self.activation,
+            "initial_state": self.state,
+            "pre_gate": self.pre_gate,
+            "post_gate": self.post_gate,
+        }
+
+    def extended(self, kind: torch.dtype) -> Tensor:
+        """The samples, gated in the given type, with those before them."""
         taps = self.h.shape[0]
         batch, _, channels = self.x.shape
         past = self.x.new_zeros(batch, taps - 1, channels) if self.state is None else self.state
-        return torch.cat([past, self.x], 1)
+        samples = self.x.to(kind) if self.pre_gate is None else self.x.to(kind) * self.pre_gate.to(kind)
+        return torch.cat([past.to(kind), samples], 1)
+
+    def end(self, z: Tensor) -> Tensor:
+        """What becomes of the sums, in their type."""
+        z = z if self.bias is None else z + self.bias.to(z.dtype)
+        return _activate(z if self.post_gate is None else z * self.post_gate.to(z.dtype), self.activation)
 
     def truth(self) -> Tensor:
         """The definition, in float64: a sum over taps, or a transform where that would take minutes."""
-        samples, h = wide(self.extended()), wide(self.h)
-        z = _sum(samples, h) if h.shape[0] <= 1024 else _transform(samples, h)
-        return _activate(z if self.bias is None else z + wide(self.bias), self.activation)
+        samples, h = self.extended(torch.float64), wide(self.h)
+        return self.end(_sum(samples, h) if h.shape[0] <= 1024 else _transform(samples, h))
 
     def error_of_the_plain_loop(self, truth: Tensor) -> Tensor:
         """The error per channel of the sum over taps done in the implementation's own type."""
@@ -142,27 +165,30 @@ class Convolution:
             return single.error_of_the_plain_loop(single.truth()) * 2.0**-29
         kind, half = compute_type(self.x.dtype), self.x.dtype
         taps = min(self.h.shape[0], 1024)  # errors of longer sums are no smaller
-        z = _sum(self.extended()[:, self.h.shape[0] - taps :].to(kind), self.h[:taps].to(kind))
-        if taps < self.h.shape[0]:
-            return (
-                (z.double() - _sum(wide(self.extended()[:, self.h.shape[0] - taps :]), wide(self.h[:taps])))
-                .abs()
-                .amax(1)
-            )
-        z = _activate(z if self.bias is None else z + self.bias.to(kind), self.activation)
-        return (wide(z.to(half)) - truth).abs().amax(1)
+        first = self.h.shape[0] - taps
+        z = _sum(self.extended(kind)[:, first:], self.h[:taps].to(kind))
+        if first > 0:
+            exact = _sum(self.extended(torch.float64)[:, first:], wide(self.h[:taps]))
+            return (z.double() - exact).abs().amax(1) * self.loudest()
+        return (wide(self.end(z).to(half)) - truth).abs().amax(1)
 
     def single(self) -> Convolution:
         """The same problem in float32: its error in units of the roundoff stands for that in float64."""
-        bias = None if self.bias is None else self.bias.float()
-        state = None if self.state is None else self.state.float()
-        return replace(self, x=self.x.float(), h=self.h.float(), bias=bias, state=state)
+        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.float() for name, value in given.items()})
+
+    def loudest(self) -> Tensor:
+        """The largest factor that the sums of a channel meet."""
+        batch, _, channels = self.x.shape
+        if self.post_gate is None or self.x.numel() == 0:
+            return torch.ones(batch, channels, dtype=torch.float64)
+        return wide(self.post_gate).abs().expand(self.x.shape).amax(1)
 
     def scale(self) -> Tensor:
         """The largest sum of magnitudes of a channel."""
-        samples, h = wide(self.extended()).abs(), wide(self.h).abs()
+        samples, h = self.extended(torch.float64).abs(), wide(self.h).abs()
         total = (_sum if h.shape[0] <= 1024 else _transform)(samples, h).amax(1)
-        return total if self.bias is None else total + wide(self.bias).abs()
+        return (total if self.bias is None else total + wide(self.bias).abs()) * self.loudest()
 
     def check(self, y: Tensor, *, is_transform: bool) -> None:
         """Raises Mismatch unless ``y`` is the answer."""
@@ -172,8 +198,8 @@ class Convolution:
         u = roundoff(self.x.dtype)
         bound = 4 * self.error_of_the_plain_loop(truth) + 4 * u * self.scale()
         if is_transform:
-            samples = wide(self.extended())
-            energy = samples.norm(dim=1) * wide(self.h).norm(dim=0)
+            samples = self.extended(torch.float64)
+            energy = samples.norm(dim=1) * wide(self.h).norm(dim=0) * self.loudest()
             bound = bound + 4 * u * math.log2(2 * samples.shape[1] + 2) * energy
         _judge(str(self), y, truth, bound)
 
@@ -212,7 +238,19 @@ def convolutions(dtype: torch.dtype, count: int, seed: int, limit: int = 2_000_0
             bias=draw.normal(channels, dtype=dtype) if draw.chance(3) else None,
             activation=(None, None, "silu", "gelu")[draw.below(4)],
             state=state if draw.chance(3) else None,
+            pre_gate=_gate(draw, batch, length, channels, dtype),
+            post_gate=_gate(draw, batch, length, channels, dtype),
         )
+
+
+def _gate(draw: Draw, batch: int, length: int, channels: int, dtype: torch.dtype) -> Tensor | None:
+    """No gate, one of all samples in any memory order, or one that broadcasts."""
+    if not draw.chance(3):
+        return None
+    if draw.chance(2):
+        return in_order(draw.normal(batch, length, channels, dtype=dtype), ORDERS[draw.below(len(ORDERS))])
+    smaller = ((length, channels), (channels,), (length, 1), (batch, 1, channels), (1, 1, 1))
+    return draw.normal(*smaller[draw.below(len(smaller))], dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -325,6 +363,9 @@ CONVOLUTION_IMPOSTORS: dict[str, Callable[[Convolution], Tensor]] = {
     "filter reversed": lambda p: replace(p, h=p.h.flip(0)).truth(),
     "last tap dropped": lambda p: replace(p, h=torch.cat([p.h[:-1], torch.zeros_like(p.h[-1:])])).truth(),
     "aliased tail": lambda p: _circular(p),
+    "gate before dropped": lambda p: replace(p, pre_gate=None).truth(),
+    "gate behind dropped": lambda p: replace(p, post_gate=None).truth(),
+    "gate before the bias": lambda p: _gated_too_early(p),
     "bias dropped": lambda p: replace(p, bias=None).truth(),
     "activation dropped": lambda p: replace(p, activation=None).truth(),
     "computed in bfloat16": lambda p: replace(
@@ -333,9 +374,21 @@ CONVOLUTION_IMPOSTORS: dict[str, Callable[[Convolution], Tensor]] = {
 }
 
 
+def _gated_too_early(p: Convolution) -> Tensor:
+    """The sum is gated, the bias is not."""
+    if p.post_gate is None or p.bias is None:
+        return p.truth()
+    late = replace(p, bias=None, activation=None).truth() + wide(p.bias)
+    return _activate(late, p.activation)
+
+
 def _circular(p: Convolution) -> Tensor:
     """A transform that is too short: the end of the convolution wraps onto its start."""
-    wrapped = replace(p, state=None, x=torch.cat([p.x, p.x], 1)[:, -2 * p.x.shape[1] :])
+    twice = {
+        name: None if gate is None else torch.cat([gate.expand(p.x.shape)] * 2, 1)
+        for name, gate in (("pre_gate", p.pre_gate), ("post_gate", p.post_gate))
+    }
+    wrapped = replace(p, state=None, x=torch.cat([p.x, p.x], 1), **twice)
     return wrapped.truth()[:, p.x.shape[1] :]
 
 

@@ -110,6 +110,7 @@ def test_out_that_partly_overlaps_is_refused() -> None:
 # ---- errors ----
 
 X, H = torch.ones(2, 7, 3), torch.ones(4, 3)
+SHAPES = "h must have the shape (K, D) = (K, 3), (K, 1) or (K, H), H a divisor of D, K >= 1, or (..., K, D)"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +120,21 @@ X, H = torch.ones(2, 7, 3), torch.ones(4, 3)
         ({"x": torch.ones(3)}, ValueError, "x must have the shape (..., L, D); got (3,). Add the missing axis"),
         ({"x": X.int()}, TypeError, "x must have one of the dtypes float32, float64, bfloat16, float16; got int32"),
         ({"h": None}, TypeError, "h must be a torch.Tensor; got NoneType"),
-        ({"h": torch.ones(3)}, ValueError, "h must have the shape (K, D) = (K, 3) or (K, 1), K >= 1; got (3,)"),
-        ({"h": torch.ones(4, 2)}, ValueError, "h must have the shape (K, D) = (K, 3) or (K, 1), K >= 1; got (4, 2)"),
-        ({"h": torch.ones(0, 3)}, ValueError, "h must have the shape (K, D) = (K, 3) or (K, 1), K >= 1; got (0, 3)"),
+        (
+            {"h": torch.ones(3)},
+            ValueError,
+            f"{SHAPES}; got (3,)",
+        ),
+        (
+            {"h": torch.ones(4, 2)},
+            ValueError,
+            f"{SHAPES}; got (4, 2)",
+        ),
+        (
+            {"h": torch.ones(0, 3)},
+            ValueError,
+            f"{SHAPES}; got (0, 3)",
+        ),
         ({"h": H.to("meta")}, ValueError, "h must be on the device of x, cpu; got meta. Move it with h.to(x.device)"),
         ({"h": H.to(torch.complex64)}, TypeError, "h must have one of the dtypes"),
         ({"activation": "relu"}, ValueError, "activation must be None, 'silu' or 'gelu'; got 'relu'"),
@@ -292,15 +305,16 @@ def test_opcheck() -> None:
     x, h, bias, state = sample()
     in_time_order = x.transpose(-1, -2).contiguous().transpose(-1, -2).detach()
     for arguments in [
-        (x, h, bias, state, "silu", False, "default", None),
-        (x, h, None, None, None, True, "default", None),
-        (in_time_order, h, None, None, None, False, "default", None),
-        (x.detach().float(), h.detach().float(), None, None, None, False, "high", None),
+        (x, h, bias, state, None, None, None, "silu", 0, False, "default", None),
+        (x, h, None, None, None, None, None, None, 0, True, "default", None),
+        (in_time_order, h, None, None, None, None, None, None, 0, False, "default", None),
+        (x.detach().float(), h.detach().float(), None, None, None, None, None, None, 0, False, "high", None),
     ]:
         torch.library.opcheck(torch.ops.convscan.causal_conv.default, arguments)
-    torch.library.opcheck(torch.ops.convscan.causal_conv_filter_gradient.default, (x, x.detach(), state, 4, "default"))
+    gradient, rest = torch.ops.convscan.causal_conv_filter_gradient.default, (None, None, None, 4, 0, False)
+    torch.library.opcheck(gradient, (x, x.detach(), state, *rest, "default"))
     single = x.detach().float()
-    torch.library.opcheck(torch.ops.convscan.causal_conv_filter_gradient.default, (single, single, None, 4, "high"))
+    torch.library.opcheck(gradient, (single, single, None, *rest, "high"))
 
 
 def test_meta_tensors_have_shapes_only() -> None:

@@ -31,12 +31,11 @@ def test_kept_spectra_on_problems_of_hostile_sizes(dtype: torch.dtype, isa: str)
     for p in oracle.convolutions(dtype, count=40, seed=7):
         taps, length = p.h.shape[0], p.x.shape[1]
         filters = FilterSpectrum(p.h, length + taps % 3 * 40)
-        call = {"bias": p.bias, "activation": p.activation, "initial_state": p.state}
         answers = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
             with convscan.force("fft"):
-                answers.append(causal_conv(p.x, filters, **call))
+                answers.append(causal_conv(p.x, filters, **p.options()))
         p.check(answers[0], is_transform=True)
         assert torch.equal(*answers), f"kept spectra depend on the number of threads: {p}"
 
@@ -189,7 +188,7 @@ def test_opcheck_with_a_spectrum() -> None:
     filters = FilterSpectrum(h, 9)
     spectrum = filters.spectrum(h, "float32")
     for transposed in (False, True):
-        arguments = (x, h, None, None, None, transposed, "default", spectrum)
+        arguments = (x, h, None, None, None, None, None, None, 0, transposed, "default", spectrum)
         torch.library.opcheck(torch.ops.convscan.causal_conv.default, arguments)
 
 
@@ -217,7 +216,9 @@ def test_errors_of_calls() -> None:
     text = "causal_conv: x must have at most L = 5 samples, the length of the FilterSpectrum; got 6. Make it for"
     with pytest.raises(ValueError, match=re.escape(text)):
         causal_conv(torch.ones(6, 2), FilterSpectrum(torch.ones(3, 2), 5))
-    with pytest.raises(ValueError, match=re.escape("causal_conv: h must have the shape (K, D) = (K, 2) or (K, 1)")):
+    with pytest.raises(
+        ValueError, match=re.escape("causal_conv: h must have the shape (K, D) = (K, 2), (K, 1) or (K, H)")
+    ):
         causal_conv(torch.ones(4, 2), FilterSpectrum(torch.ones(3, 4), 5))
 
 
@@ -226,7 +227,7 @@ def test_errors_of_calls() -> None:
 
 def high(p: oracle.Convolution, name: str) -> Tensor:
     with convscan.force(name):
-        return causal_conv(p.x, p.h, bias=p.bias, activation=p.activation, initial_state=p.state, precision="high")
+        return causal_conv(p.x, p.h, precision="high", **p.options())
 
 
 @pytest.mark.parametrize("name", [row.name for row in convscan.implementations("causal_conv")])

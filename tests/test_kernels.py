@@ -24,7 +24,7 @@ RECURRENCES = [row.name for row in convscan.implementations("linear_recurrence")
 
 def convolve(p: oracle.Convolution, name: str) -> Tensor | None:
     """The implementation's answer, or None where it states why it cannot run the problem."""
-    call = {"bias": p.bias, "activation": p.activation, "initial_state": p.state}
+    call = p.options()
     row = next(c for c in convscan.explain("causal_conv", p.x, p.h, **call).candidates if c.name == name)
     if row.cost is None:
         assert row.reasons, f"{name} refuses {p} without a reason"
@@ -262,7 +262,7 @@ def test_convolution_in_place(name: str, dtype: torch.dtype, isa: str) -> None:
         if convolve(replace(p, x=x), name) is None:
             continue
         with convscan.force(name):
-            y = convscan.causal_conv(x, p.h, bias=p.bias, activation=p.activation, initial_state=p.state, out=x)
+            y = convscan.causal_conv(x, p.h, out=x, **p.options())
         assert y is x
         p.check(x, is_transform=name == "fft")
 

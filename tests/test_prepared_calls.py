@@ -52,14 +52,18 @@ SHAPES: dict[Callable[..., Tensor], tuple[tuple[int, ...], ...]] = {
 def long_way(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which public functions left a call to the dispatcher."""
     seen: list[str] = []
-    for module in (convscan.ops.causal_conv.api, convscan.ops.linear_recurrence.api):
-        checked = module._checked
 
-        def note(*args: Any, _checked: Callable[..., Tensor] = checked, _name: str = module.__name__) -> Tensor:
-            seen.append(_name.split(".")[-2])
-            return _checked(*args)
+    def watch(module: Any, name: str) -> None:
+        checked = getattr(module, name)
 
-        monkeypatch.setattr(module, "_checked", note)
+        def note(*args: Any) -> Tensor:
+            seen.append(module.__name__.split(".")[-2])
+            return checked(*args)
+
+        monkeypatch.setattr(module, name, note)
+
+    watch(convscan.ops.causal_conv.api, "checked")
+    watch(convscan.ops.linear_recurrence.api, "_checked")
     return seen
 
 
@@ -246,8 +250,8 @@ def test_overhead_stays_within_microseconds(op: str) -> None:
     x, y = normal(8, 4), torch.empty(8, 4)
     if op == "causal_conv":
         second, strides = normal(3, 4), (0, 4, 1)
-        kernel: Any = _native.ConvCall("direct", "float32", 1, 8, 4, 3, strides, (4, 1), strides)
-        addresses = (x.data_ptr(), second.data_ptr(), 0, 0, y.data_ptr())
+        kernel: Any = _native.ConvCall("direct", "float32", 1, 8, 4, 3, strides, (0, 4, 1), strides)
+        addresses: tuple[int, ...] = (x.data_ptr(), second.data_ptr(), 0, 0, 0, 0, y.data_ptr())
         call = causal_conv
     else:
         second, strides = normal(8, 4), (0, 4, 1)

@@ -150,11 +150,11 @@ def test_exit_while_threads_run_kernels() -> None:
         from convscan import _native
         x, h = torch.randn(1, 20000, 256), torch.randn(64, 256)
         strides = (x.numel(), 256, 1)
-        call = _native.ConvCall("direct", "float32", 1, 20000, 256, 64, strides, (256, 1), strides)
+        call = _native.ConvCall("direct", "float32", 1, 20000, 256, 64, strides, (0, 256, 1), strides)
         def work():  # no operator of torch, which itself aborts here
             y = torch.empty(1, 20000, 256)
             while True:
-                call(x.data_ptr(), h.data_ptr(), 0, 0, y.data_ptr())
+                call(x.data_ptr(), h.data_ptr(), 0, 0, 0, 0, y.data_ptr())
         for _ in range(4):
             threading.Thread(target=work, daemon=True).start()
         time.sleep(0.5)

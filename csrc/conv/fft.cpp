@@ -6,13 +6,15 @@
 //
 // Rows of a channel-contiguous array are read and written 16 to 64 channels at a time: through a small panel of
 // transposed rows, block after block of time, or, where a panel would take too much memory, through the output array
-// itself, transposed in 16 x 16 tiles (TransposeTiles): every access is a whole line.
+// itself, transposed in 16 x 16 tiles (TransposeTiles): every access is a whole line. Gates and what else belongs to the
+// first and the last pass over the samples are applied on the way in and out (see fft/gated_columns.h).
 #include "conv/activation.h"
 #include "conv/signal.h"
 #include "core/arena.h"
 #include "core/kernels.h"
 #include "core/storage.h"
 #include "core/workspace.h"
+#include "fft/gated_columns.h"
 #include "fft/rows.h"
 #include "fft/transform.h"
 
@@ -68,22 +70,27 @@ class Filters {
   using T = Compute<S>;
   using C = ComplexVec<T>;
 
-  Filters(const void *h, int64_t tap_stride, int64_t filter_stride, int64_t taps, int64_t origin,
-          const Transform<T> &transform)
+  // `group` neighbouring channels have one filter.
+  Filters(const void *h, int64_t batch_stride, int64_t tap_stride, int64_t filter_stride, int64_t group, int64_t taps,
+          int64_t origin, const Transform<T> &transform)
       : h_(static_cast<const S *>(h)),
+        batch_stride_(batch_stride),
         tap_stride_(tap_stride),
         filter_stride_(filter_stride),
+        group_(group),
         taps_(taps),
         origin_(origin),
         transform_(transform) {}
 
-  bool ShareLines() const { return filter_stride_ == 1 && tap_stride_ != 1 && taps_ > 1; }
+  int64_t Group() const { return group_; }
+  int64_t IndexOf(int64_t channel) const { return channel / group_; }
+  bool ShareLines() const { return group_ == 1 && filter_stride_ == 1 && tap_stride_ != 1 && taps_ > 1; }
   // Room for copied taps, in elements.
   int64_t Copies() const { return Copied() * taps_; }
 
-  // The spectrum of filter first + c, of 16 whose taps are copied when c reaches a new few of them.
-  void Transform(int64_t first, int64_t c, bool copies, S *copied_taps, C *spectrum) const {
-    const S *h = h_ + (first + c) * filter_stride_;
+  // The spectrum of the filter of channel first + c, of 16 whose taps are copied when c reaches a new few of them.
+  void Transform(int64_t batch, int64_t first, int64_t c, bool copies, S *copied_taps, C *spectrum) const {
+    const S *h = h_ + batch * batch_stride_ + IndexOf(first + c) * filter_stride_;
     int64_t stride = tap_stride_;
     if (copies) {
       const int64_t copied = Copied();
@@ -107,7 +114,7 @@ class Filters {
   }
 
   const S *h_;
-  const int64_t tap_stride_, filter_stride_, taps_, origin_;
+  const int64_t batch_stride_, tap_stride_, filter_stride_, group_, taps_, origin_;
   const convscan::CONVSCAN_ISA::Transform<T> &transform_;
 };
 
@@ -128,20 +135,23 @@ class FftConvolution {
       : p_(p),
         transform_(transform),
         kept_(kept),
-        filters_(p.h, p.h_tap_stride, p.h_channel_stride, p.taps, p.origin, transform),
+        filters_(p.h, p.h_batch_stride, p.h_tap_stride, p.h_channel_stride,
+                 p.h_channel_stride == 0 ? p.channels : Max(p.filter_group, 1), p.taps, p.origin, transform),
         outputs_(outputs),
         history_(p.taps - 1 - p.origin),
         panel_((CeilDiv(Min(outputs + p.origin, p.length), kChunk) + 1) * kChunk),
         threads_(Threads(p.threads, p.batch * p.length * p.channels * kWorkPerSample)),
         shares_lines_(p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.length >= kChunk),
-        keeps_spectra_(kept.address == nullptr && p.batch * CeilDiv(p.length, outputs) > 1),
+        is_gated_(p.pre_gate != nullptr || p.post_gate != nullptr),
+        keeps_spectra_(kept.address == nullptr && (p.h_batch_stride == 0 ? p.batch : 1) * CeilDiv(p.length, outputs) > 1),
         copies_taps_(kept.address == nullptr && filters_.ShareLines()),
         panel_width_(PanelWidth()),
-        groups_(p.channels, shares_lines_ || copies_taps_, Max(panel_width_, kChunk)) {}
+        groups_(p.channels, shares_lines_ || copies_taps_ || SharesFilters(), Max(panel_width_, kChunk)) {}
 
   convscan_status Run() {
-    // Channels first; where they are too few to share out, batches too, and each transforms the filter for itself.
-    const int64_t parts = groups_.Count() < 4 ? p_.batch : 1;
+    // Channels first; where they are too few to share out, batches too, and each transforms the filter for itself, as
+    // it must where it has filters of its own.
+    const int64_t parts = groups_.Count() < 4 || p_.h_batch_stride != 0 ? p_.batch : 1;
     const int64_t batches = p_.batch / parts;
     bool failed = false;
     ParallelFor(groups_.Count() * parts, threads_, [&](int64_t task) {
@@ -168,13 +178,33 @@ class FftConvolution {
   struct Scratch {
     C *data, *spectra;
     S *panel, *taps;
+    T *gated_panel;
     T *past[kMostLines * kChunk + 1];
   };
+
+  // What the rows of one sequence and channel meet on their way in and out.
+  template <class R>
+  struct Ends {
+    RowGate<R> pre, post;
+    T bias;
+    convscan_activation activation;
+  };
+
+  int64_t PanelItem() const { return static_cast<int64_t>(is_gated_ ? sizeof(T) : sizeof(S)); }
+
+  // Neighbours in one task share the transform of their filter, while there are tasks enough.
+  bool SharesFilters() const {
+    return kept_.address == nullptr && filters_.Group() > 1 && p_.channels >= 2 * threads_ * kChunk;
+  }
+  // Whether channel c of a task needs another filter than the one before it.
+  bool NeedsFilter(int64_t first, int64_t c) const {
+    return kept_.address == nullptr && (c == 0 || filters_.IndexOf(first + c) != filters_.IndexOf(first + c - 1));
+  }
 
   // Channels of a panel; 0 where not even 16 fit.
   int64_t PanelWidth() const {
     if (!shares_lines_) return 0;
-    const int64_t channel = panel_ * static_cast<int64_t>(sizeof(S)) +
+    const int64_t channel = panel_ * PanelItem() +
                             (keeps_spectra_ ? transform_.Elements() * static_cast<int64_t>(sizeof(C)) : 0);
     const int64_t each = p_.channels / (2 * threads_) / kChunk;  // threads are not to wait for one another
     return Min(Min(kMostLines, kPanelBytes / (channel * kChunk)), Max(each, 1)) * kChunk;
@@ -187,7 +217,8 @@ class FftConvolution {
     scratch.data = arena.Take<C>(transform_.Elements());
     const int64_t spectra = kept_.address != nullptr ? 0 : is_panel && keeps_spectra_ ? rows : 1;
     scratch.spectra = arena.Take<C>(spectra * transform_.Elements());
-    scratch.panel = arena.Take<S>(is_panel ? rows * panel_ : 0);
+    scratch.panel = arena.Take<S>(is_panel && !is_gated_ ? rows * panel_ : 0);
+    scratch.gated_panel = arena.Take<T>(is_panel && is_gated_ ? rows * panel_ : 0);
     scratch.taps = arena.Take<S>(copies_taps ? filters_.Copies() : 0);
     for (int64_t c = 0; keeps_past && c <= rows; ++c) scratch.past[c] = arena.Take<T>(history_);
     return scratch;
@@ -203,8 +234,10 @@ class FftConvolution {
     if (memory == nullptr) return false;
     Arena arena(memory);
     Scratch scratch = Carve(arena, is_panel, copies_taps, channels);
-    if (is_panel) {
-      RunPanels(first, channels, batch_begin, batch_end, copies_taps, scratch);
+    if (is_panel && is_gated_) {
+      RunPanels<T>(first, channels, batch_begin, batch_end, copies_taps, scratch.gated_panel, scratch);
+    } else if (is_panel) {
+      RunPanels<S>(first, channels, batch_begin, batch_end, copies_taps, scratch.panel, scratch);
     } else {
       RunRows(first, channels, batch_begin, batch_end, shares_lines_ && is_wide, copies_taps, scratch);
     }
@@ -214,55 +247,94 @@ class FftConvolution {
   // Channel after channel, where they lie or in tiles in the output array.
   void RunRows(int64_t first, int64_t channels, int64_t batch_begin, int64_t batch_end, bool is_tiled,
                bool copies_taps, const Scratch &scratch) const {
+    // Tiles have the gates, where that rounds nothing to a half type; otherwise rows read them.
+    const bool gates_tiles = is_tiled && is_gated_ && kSame<S, T>;
     const int64_t tiles = p_.length / kChunk;
-    for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b)
-      TransposeTiles(X(b, first), p_.x_strides.time, Y(b, first), p_.y_strides.time, tiles);
+    for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b) Tile(b, first, gates_tiles);
     for (int64_t c = 0; c < channels; ++c) {
-      if (kept_.address == nullptr) filters_.Transform(first, c, copies_taps, scratch.taps, scratch.spectra);
+      if (NeedsFilter(first, c))
+        filters_.Transform(batch_begin, first, c, copies_taps, scratch.taps, scratch.spectra);
       for (int64_t b = batch_begin; b < batch_end; ++b) {
         Row<S> out = Row<S>::Strided(Y(b, first + c), p_.y_strides.time, p_.length);
-        Row<const S> in = Row<const S>::Strided(X(b, first + c), p_.x_strides.time, p_.length);
+        Row<const S> in = Row<const S>::Strided(gates_tiles ? Y(b, first + c) : X(b, first + c),
+                                                gates_tiles ? p_.y_strides.time : p_.x_strides.time, p_.length);
         if (is_tiled) {
           S *const chunks = Y(b, first) + c * p_.y_strides.time;
           out = {chunks, kChunk * p_.y_strides.time, tiles * kChunk, out.elements, out.stride};
           in = {chunks, kChunk * p_.y_strides.time, tiles * kChunk, in.elements, in.stride};
         }
+        const Ends<S> ends = gates_tiles ? Ends<S>{{}, {}, T{0}, CONVSCAN_IDENTITY} : EndsOf(b, first + c);
         Past past = PastOf(b, first + c, scratch.past[0], scratch.past[1]);
         for (int64_t start = 0; start < p_.length; start += outputs_)
-          ConvolveBlock(in.From(start), out.From(start), start, first + c, scratch.data, scratch.spectra, past);
+          ConvolveBlock<S>(in.From(start), out.From(start), start, first + c, ends, scratch.data, scratch.spectra, past);
       }
     }
-    for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b)
-      TransposeTiles(Y(b, first), p_.y_strides.time, Y(b, first), p_.y_strides.time, tiles);
+    for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b) Untile(b, first, gates_tiles);
   }
 
-  // Block after block of time, its rows copied and transposed.
-  void RunPanels(int64_t first, int64_t channels, int64_t batch_begin, int64_t batch_end, bool copies_taps,
+  void Tile(int64_t b, int64_t first, bool gates_tiles) const {
+    if constexpr (kSame<S, T>)
+      if (gates_tiles)
+        return TileGatedColumns(X(b, first), p_.x_strides.time, PreGates(b, 0, first), p_.length, Y(b, first),
+                                p_.y_strides.time);
+    TransposeTiles(X(b, first), p_.x_strides.time, Y(b, first), p_.y_strides.time, p_.length / kChunk);
+  }
+  void Untile(int64_t b, int64_t first, bool gates_tiles) const {
+    if constexpr (kSame<S, T>)
+      if (gates_tiles)
+        return UntileGatedColumns(Y(b, first), p_.y_strides.time, ColumnEndOf(b, 0, first), p_.length);
+    TransposeTiles(Y(b, first), p_.y_strides.time, Y(b, first), p_.y_strides.time, p_.length / kChunk);
+  }
+
+  // Block after block of time, its rows copied and transposed: R is the type of a row.
+  template <class R>
+  void RunPanels(int64_t first, int64_t channels, int64_t batch_begin, int64_t batch_end, bool copies_taps, R *panel,
                  Scratch &scratch) const {
-    const int64_t spectrum_step = keeps_spectra_ ? transform_.Elements() : 0;
-    for (int64_t c = 0; keeps_spectra_ && c < channels; ++c)
-      filters_.Transform(first, c, copies_taps, scratch.taps, scratch.spectra + c * spectrum_step);
+    const auto spectrum = [&](int64_t c) {
+      const int64_t index = keeps_spectra_ ? filters_.IndexOf(first + c) - filters_.IndexOf(first) : 0;
+      return scratch.spectra + index * transform_.Elements();
+    };
+    const auto transform_filter = [&](int64_t c) {
+      if (NeedsFilter(first, c)) filters_.Transform(batch_begin, first, c, copies_taps, scratch.taps, spectrum(c));
+    };
+    for (int64_t c = 0; keeps_spectra_ && c < channels; ++c) transform_filter(c);
     for (int64_t b = batch_begin; b < batch_end; ++b) {
       Past past[kMostLines * kChunk];
       for (int64_t c = 0; c < channels; ++c) past[c] = PastOf(b, first + c, scratch.past[c], nullptr);
       for (int64_t start = 0; start < p_.length; start += outputs_) {
         const int64_t rest = p_.length - start;
-        RowsFromColumns(X(b, first) + start * p_.x_strides.time, p_.x_strides.time, Min(outputs_ + p_.origin, rest),
-                        channels, scratch.panel, panel_);
+        ReadPanel(b, start, first, channels, Min(outputs_ + p_.origin, rest), panel);
         for (int64_t c = 0; c < channels; ++c) {
-          if (!keeps_spectra_ && kept_.address == nullptr)
-            filters_.Transform(first, c, copies_taps, scratch.taps, scratch.spectra);
-          S *const row = scratch.panel + c * panel_;
+          if (!keeps_spectra_) transform_filter(c);
+          R *const row = panel + c * panel_;
           past[c].next = scratch.past[channels];
-          ConvolveBlock(Row<const S>::Strided(row, 1, panel_), Row<S>::Strided(row, 1, panel_), start, first + c,
-                        scratch.data, scratch.spectra + c * spectrum_step, past[c]);
+          Ends<R> ends{{}, {}, T{0}, CONVSCAN_IDENTITY};
+          if (!is_gated_) ends = {{}, {}, BiasOf(b, first + c), p_.activation};
+          ConvolveBlock<R>(Row<const R>::Strided(row, 1, panel_), Row<R>::Strided(row, 1, panel_), start, first + c,
+                           ends, scratch.data, spectrum(c), past[c]);
           scratch.past[channels] = past[c].next;
         }
-        RowsToColumns(scratch.panel, panel_, Min(outputs_, rest), channels,
-                      Y(b, first) + start * p_.y_strides.time, p_.y_strides.time);
+        WritePanel(b, start, first, channels, Min(outputs_, rest), panel);
       }
       for (int64_t c = 0; c < channels; ++c) scratch.past[c] = past[c].samples;
     }
+  }
+
+  template <class R>
+  void ReadPanel(int64_t b, int64_t start, int64_t first, int64_t channels, int64_t count, R *panel) const {
+    const S *const from = X(b, first) + start * p_.x_strides.time;
+    if constexpr (kSame<R, S>)
+      if (!is_gated_) return RowsFromColumns(from, p_.x_strides.time, count, channels, panel, panel_);
+    if constexpr (kSame<R, T>)
+      RowsFromGatedColumns(from, p_.x_strides.time, PreGates(b, start, first), count, channels, panel, panel_);
+  }
+  template <class R>
+  void WritePanel(int64_t b, int64_t start, int64_t first, int64_t channels, int64_t count, const R *panel) const {
+    S *const to = Y(b, first) + start * p_.y_strides.time;
+    if constexpr (kSame<R, S>)
+      if (!is_gated_) return RowsToColumns(panel, panel_, count, channels, to, p_.y_strides.time);
+    if constexpr (kSame<R, T>)
+      RowsToGatedColumns(panel, panel_, count, channels, ColumnEndOf(b, start, first), to, p_.y_strides.time);
   }
 
   // What precedes a row: the initial state, if there is one.
@@ -274,29 +346,27 @@ class FftConvolution {
     return {samples, next, true};
   }
 
-  // Outputs from time `start` on, as many as a block has; `in` and `out` are the row from there on.
-  void ConvolveBlock(const Row<const S> &in, const Row<S> &out, int64_t start, int64_t channel, C *data,
+  // Outputs from time `start` on, as many as a block has; `in` and `out` are the row from there on, `ends` the whole.
+  template <class R>
+  void ConvolveBlock(const Row<const R> &in, const Row<R> &out, int64_t start, int64_t channel, const Ends<R> &ends, C *data,
                      const C *spectrum, Past &past) const {
     const int64_t rest = p_.length - start;
-    const Samples<S> samples(in, Min(outputs_ + p_.origin, rest), past.is_known ? past.samples : nullptr, history_,
-                             transform_.Points());
+    const Samples<R> samples(in, ends.pre.From(start), Min(outputs_ + p_.origin, rest),
+                             past.is_known ? past.samples : nullptr, history_, transform_.Points());
     if (outputs_ < rest && history_ > 0) {  // before the outputs overwrite it
       samples.Copy(outputs_, history_, past.next);
       past = {past.next, past.samples, true};
     }
     transform_.FirstStep(samples, samples.UpperIsZero(transform_.Points()), data);
     MultiplyBySpectrum(data, spectrum, channel);
-    const T bias = p_.bias == nullptr
-                       ? T{0}
-                       : LoadScalar(static_cast<const S *>(p_.bias) + channel * p_.bias_stride);
-    const Sink<S> sink{out, Min(outputs_, rest), bias, p_.activation};
+    const Sink<R> sink{out, ends.post.From(start), Min(outputs_, rest), ends.bias, ends.activation};
     transform_.LastStep(data, sink.length, sink);
   }
 
   // `spectrum` is not read where spectra are kept.
   void MultiplyBySpectrum(C *data, const C *spectrum, int64_t channel) const {
     if (kept_.address == nullptr) return transform_.MultiplyBySpectrum(data, reinterpret_cast<const T *>(spectrum));
-    const char *const kept = kept_.address + channel * kept_.step;
+    const char *const kept = kept_.address + filters_.IndexOf(channel) * kept_.step;
     if (kept_.is_bfloat16) return MultiplyByKept(data, reinterpret_cast<const BFloat16 *>(kept));
     MultiplyByKept(data, reinterpret_cast<const T *>(kept));
   }
@@ -305,6 +375,36 @@ class FftConvolution {
   void MultiplyByKept(C *data, const Stored *spectrum) const {
     if (kept_.is_conjugate) return transform_.template MultiplyBySpectrum<true>(data, spectrum);
     transform_.MultiplyBySpectrum(data, spectrum);
+  }
+
+  T BiasOf(int64_t batch, int64_t channel) const {
+    return p_.bias == nullptr ? T{0} : LoadScalar(Bias(batch, channel));
+  }
+  const S *Bias(int64_t batch, int64_t channel) const {
+    return p_.bias == nullptr ? nullptr
+                              : static_cast<const S *>(p_.bias) + batch * p_.bias_batch_stride + channel * p_.bias_stride;
+  }
+
+  static const S *GateAt(const void *gate, const convscan_strides &strides, int64_t b, int64_t t, int64_t n) {
+    return gate == nullptr
+               ? nullptr
+               : static_cast<const S *>(gate) + b * strides.batch + t * strides.time + n * strides.channel;
+  }
+  Ends<S> EndsOf(int64_t b, int64_t n) const {
+    return {{GateAt(p_.pre_gate, p_.pre_gate_strides, b, 0, n), p_.pre_gate_strides.time},
+            {GateAt(p_.post_gate, p_.post_gate_strides, b, 0, n), p_.post_gate_strides.time},
+            BiasOf(b, n),
+            p_.activation};
+  }
+  ColumnGate<S> PreGates(int64_t b, int64_t t, int64_t n) const {
+    return {GateAt(p_.pre_gate, p_.pre_gate_strides, b, t, n), p_.pre_gate_strides.time, p_.pre_gate_strides.channel};
+  }
+  ColumnEnd<S> ColumnEndOf(int64_t b, int64_t t, int64_t n) const {
+    return {{GateAt(p_.post_gate, p_.post_gate_strides, b, t, n), p_.post_gate_strides.time,
+             p_.post_gate_strides.channel},
+            Bias(b, n),
+            p_.bias_stride,
+            p_.activation};
   }
 
   const S *X(int64_t batch, int64_t channel) const {
@@ -320,7 +420,8 @@ class FftConvolution {
   const Filters<S> filters_;
   const int64_t outputs_, history_, panel_;  // panel_: elements from row to row of a panel
   const int threads_;
-  const bool shares_lines_, keeps_spectra_, copies_taps_;
+  const bool shares_lines_, is_gated_;
+  const bool keeps_spectra_, copies_taps_;
   const int64_t panel_width_;
   const Groups groups_;
 };
@@ -332,18 +433,25 @@ int64_t SpectrumBytes(int64_t points, convscan_spectrum_storage storage) {
          static_cast<int64_t>(storage == CONVSCAN_SPECTRUM_BFLOAT16 ? sizeof(BFloat16) : sizeof(Compute<S>));
 }
 
-// The taps whose spectrum is `sum`, which is lost.
+// The taps whose spectrum is `sum`, which is lost. Tap k is at lag k - origin; lags below zero come round from 2M with the
+// sign changed.
 template <class T>
-void StoreFilterGradient(const Transform<T> &transform, ComplexVec<T> *sum, int64_t taps, T *dh, int64_t dh_stride) {
+void StoreFilterGradient(const Transform<T> &transform, ComplexVec<T> *sum, int64_t taps, int64_t origin, T *dh,
+                         int64_t dh_stride) {
   transform.BackFromSpectrum(sum);
+  const int64_t period = 2 * transform.Points(), later = taps - origin, first = period - origin;
   const T scale = T{1} / static_cast<T>(transform.Points());
-  transform.LastStep(sum, taps, [&](int64_t n, int64_t vectors, const T *from) {
+  transform.LastStep(sum, origin > 0 ? period : later, [&](int64_t n, int64_t vectors, const T *from) {
     constexpr int kW = kLanes<T>;
     for (; vectors > 0; --vectors, n += kW, from += 2 * kW) {
-      if (dh_stride == 1 && n + kW <= taps) {
-        Store<kW>(dh + n, Load<kW>(from) * scale);
-      } else {
-        for (int l = 0; l < kW && n + l < taps; ++l) dh[(n + l) * dh_stride] = from[l] * scale;
+      if (dh_stride == 1 && n + kW <= later) {
+        Store<kW>(dh + n + origin, Load<kW>(from) * scale);
+        continue;
+      }
+      if (n >= later && n + kW <= first) continue;
+      for (int l = 0; l < kW; ++l) {
+        if (n + l < later) dh[(n + l + origin) * dh_stride] = from[l] * scale;
+        else if (n + l >= first) dh[(n + l - first) * dh_stride] = -from[l] * scale;
       }
     }
   });
@@ -361,9 +469,10 @@ class FftFilterGradient {
       : p_(p),
         transform_(transform),
         outputs_(outputs),
+        tiles_(TilesOf(p)),
         groups_(p.channels,
                 p.x_strides.channel == 1 && p.dz_strides.channel == 1 && p.length >= kChunk &&
-                    p.batch * p.length * kChunk * static_cast<int64_t>(2 * sizeof(S)) <= kTileBytes) {}
+                    p.batch * tiles_ * kChunk * kChunk * static_cast<int64_t>(2 * sizeof(S)) <= kTileBytes) {}
 
   convscan_status Run() {
     const int threads = Threads(p_.threads, p_.batch * p_.length * p_.channels * kWorkPerSample);
@@ -384,8 +493,15 @@ class FftFilterGradient {
     S *x_tiles, *dz_tiles;
   };
 
+  // Tiles of 16 time steps of all sequences together.
+  static int64_t TilesOf(const convscan_filter_gradient &p) {
+    int64_t tiles = 0;
+    for (int64_t s = 0; s < Sequences(p); ++s) tiles += CeilDiv(SequenceEnd(p, s) - SequenceBegin(p, s), kChunk);
+    return tiles;
+  }
+
   Scratch Carve(Arena &arena, bool is_tiled, bool writes_columns) const {
-    const int64_t tile = is_tiled ? p_.batch * p_.length * kChunk : 0;
+    const int64_t tile = is_tiled ? p_.batch * tiles_ * kChunk * kChunk : 0;
     return {arena.Take<C>(transform_.Elements()), arena.Take<C>(transform_.Elements()),
             arena.Take<C>(transform_.Elements()), arena.Take<T>(p_.taps - 1),
             arena.Take<T>(writes_columns ? p_.taps * kChunk : 0), arena.Take<S>(tile), arena.Take<S>(tile)};
@@ -402,9 +518,15 @@ class FftFilterGradient {
     const Scratch scratch = Carve(arena, is_tiled, writes_columns);
     const int64_t first = groups_.First(group);
     for (int64_t b = 0; is_tiled && b < p_.batch; ++b) {
-      const int64_t at = b * p_.length * kChunk;
-      TransposeTiles(X(b, first), p_.x_strides.time, scratch.x_tiles + at, kChunk, p_.length / kChunk);
-      TransposeTiles(Dz(b, first), p_.dz_strides.time, scratch.dz_tiles + at, kChunk, p_.length / kChunk);
+      int64_t tile = b * tiles_;
+      for (int64_t s = 0; s < Sequences(p_); ++s) {
+        const int64_t begin = SequenceBegin(p_, s), length = SequenceEnd(p_, s) - begin;
+        TileOf(p_.x, p_.x_strides, p_.x_gate, p_.x_gate_strides, b, begin, first, length,
+               scratch.x_tiles + tile * kChunk * kChunk);
+        TileOf(p_.dz, p_.dz_strides, p_.dz_gate, p_.dz_gate_strides, b, begin, first, length,
+               scratch.dz_tiles + tile * kChunk * kChunk);
+        tile += CeilDiv(length, kChunk);
+      }
     }
     T *const dh = static_cast<T *>(p_.dh) + first * p_.dh_channel_stride;
     for (int64_t c = 0; c < groups_.Size(group); ++c) {
@@ -418,53 +540,92 @@ class FftFilterGradient {
     return true;
   }
 
+  // `length` time steps of 16 channels, in tiles; gated where that rounds nothing to a half type.
+  static void TileOf(const void *from, const convscan_strides &strides, const void *gate,
+                     const convscan_strides &gate_strides, int64_t b, int64_t begin, int64_t first, int64_t length,
+                     S *to) {
+    const S *const columns = At(from, strides, b, begin, first);
+    const int64_t whole = length / kChunk;
+    if constexpr (kSame<S, T>)
+      if (gate != nullptr)
+        return RowsOfTiles(columns, strides.time,
+                           {At(gate, gate_strides, b, begin, first), gate_strides.time, gate_strides.channel}, length, to);
+    TransposeTiles(columns, strides.time, to, kChunk, whole);
+    for (int64_t t = whole * kChunk; t < length; ++t)
+      for (int64_t c = 0; c < kChunk; ++c)
+        to[(whole * kChunk + c) * kChunk + t % kChunk] = columns[t * strides.time + c];
+  }
+  static void RowsOfTiles(const T *columns, int64_t stride, const ColumnGate<T> &gate, int64_t length, T *to) {
+    for (int64_t t = 0; t < length; t += kChunk)
+      RowsFromGatedColumns(columns + t * stride, stride, gate.From(t, 0), Min(kChunk, length - t), kChunk,
+                           to + t * kChunk, kChunk);
+  }
+
+  // One row of a sequence, in its tiles or where it lies.
+  static Row<const S> RowOf(const S *elements, int64_t stride, int64_t length, const S *tiles, int64_t lane) {
+    if (tiles == nullptr) return Row<const S>::Strided(elements, stride, length);
+    return {tiles + lane * kChunk, kChunk * kChunk, CeilDiv(length, kChunk) * kChunk, elements, stride};
+  }
+  static RowGate<S> GateOf(const void *gate, const convscan_strides &strides, int64_t b, int64_t begin, int64_t n,
+                           bool is_tiled) {
+    if (gate == nullptr || (is_tiled && kSame<S, T>)) return {};
+    return {At(gate, strides, b, begin, n), strides.time};
+  }
+
   void RunChannel(int64_t channel, const Scratch &scratch, bool is_tiled, int64_t lane, T *dh,
                   int64_t dh_stride) const {
     for (int64_t i = 0; i < transform_.Elements(); ++i) scratch.sum[i] = C{};
-    const int64_t points = transform_.Points(), history_length = p_.taps - 1;
-    const int64_t fast_length = p_.length / kChunk * kChunk;
     for (int64_t b = 0; b < p_.batch; ++b) {
-      Row<const S> x = Row<const S>::Strided(X(b, channel), p_.x_strides.time, p_.length);
-      Row<const S> dz = Row<const S>::Strided(Dz(b, channel), p_.dz_strides.time, p_.length);
-      if (is_tiled) {
-        const int64_t at = b * p_.length * kChunk + lane * kChunk;
-        x = {scratch.x_tiles + at, kChunk * kChunk, fast_length, x.elements, x.stride};
-        dz = {scratch.dz_tiles + at, kChunk * kChunk, fast_length, dz.elements, dz.stride};
-      }
-      const T *history = nullptr;
-      if (p_.state != nullptr && history_length > 0) {
-        const S *state = static_cast<const S *>(p_.state) + b * p_.state_strides.batch +
-                         channel * p_.state_strides.channel;
-        for (int64_t i = 0; i < history_length; ++i) scratch.history[i] = LoadScalar(state + i * p_.state_strides.time);
-        history = scratch.history;
-      }
-      for (int64_t start = 0; start < p_.length; start += outputs_) {
-        const int64_t length = Min(outputs_, p_.length - start);
-        const Samples<S> samples(x.From(start), length, history, history_length, points);
-        transform_.FirstStep(samples, samples.UpperIsZero(points), scratch.x);
-        transform_.Spectrum(scratch.x);
-        const Samples<S> gradient(dz.From(start), length, nullptr, 0, points);
-        transform_.FirstStep(gradient, gradient.UpperIsZero(points), scratch.dz);
-        transform_.AccumulateCorrelation(scratch.dz, scratch.x, scratch.sum);
-        if (history_length > 0 && start + length < p_.length) {
-          samples.Copy(length, history_length, scratch.history);
-          history = scratch.history;
-        }
+      int64_t tile = b * tiles_;
+      for (int64_t s = 0; s < Sequences(p_); ++s) {
+        const int64_t begin = SequenceBegin(p_, s), length = SequenceEnd(p_, s) - begin;
+        const int64_t at = tile * kChunk * kChunk;
+        RunRow(RowOf(At(p_.x, p_.x_strides, b, begin, channel), p_.x_strides.time, length,
+                     is_tiled ? scratch.x_tiles + at : nullptr, lane),
+               GateOf(p_.x_gate, p_.x_gate_strides, b, begin, channel, is_tiled),
+               RowOf(At(p_.dz, p_.dz_strides, b, begin, channel), p_.dz_strides.time, length,
+                     is_tiled ? scratch.dz_tiles + at : nullptr, lane),
+               GateOf(p_.dz_gate, p_.dz_gate_strides, b, begin, channel, is_tiled), length,
+               p_.state == nullptr ? nullptr : At(p_.state, p_.state_strides, b, 0, channel) + s * p_.state_sequence_stride,
+               scratch);
+        tile += CeilDiv(length, kChunk);
       }
     }
-    StoreFilterGradient(transform_, scratch.sum, p_.taps, dh, dh_stride);
+    StoreFilterGradient(transform_, scratch.sum, p_.taps, p_.origin, dh, dh_stride);
   }
 
-  const S *X(int64_t batch, int64_t channel) const {
-    return static_cast<const S *>(p_.x) + batch * p_.x_strides.batch + channel * p_.x_strides.channel;
+  // Adds what one row contributes to the sum of the spectra.
+  void RunRow(const Row<const S> &x, const RowGate<S> &x_gate, const Row<const S> &dz, const RowGate<S> &dz_gate,
+              int64_t row_length, const S *state, const Scratch &scratch) const {
+    const int64_t points = transform_.Points(), history_length = p_.taps - 1 - p_.origin;
+    const T *history = nullptr;
+    if (state != nullptr && history_length > 0) {
+      for (int64_t i = 0; i < history_length; ++i) scratch.history[i] = LoadScalar(state + i * p_.state_strides.time);
+      history = scratch.history;
+    }
+    for (int64_t start = 0; start < row_length; start += outputs_) {
+      const int64_t rest = row_length - start, length = Min(outputs_, rest);
+      const Samples<S> samples(x.From(start), x_gate.From(start), Min(outputs_ + p_.origin, rest), history,
+                               history_length, points);
+      transform_.FirstStep(samples, samples.UpperIsZero(points), scratch.x);
+      transform_.Spectrum(scratch.x);
+      const Samples<S> gradient(dz.From(start), dz_gate.From(start), length, nullptr, 0, points);
+      transform_.FirstStep(gradient, gradient.UpperIsZero(points), scratch.dz);
+      transform_.AccumulateCorrelation(scratch.dz, scratch.x, scratch.sum);
+      if (history_length > 0 && length < rest) {
+        samples.Copy(length, history_length, scratch.history);
+        history = scratch.history;
+      }
+    }
   }
-  const S *Dz(int64_t batch, int64_t channel) const {
-    return static_cast<const S *>(p_.dz) + batch * p_.dz_strides.batch + channel * p_.dz_strides.channel;
+
+  static const S *At(const void *array, const convscan_strides &strides, int64_t b, int64_t t, int64_t n) {
+    return static_cast<const S *>(array) + b * strides.batch + t * strides.time + n * strides.channel;
   }
 
   const convscan_filter_gradient &p_;
   const Transform<T> &transform_;
-  const int64_t outputs_;
+  const int64_t outputs_, tiles_;
   const Groups groups_;
 };
 
@@ -488,7 +649,8 @@ class FftGradient {
         kept_{static_cast<const char *>(p.spectra),
               p.h_channel_stride == 0 ? 0 : SpectrumBytes<S>(transform.Points(), p.storage),
               p.storage == CONVSCAN_SPECTRUM_BFLOAT16, true},
-        filters_(p.h, p.h_tap_stride, p.h_channel_stride, f_.taps, 0, transform),
+        filters_(p.h, 0, p.h_tap_stride, p.h_channel_stride, p.h_channel_stride == 0 ? f_.channels : 1, f_.taps, 0,
+                 transform),
         outputs_(outputs),
         groups_(f_.channels, f_.x_strides.channel == 1 && f_.dz_strides.channel == 1 && p.dx_strides.channel == 1 &&
                                  f_.length >= kChunk &&
@@ -549,7 +711,8 @@ class FftGradient {
     for (int64_t c = 0; c < groups_.Size(group); ++c) {
       const void *spectrum = kept_.address + (first + c) * kept_.step;
       if (kept_.address == nullptr) {
-        filters_.Transform(first, c, is_tiled && filters_.ShareLines(), scratch.taps, scratch.spectrum);
+        if (c == 0 || filters_.Group() == 1)
+          filters_.Transform(0, first, c, is_tiled && filters_.ShareLines(), scratch.taps, scratch.spectrum);
         spectrum = scratch.spectrum;
       }
       if (writes_columns) {
@@ -590,20 +753,20 @@ class FftGradient {
       }
       for (int64_t start = 0; start < f_.length; start += outputs_) {
         const int64_t rest = f_.length - start, length = Min(outputs_, rest);
-        const Samples<S> samples(x.From(start), length, history, reach, points);
+        const Samples<S> samples(x.From(start), {}, length, history, reach, points);
         transform_.FirstStep(samples, samples.UpperIsZero(points), scratch.x);
         transform_.Spectrum(scratch.x);
-        const Samples<S> gradient(dz.From(start), Min(length + reach, rest), nullptr, 0, points);
+        const Samples<S> gradient(dz.From(start), {}, Min(length + reach, rest), nullptr, 0, points);
         transform_.FirstStep(gradient, gradient.UpperIsZero(points), scratch.dz);
         if (kept_.is_bfloat16) {
           transform_.CorrelateAndMultiply(scratch.dz, static_cast<const BFloat16 *>(spectrum), scratch.x, scratch.sum);
         } else {
           transform_.CorrelateAndMultiply(scratch.dz, static_cast<const T *>(spectrum), scratch.x, scratch.sum);
         }
-        transform_.LastStep(scratch.dz, length, Sink<S>{dx.From(start), length, T{0}, CONVSCAN_IDENTITY});
+        transform_.LastStep(scratch.dz, length, Sink<S>{dx.From(start), {}, length, T{0}, CONVSCAN_IDENTITY});
       }
     }
-    StoreFilterGradient(transform_, scratch.sum, f_.taps, dh, dh_stride);
+    StoreFilterGradient(transform_, scratch.sum, f_.taps, 0, dh, dh_stride);
   }
 
   template <class Element, class Base>
@@ -630,7 +793,7 @@ const convscan_filter_gradient &SizesOf(const convscan_conv_gradient &p) { retur
 template <class S, template <class> class Runner, class Problem, class... Rest>
 convscan_status RunBlocks(const Problem &p, int64_t transform_length, const Rest &...rest) {
   using T = Compute<S>;
-  const Blocks<T> blocks(SizesOf(p).length, SizesOf(p).taps, transform_length);
+  const Blocks<T> blocks(LongestSequence(SizesOf(p)), SizesOf(p).taps, transform_length);
   Steps<T> steps;
   if (blocks.outputs <= 0 || !steps.Cut(blocks.points)) return CONVSCAN_UNSUPPORTED;
   const Transform<T> transform(blocks.points);
@@ -644,7 +807,7 @@ convscan_status MakeSpectra(const convscan_spectrum &p) {
   using C = ComplexVec<T>;
   const Transform<T> transform(p.transform_length);
   if (!transform.IsValid()) return CONVSCAN_OUT_OF_MEMORY;
-  const Filters<S> filters(p.h, p.h_tap_stride, p.h_filter_stride, p.taps, 0, transform);
+  const Filters<S> filters(p.h, 0, p.h_tap_stride, p.h_filter_stride, 1, p.taps, 0, transform);
   const Groups groups(p.filters, filters.ShareLines());
   const int64_t elements = transform.Elements(), numbers = 2 * transform.Points();
   const bool rounds = p.storage == CONVSCAN_SPECTRUM_BFLOAT16;
@@ -666,7 +829,7 @@ convscan_status MakeSpectra(const convscan_spectrum &p) {
     const int64_t first = groups.First(group);
     for (int64_t c = 0; c < groups.Size(group); ++c) {
       if (!rounds) data = static_cast<C *>(p.spectra) + (first + c) * elements;
-      filters.Transform(first, c, copies, taps, data);
+      filters.Transform(0, first, c, copies, taps, data);
       BFloat16 *const rounded = static_cast<BFloat16 *>(p.spectra) + (first + c) * numbers;
       constexpr int kW = kLanes<float>;
       const T *const exact = reinterpret_cast<const T *>(data);
@@ -713,13 +876,7 @@ convscan_status FilterSpectrum(const convscan_spectrum &p) {
 convscan_status FilterGradientFft(const convscan_filter_gradient &problem, int64_t transform_length) {
   return WithRealStorage(problem.dtype, [&](auto type) {
     using S = typename decltype(type)::Storage;
-    using T = Compute<S>;
-    convscan_filter_gradient p = problem;
-    const int64_t samples = p.batch == 0 ? 0 : p.length;
-    if (p.state == nullptr || samples == 0) p.taps = Min(p.taps, samples);
-    for (int64_t k = p.taps; k < problem.taps; ++k)  // taps that meet no sample
-      for (int64_t c = 0; c < p.channels; ++c)
-        static_cast<T *>(p.dh)[k * p.dh_tap_stride + c * p.dh_channel_stride] = T{0};
+    const convscan_filter_gradient p = WithoutIdleTaps<S>(problem);
     return p.taps == 0 ? CONVSCAN_OK : RunBlocks<S, FftFilterGradient>(p, transform_length);
   });
 }

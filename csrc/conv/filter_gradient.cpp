@@ -47,18 +47,41 @@ CONVSCAN_INLINE void CorrelateTaps(Vec<T> (&sum)[N], const T *x, const T *dz, in
   }
 }
 
+// The samples of one sequence, or their gradient, with their gates.
+template <class S>
+Signal<S> SamplesOf(const convscan_filter_gradient &p, int64_t begin, int64_t length, int64_t sequence) {
+  const S *const state = p.taps > 1 ? static_cast<const S *>(p.state) : nullptr;
+  const Gate<S> gate{p.x_gate == nullptr ? nullptr : static_cast<const S *>(p.x_gate) + begin * p.x_gate_strides.time,
+                     p.x_gate_strides, length, p.channels};
+  return {static_cast<const S *>(p.x) + begin * p.x_strides.time,
+          p.x_strides,
+          state == nullptr ? nullptr : state + sequence * p.state_sequence_stride,
+          p.state_strides,
+          length,
+          p.channels,
+          p.taps - 1,
+          gate};
+}
+template <class S>
+Signal<S> GradientOf(const convscan_filter_gradient &p, int64_t begin, int64_t length) {
+  const Gate<S> gate{p.dz_gate == nullptr ? nullptr : static_cast<const S *>(p.dz_gate) + begin * p.dz_gate_strides.time,
+                     p.dz_gate_strides, length, p.channels};
+  return {static_cast<const S *>(p.dz) + begin * p.dz_strides.time, p.dz_strides, nullptr, {}, length, p.channels, 0,
+          gate};
+}
+
 template <class S>
 struct GradientTile {
   using T = Compute<S>;
   static constexpr int W = kLanes<T>, N = kOutputsAtOnce<T>;
 
-  int64_t columns, reach, taps, x_plane, z_plane;  // taps: those that can be other than zero, in whole register tiles
+  int64_t columns, reach, taps, x_plane, z_plane;  // taps in whole register tiles
   T *x, *dz;
   double *sums;  // [columns][taps][W]
   size_t bytes;
 
   GradientTile(const convscan_filter_gradient &p, int64_t columns, void *workspace) : columns(columns) {
-    taps = RoundUp(p.state != nullptr ? p.taps : Min(p.taps, p.length), N);
+    taps = RoundUp(p.taps, N);
     reach = taps - 1;
     x_plane = (reach + kTile) * W;
     z_plane = kTile * W;
@@ -108,32 +131,34 @@ struct GradientPlan {
     columns = is_adjacent ? Min(Max(1, Min(kRowBytes / kVectorBytes, fits)), CeilDiv(p.channels, W)) : 1;
     group = Min(columns * W, p.channels);
     segments = is_adjacent ? 1 : W / group;
-    steps = RoundUp(Max(1, Min(kChunk, CeilDiv(p.length, segments))), kTapsAtOnce);
-    chunks_each = CeilDiv(p.length, steps * segments);
+    steps = RoundUp(Min(kChunk, CeilDiv(LongestSequence(p), segments)), kTapsAtOnce);
+    chunks_each = 0;
+    for (int64_t s = 0; s < Sequences(p); ++s) chunks_each += ChunksOf(s);
     chunks = p.batch * chunks_each;
     groups = CeilDiv(p.channels, group);
     parts = Max(1, Min(Min(chunks, CeilDiv(kTasks, groups)), p.batch * p.length / (kStepsPerTap * Max(1, p.taps))));
   }
 
+  int64_t ChunksOf(int64_t sequence) const {
+    return CeilDiv(SequenceEnd(p, sequence) - SequenceBegin(p, sequence), steps * segments);
+  }
+
   // Chunks [begin, end) of one group of channels.
   void Run(GradientTile<S> &tile, int64_t n, int64_t begin, int64_t end) const {
-    const Signal<S> x = InputOf<S>(p);
-    const Signal<S> dz{static_cast<const S *>(p.dz), p.dz_strides, nullptr, {}, p.length, p.channels, 0};
     tile.Clear();
+    if (begin >= end) return;
+    int64_t b = begin / chunks_each, sequence = 0, part = begin % chunks_each;
+    for (; part >= ChunksOf(sequence); ++sequence) part -= ChunksOf(sequence);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const int64_t b = chunk / chunks_each, start = chunk % chunks_each * steps * segments;
-      Lane lanes[W];
-      for (int l = 0; l < W; ++l)
-        lanes[l] = {b, Min(n + l % group, p.channels - 1), start + Min(l / group, segments - 1) * steps};
-      Pack(x, b, n, start, lanes, -tile.reach, tile.reach, tile.columns, tile.x, tile.x_plane);
-      const int64_t longest = Min(steps, p.length - start);
-      for (int64_t t = 0; t < longest; t += kTile) {
-        const int64_t count = Min(kTile, longest - t);
-        Pack(x, b, n, start, lanes, t, count, tile.columns, tile.x + tile.reach * W, tile.x_plane);
-        Pack(dz, b, n, start, lanes, t, count, tile.columns, tile.dz, tile.z_plane);
-        // Lanes that are segments of time have a past from the first step on.
-        tile.Correlate(count, p.state != nullptr || segments > 1 ? tile.taps : start + t);
-      }
+      RunChunk(tile, n, b, sequence, part * steps * segments);
+      if (++part < ChunksOf(sequence)) continue;
+      part = 0;
+      do {
+        if (++sequence == Sequences(p)) {
+          sequence = 0;
+          ++b;
+        }
+      } while (ChunksOf(sequence) == 0);
     }
   }
 
@@ -145,6 +170,24 @@ struct GradientPlan {
   }
 
  private:
+  // What the steps from `start` of one sequence add, a segment of them for each lane of a channel.
+  void RunChunk(GradientTile<S> &tile, int64_t n, int64_t b, int64_t sequence, int64_t start) const {
+    const int64_t first = SequenceBegin(p, sequence), length = SequenceEnd(p, sequence) - first;
+    const Signal<S> x = SamplesOf<S>(p, first, length, sequence), dz = GradientOf<S>(p, first, length);
+    Lane lanes[W];
+    for (int l = 0; l < W; ++l)
+      lanes[l] = {b, Min(n + l % group, p.channels - 1), start + Min(l / group, segments - 1) * steps};
+    Pack(x, b, n, start, lanes, p.origin - tile.reach, tile.reach, tile.columns, tile.x, tile.x_plane);
+    const int64_t longest = Min(steps, length - start);
+    for (int64_t t = 0; t < longest; t += kTile) {
+      const int64_t count = Min(kTile, longest - t);
+      Pack(x, b, n, start, lanes, p.origin + t, count, tile.columns, tile.x + tile.reach * W, tile.x_plane);
+      Pack(dz, b, n, start, lanes, t, count, tile.columns, tile.dz, tile.z_plane);
+      // Lanes that are segments of time have a past from the first step on.
+      tile.Correlate(count, p.state != nullptr || segments > 1 ? tile.taps : start + t + p.origin);
+    }
+  }
+
   void Pack(const Signal<S> &signal, int64_t b, int64_t n, int64_t start, const Lane (&lanes)[W], int64_t t,
             int64_t count, int64_t columns, Compute<S> *out, int64_t plane) const {
     if (is_adjacent) signal.PackColumns(b, n, columns, start + t, count, out, W, plane);
@@ -158,7 +201,7 @@ convscan_status FilterGradient(const convscan_filter_gradient &p) {
   constexpr int W = GradientPlan<S>::W;
   const GradientPlan<S> plan(p);
   const GradientTile<S> shape(p, plan.columns, nullptr);
-  const int threads = Threads(p.threads, p.batch * p.length * p.channels * Min(p.taps, Max(p.length, 1)));
+  const int threads = Threads(p.threads, p.batch * p.length * p.channels * p.taps);
   // The sums of all parts stand behind the tile in the calling thread's workspace, which its own tasks also ask for,
   // at the same size so that it stays where it is.
   const int64_t part = plan.columns * shape.taps * W, kept = plan.parts > 1 ? plan.parts * plan.groups * part : 0;
@@ -170,7 +213,7 @@ convscan_status FilterGradient(const convscan_filter_gradient &p) {
     for (int64_t i = 0; i < Min(plan.group, p.channels - n); ++i)
       for (int64_t k = 0; k < p.taps; ++k)
         static_cast<Gradient *>(p.dh)[k * p.dh_tap_stride + (n + i) * p.dh_channel_stride] =
-            k < shape.taps ? static_cast<Gradient>(total(i, k)) : Gradient(0);
+            static_cast<Gradient>(total(i, k));
   };
   bool failed = false;
   ParallelFor(plan.groups * plan.parts, threads, [&](int64_t task) {
@@ -194,8 +237,12 @@ convscan_status FilterGradient(const convscan_filter_gradient &p) {
 
 }  // namespace
 
-convscan_status FilterGradientDirect(const convscan_filter_gradient &p) {
-  return WithRealStorage(p.dtype, [&](auto type) { return FilterGradient<typename decltype(type)::Storage>(p); });
+convscan_status FilterGradientDirect(const convscan_filter_gradient &problem) {
+  return WithRealStorage(problem.dtype, [&](auto type) {
+    using S = typename decltype(type)::Storage;
+    const convscan_filter_gradient p = WithoutIdleTaps<S>(problem);
+    return p.taps == 0 ? CONVSCAN_OK : FilterGradient<S>(p);
+  });
 }
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -37,20 +37,20 @@ struct LongTile {
   }
 
   // Taps and bias of one lane.
-  void PackFilter(int64_t lane, int64_t n) {
-    const S *from = FilterOf<S>(p) + n * p.h_channel_stride;
+  void PackFilter(int64_t lane, int64_t b, int64_t n) {
+    const S *from = FilterOf<S>(p, b, n);
     T *to = h + lane / W * h_plane + lane % W;
     for (int64_t k = 0; k < h_plane / W; ++k) to[k * W] = LoadScalar(from + k * p.h_tap_stride);
-    bias[lane] = BiasOf<S>(p, n);
+    bias[lane] = BiasOf<S>(p, b, n);
   }
 
   // The filters of adjacent channels.
-  void PackFilters(int64_t n) {
-    FilterSignal<S>(p).PackColumns(0, n, columns, 0, h_plane / W, h, W, h_plane);
-    BiasSignal<S>(p).PackColumns(0, n, columns, 0, 1, bias, W, W);
+  void PackFilters(int64_t b, int64_t n) {
+    PackFilterColumns<S>(p, b, n, columns, h_plane / W, h, W, h_plane);
+    PackBiasColumns<S>(p, b, n, columns, bias, W);
   }
 
-  // z = outputs [t, t + count) of every lane; lanes start between times `earliest` and `latest`.
+  // z = outputs [t, t + count) of every lane, before gate and activation; lanes start between times `earliest` and `latest`.
   void Convolve(int64_t t, int64_t count, int64_t earliest, int64_t latest) {
     for (int64_t c = 0; c < columns; ++c) {
       for (int64_t i = 0; i < count; i += N) {
@@ -65,6 +65,9 @@ struct LongTile {
         for (int r = 0; r < N; ++r) Store<W>(z + (c * tile + i + r) * W, sum[r]);
       }
     }
+  }
+
+  void Activate(int64_t count) {
     for (int64_t c = 0; c < columns; ++c) ActivateRow<T>(z + c * tile * W, count * W, p.activation);
   }
 
@@ -76,13 +79,15 @@ struct LongTile {
   // Outputs [begin, end) of the channels from n on.
   void RunColumns(int64_t b, int64_t n, int64_t begin, int64_t end) {
     const Signal<S> input = InputOf<S>(p);
-    PackFilters(n);
+    PackFilters(b, n);
     input.PackColumns(b, n, columns, begin + p.origin - reach, reach, x, W, x_plane);
     const int64_t width = Min(columns * W, p.channels - n);
     for (int64_t t = begin; t < end; t += tile) {
       const int64_t count = Min(tile, end - t);
       input.PackColumns(b, n, columns, t + p.origin, RoundUp(count, N), x + reach * W, W, x_plane);
       Convolve(t, count, 0, 0);
+      PostGate<S>(p).MultiplyColumns(b, n, columns, t, count, z, W, tile * W);
+      Activate(count);
       S *y = static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel;
       for (int64_t i = 0; i < count; ++i, y += p.y_strides.time) {
         int64_t c = 0;
@@ -98,7 +103,7 @@ struct LongTile {
     const Signal<S> input = InputOf<S>(p);
     int64_t earliest = lanes[0].start, latest = lanes[0].start;
     for (int l = 0; l < W; ++l) {
-      PackFilter(l, lanes[l].channel);
+      PackFilter(l, lanes[l].batch, lanes[l].channel);
       earliest = Min(earliest, lanes[l].start);
       latest = Max(latest, lanes[l].start);
     }
@@ -107,6 +112,8 @@ struct LongTile {
       const int64_t count = Min(tile, steps - t);
       input.PackLanes(lanes, t + p.origin, RoundUp(count, N), x + reach * W);
       Convolve(t, count, earliest, latest);
+      PostGate<S>(p).MultiplyLanes(lanes, t, count, z);
+      Activate(count);
       StoreLanes(lanes, lane_count, t, count);
       if (t + count < steps) KeepPast(count);
     }

@@ -47,7 +47,7 @@ struct Companion {
     Lane lanes[W];
     for (int l = 0; l < W; ++l) {
       lanes[l] = {b, n + Min(l, width - 1), 0};
-      const S *from = FilterOf<S>(p) + lanes[l].channel * p.h_channel_stride;
+      const S *from = FilterOf<S>(p, b, lanes[l].channel);
       for (int64_t k = 0; k < p.taps; ++k) h[k * W + l] = LoadScalar(from + k * p.h_tap_stride);
     }
     // s_{K-1} stays zero; zeros before the start leave the others zero too.
@@ -64,7 +64,8 @@ struct Companion {
       input.PackLanes(lanes, t, steps, x);
       Advance(x, steps);
       for (int64_t i = 0; i < steps; ++i)
-        for (int l = 0; l < width; ++l) x[i * W + l] += BiasOf<S>(p, n + l);
+        for (int l = 0; l < width; ++l) x[i * W + l] += BiasOf<S>(p, b, n + l);
+      PostGate<S>(p).MultiplyLanes(lanes, t, steps, x);
       ActivateRow<T>(x, steps * W, p.activation);
       S *y = static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel;
       for (int64_t i = 0; i < steps; ++i)

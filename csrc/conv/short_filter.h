@@ -31,18 +31,25 @@ struct ShortStep {
   // bias. One pointer walks through all of it.
   T *columns;
   int64_t ahead;  // from a sample to the one the next step reads
+  const S *pre[kShortRows], *post[kShortRows];  // gates of these rows, or rows of ones
+  int64_t pre_ahead, post_ahead;
 
   static constexpr int64_t Plane(int64_t taps) { return 2 * taps * W; }
 
-  // R rows of `width` channels, a multiple of W. Older samples are added first, whatever R is.
-  template <int K, int R>
+  // R rows of `width` channels, a multiple of W. Older samples are added first, whatever R is. The history has had its
+  // gate.
+  template <bool kGated, int K, int R>
   void Run(int64_t width) const {
-    const S *from[R];
+    const S *from[R], *before[R], *after[R];
     T *to[R], *column = columns;
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       from[r] = x[r];
       to[r] = y[r];
+      if constexpr (kGated) {
+        before[r] = pre[r];
+        after[r] = post[r];
+      }
     }
     for (int64_t n = 0; n < width; n += W, column += Plane(K)) {
       Vec<T, W> sum[R];
@@ -50,11 +57,17 @@ struct ShortStep {
       for (int r = 0; r < R; ++r) {
         sum[r] = Load<W>(column + (2 * K - 1) * W);
         __builtin_prefetch(from[r] + n + ahead);
+        if constexpr (kGated) {
+          __builtin_prefetch(before[r] + n + pre_ahead);
+          __builtin_prefetch(after[r] + n + post_ahead);
+        }
       }
 #pragma GCC unroll 32
       for (int j = 0; j < K - 1 + R; ++j) {
-        const Vec<T, W> sample =
-            j < K - 1 ? Load<W>(column + j * W) : Load<W>(from[j < K - 1 ? 0 : j - (K - 1)] + n);
+        const int now = j < K - 1 ? 0 : j - (K - 1);
+        Vec<T, W> sample = j < K - 1 ? Load<W>(column + j * W) : Load<W>(from[now] + n);
+        if constexpr (kGated)
+          if (j >= K - 1) sample *= Load<W>(before[now] + n);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const int k = r + K - 1 - j;
@@ -63,19 +76,28 @@ struct ShortStep {
         if (j >= R) Store<W>(column + (j - R) * W, sample);
       }
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) Store<W>(to[r] + n, sum[r]);
+      for (int r = 0; r < R; ++r) {
+        if constexpr (kGated) sum[r] *= Load<W>(after[r] + n);
+        Store<W>(to[r] + n, sum[r]);
+      }
     }
   }
 };
 
-template <class S, int K = kShortTaps>
+template <bool kGated, class S, int K = kShortTaps>
 void RunShortStep(const ShortStep<S> &step, int64_t taps, bool single_row, int64_t width) {
   if (taps == K) {
-    if (single_row) step.template Run<K, 1>(width);
-    else step.template Run<K, kShortRows>(width);
+    if (single_row) step.template Run<kGated, K, 1>(width);
+    else step.template Run<kGated, K, kShortRows>(width);
   } else if constexpr (K > 1) {
-    RunShortStep<S, K - 1>(step, taps, single_row, width);
+    RunShortStep<kGated, S, K - 1>(step, taps, single_row, width);
   }
+}
+
+template <class S>
+void RunShortStep(const ShortStep<S> &step, int64_t taps, bool single_row, int64_t width) {
+  if (step.pre[0] != nullptr) RunShortStep<true, S>(step, taps, single_row, width);
+  else RunShortStep<false, S>(step, taps, single_row, width);
 }
 
 // Workspace of one block of channels.
@@ -86,41 +108,62 @@ struct ShortColumns {
 
   const convscan_conv &p;
   int64_t width, stride, plane;
+  bool is_gated;
   T *columns, *rows;
-  S *zeros, *edge;
+  S *zeros, *edge, *ones, *gates;
   size_t bytes;
 
   ShortColumns(const convscan_conv &p, int64_t width, void *workspace)
-      : p(p), width(width), stride(RoundUp(width, W)), plane(ShortStep<S>::Plane(p.taps)) {
+      : p(p),
+        width(width),
+        stride(RoundUp(width, W)),
+        plane(ShortStep<S>::Plane(p.taps)),
+        is_gated(p.pre_gate != nullptr || p.post_gate != nullptr) {
     Arena arena(workspace);
     columns = arena.Take<T>(stride / W * plane);
     rows = arena.Take<T>(kShortRows * stride);
     zeros = arena.Take<S>(stride);
-    edge = arena.Take<S>(kShortRows * W);
+    edge = arena.Take<S>((is_gated ? 3 : 1) * kShortRows * W);
+    ones = arena.Take<S>(is_gated ? stride : 0);
+    gates = arena.Take<S>(CopiedGates(p) * kShortRows * stride);
     bytes = arena.Used();
   }
 
-  static int64_t BytesPerChannel(int64_t taps) {
-    return (2 * taps + kShortRows) * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(sizeof(S));
+  // Gates whose channels are not adjacent, which a step reads from a copy.
+  static int64_t CopiedGates(const convscan_conv &p) {
+    return (p.pre_gate != nullptr && p.pre_gate_strides.channel != 1) +
+           (p.post_gate != nullptr && p.post_gate_strides.channel != 1);
+  }
+  static int64_t BytesPerChannel(const convscan_conv &p) {
+    const bool is_gated = p.pre_gate != nullptr || p.post_gate != nullptr;
+    return (2 * p.taps + kShortRows) * static_cast<int64_t>(sizeof(T)) +
+           (1 + is_gated + CopiedGates(p) * kShortRows) * static_cast<int64_t>(sizeof(S));
   }
 
   // Outputs [begin, end) of channels [n, n + width) of batch b.
   void Run(int64_t b, int64_t n, int64_t begin, int64_t end, bool stream) {
     const Signal<S> x = InputOf<S>(p);
+    const Gate<S> pre = PreGate<S>(p), post = PostGate<S>(p);
+    S *const pre_rows = gates;
+    S *const post_rows = gates + (pre.factors != nullptr && pre.strides.channel != 1 ? kShortRows * stride : 0);
     x.PackColumns(b, n, stride / W, begin + p.origin - (p.taps - 1), p.taps - 1, columns, W, plane);
-    PackParameters(n);
+    PackParameters(b, n);
     const bool is_direct = kSame<S, T> && p.activation == CONVSCAN_IDENTITY && !stream;
     const int64_t whole = width / W * W;
     for (int64_t t = begin; t < end;) {
       const int count = end - t >= kShortRows ? kShortRows : 1;
       S *y[kShortRows];
-      ShortStep<S> step{{}, {}, columns, kShortRows * p.x_strides.time};
+      ShortStep<S> step{{}, {}, columns, kShortRows * p.x_strides.time, {}, {}, kShortRows * pre.strides.time,
+                        kShortRows * post.strides.time};
       for (int r = 0; r < count; ++r) {
         y[r] = static_cast<S *>(p.y) + b * p.y_strides.batch + (t + r) * p.y_strides.time + n * p.y_strides.channel;
         step.y[r] = rows + r * stride;
         if constexpr (kSame<S, T>)
           if (is_direct) step.y[r] = y[r];
         step.x[r] = t + r + p.origin < p.length ? x.At(b, t + r + p.origin, n) : zeros;
+        if (!is_gated) continue;
+        step.pre[r] = GateRow(pre, b, t + r + p.origin, n, pre_rows + r * stride);
+        step.post[r] = GateRow(post, b, t + r, n, post_rows + r * stride);
       }
       if (whole < width) RunEdge(step, whole, count);
       RunShortStep<S>(step, p.taps, count == 1, whole);
@@ -136,19 +179,36 @@ struct ShortColumns {
   }
 
  private:
-  void PackParameters(int64_t n) {
-    FilterSignal<S>(p).PackColumns(0, n, stride / W, 0, p.taps, columns + (p.taps - 1) * W, W, plane);
-    BiasSignal<S>(p).PackColumns(0, n, stride / W, 0, 1, columns + (2 * p.taps - 1) * W, W, plane);
+  void PackParameters(int64_t b, int64_t n) {
+    PackFilterColumns<S>(p, b, n, stride / W, p.taps, columns + (p.taps - 1) * W, W, plane);
+    PackBiasColumns<S>(p, b, n, stride / W, columns + (2 * p.taps - 1) * W, plane);
     memset(zeros, 0, static_cast<size_t>(stride) * sizeof(S));
+    for (int64_t i = 0; is_gated && i < stride; ++i) StoreScalar(ones + i, T(1));
+  }
+
+  // The factors of the block's channels at time t: where they lie, or copied, or ones.
+  const S *GateRow(const Gate<S> &gate, int64_t b, int64_t t, int64_t n, S *copy) const {
+    if (gate.factors == nullptr || t >= p.length) return ones;
+    const S *const from = gate.At(b, t, n);
+    if (gate.strides.channel == 1) return from;
+    for (int64_t i = 0; i < width; ++i) copy[i] = from[i * gate.strides.channel];
+    return copy;
   }
 
   // The channels left over by whole vectors, through a padded copy of their samples into `rows`.
   void RunEdge(const ShortStep<S> &step, int64_t whole, int count) {
-    ShortStep<S> last{{}, {}, columns + whole / W * plane, 0};
+    ShortStep<S> last{{}, {}, columns + whole / W * plane, 0, {}, {}, 0, 0};
+    const auto copy = [&](const S *from, int at) {
+      S *const to = edge + at * W;
+      for (int64_t i = 0; i < W; ++i) to[i] = whole + i < width ? from[whole + i] : S{};
+      return to;
+    };
     for (int r = 0; r < count; ++r) {
-      for (int64_t i = 0; i < W; ++i) edge[r * W + i] = whole + i < width ? step.x[r][whole + i] : S{};
-      last.x[r] = edge + r * W;
+      last.x[r] = copy(step.x[r], r);
       last.y[r] = rows + r * stride + whole;
+      if (!is_gated) continue;
+      last.pre[r] = copy(step.pre[r], kShortRows + r);
+      last.post[r] = copy(step.post[r], 2 * kShortRows + r);
     }
     RunShortStep<S>(last, p.taps, count == 1, W);
   }
@@ -158,7 +218,7 @@ template <class S>
 convscan_status ConvShortColumns(const convscan_conv &p) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));
   const int threads = Threads(p.threads, p.batch * p.length * p.channels * p.taps);
-  int64_t widest = kShortBytes / ShortColumns<S>::BytesPerChannel(p.taps);
+  int64_t widest = kShortBytes / ShortColumns<S>::BytesPerChannel(p);
   if (IsInPlace<S>(p) && p.batch < threads) widest = Min(widest, CeilDiv(p.channels * p.batch, threads));
   widest = Max(kLine, widest / kLine * kLine);
   const int64_t width = RoundUp(CeilDiv(p.channels, CeilDiv(p.channels, widest)), kLine);
@@ -232,9 +292,9 @@ struct ShortRows {
   // Outputs [begin, end) of one row.
   void Run(int64_t b, int64_t n, int64_t begin, int64_t end, bool stream) {
     const Signal<S> input = InputOf<S>(p);
-    const S *h = FilterOf<S>(p) + n * p.h_channel_stride;
+    const S *h = FilterOf<S>(p, b, n);
     for (int64_t k = 0; k < p.taps; ++k) Store<W>(taps + k * W, Broadcast<T, W>(LoadScalar(h + k * p.h_tap_stride)));
-    const T bias = BiasOf<S>(p, n);
+    const T bias = BiasOf<S>(p, b, n);
     S *y = static_cast<S *>(p.y) + b * p.y_strides.batch + n * p.y_strides.channel;
     const int64_t history = p.taps - 1;
     input.PackRow(b, n, begin + p.origin - history, history, x);
@@ -243,6 +303,7 @@ struct ShortRows {
       input.PackRow(b, n, t + p.origin, count, x + history);
       for (int64_t i = count; i < RoundUp(count, W); ++i) x[history + i] = T(0);
       ShortRow<T, S>(x, taps, p.taps, bias, z, count, input.At(b, t + p.origin + count, n));
+      PostGate<S>(p).MultiplyRow(b, n, t, count, z);
       ActivateRow<T>(z, count, p.activation);
       StoreRow<S>(y + t * p.y_strides.time, p.y_strides.time, z, count, stream);
       for (int64_t i = 0; i < history; ++i) x[i] = x[count + i];

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "conv/activation.h"
+#include "conv/gate.h"
 #include "convscan.h"
 #include "core/arena.h"
 #include "core/parallel.h"
@@ -34,12 +35,7 @@ inline int64_t TimePieces(int64_t tasks, int threads, int64_t length, int64_t sm
 
 CONVSCAN_INLINE int64_t RoundUp(int64_t n, int64_t multiple) { return CeilDiv(n, multiple) * multiple; }
 
-// One lane of a packed tile: row 0 of the tile is time `start` of this sequence.
-struct Lane {
-  int64_t batch, channel, start;
-};
-
-// The samples of one array and what lies around them: zeros, or `state` just before time 0.
+// The samples of one array, times a gate if it has one, and what lies around them: zeros, or `state` just before time 0.
 template <class S>
 struct Signal {
   using T = Compute<S>;
@@ -50,6 +46,7 @@ struct Signal {
   const S *state;
   convscan_strides state_strides;
   int64_t length, channels, history;  // history: samples in state
+  Gate<S> gate{};
 
   const S *At(int64_t b, int64_t t, int64_t n) const {
     return x + b * strides.batch + t * strides.time + n * strides.channel;
@@ -74,6 +71,7 @@ struct Signal {
       for (; i < inside; ++i) out[i] = LoadScalar(from + i * strides.time);
     }
     for (; i < count; ++i) out[i] = T(0);
+    gate.MultiplyRow(b, n, t, count, out);
   }
 
   // x[b, t + i, n + c W + lane] to out[i row + c plane + lane], 0 <= i < count; zero beyond the last channel. Rows in
@@ -87,6 +85,7 @@ struct Signal {
       const S *from = inside ? At(b, t + i, n) : before ? StateAt(b, t + i, n) : nullptr;
       PackChannels(from, inside ? strides.channel : state_strides.channel, width, columns, out + i * row, plane);
     }
+    gate.MultiplyColumns(b, n, columns, t, count, out, row, plane);
   }
 
   // out[i][lane] = x at time start + t + i of each lane, 0 <= i < count.
@@ -115,6 +114,7 @@ struct Signal {
     for (; i < high; ++i)
       for (int l = 0; l < W; ++l) out[i * W + l] = LoadScalar(from[l] + i * strides.time);
     PackEdge(lanes, t, high, count, out);
+    gate.MultiplyLanes(lanes, t, count, out);
   }
 
  private:
@@ -137,15 +137,25 @@ struct Signal {
   }
 };
 
-template <class S, class Problem>
-Signal<S> InputOf(const Problem &p) {
+template <class S>
+Gate<S> PreGate(const convscan_conv &p) {
+  return {static_cast<const S *>(p.pre_gate), p.pre_gate_strides, p.length, p.channels};
+}
+template <class S>
+Gate<S> PostGate(const convscan_conv &p) {
+  return {static_cast<const S *>(p.post_gate), p.post_gate_strides, p.length, p.channels};
+}
+
+template <class S>
+Signal<S> InputOf(const convscan_conv &p) {
   return {static_cast<const S *>(p.x),
           p.x_strides,
           p.taps > 1 ? static_cast<const S *>(p.state) : nullptr,
           p.state_strides,
           p.length,
           p.channels,
-          p.taps - 1};
+          p.taps - 1,
+          PreGate<S>(p)};
 }
 
 // Samples before an output that can matter: all of the filter's, unless only zeros lie there.
@@ -154,22 +164,79 @@ inline int64_t Reach(const convscan_conv &p) {
 }
 
 template <class S>
-const S *FilterOf(const convscan_conv &p) {
-  return static_cast<const S *>(p.h);
+const S *FilterOf(const convscan_conv &p, int64_t b, int64_t n) {
+  return static_cast<const S *>(p.h) + b * p.h_batch_stride +
+         (p.filter_group > 1 ? n / p.filter_group : n) * p.h_channel_stride;
 }
 template <class S>
-Compute<S> BiasOf(const convscan_conv &p, int64_t n) {
-  return p.bias == nullptr ? Compute<S>(0) : LoadScalar(static_cast<const S *>(p.bias) + n * p.bias_stride);
+Compute<S> BiasOf(const convscan_conv &p, int64_t b, int64_t n) {
+  return p.bias == nullptr
+             ? Compute<S>(0)
+             : LoadScalar(static_cast<const S *>(p.bias) + b * p.bias_batch_stride + n * p.bias_stride);
 }
 
-// The filter and the bias as signals, to be packed by columns: time is the tap, and no bias is zeros.
+// The first `taps` taps of adjacent channels, as Signal::PackColumns packs times.
 template <class S>
-Signal<S> FilterSignal(const convscan_conv &p) {
-  return {FilterOf<S>(p), {0, p.h_tap_stride, p.h_channel_stride}, nullptr, {}, p.taps, p.channels, 0};
+void PackFilterColumns(const convscan_conv &p, int64_t b, int64_t n, int64_t columns, int64_t taps, Compute<S> *out,
+                       int64_t row, int64_t plane) {
+  if (p.filter_group <= 1) {
+    const Signal<S> filters{static_cast<const S *>(p.h), {p.h_batch_stride, p.h_tap_stride, p.h_channel_stride},
+                            nullptr,                     {},
+                            p.taps,                      p.channels,
+                            0};
+    return filters.PackColumns(b, n, columns, 0, taps, out, row, plane);
+  }
+  constexpr int W = Signal<S>::W;
+  for (int64_t i = 0; i < columns * W; ++i) {
+    const S *const from = n + i < p.channels ? FilterOf<S>(p, b, n + i) : nullptr;
+    for (int64_t k = 0; k < taps; ++k)
+      out[k * row + i / W * plane + i % W] = from == nullptr ? Compute<S>(0) : LoadScalar(from + k * p.h_tap_stride);
+  }
 }
+
+// The bias of adjacent channels likewise; no bias is zeros.
 template <class S>
-Signal<S> BiasSignal(const convscan_conv &p) {
-  return {static_cast<const S *>(p.bias), {0, 0, p.bias_stride}, nullptr, {}, p.bias != nullptr, p.channels, 0};
+void PackBiasColumns(const convscan_conv &p, int64_t b, int64_t n, int64_t columns, Compute<S> *out, int64_t plane) {
+  const Signal<S> bias{static_cast<const S *>(p.bias), {p.bias_batch_stride, 0, p.bias_stride}, nullptr, {},
+                       p.bias != nullptr,              p.channels,                              0};
+  bias.PackColumns(b, n, columns, 0, 1, out, 0, plane);
+}
+
+// ---- the filter's gradient ----
+
+inline int64_t Sequences(const convscan_filter_gradient &p) { return p.boundaries == nullptr ? 1 : p.sequences; }
+inline int64_t SequenceBegin(const convscan_filter_gradient &p, int64_t s) {
+  return p.boundaries == nullptr ? 0 : p.boundaries[s];
+}
+inline int64_t SequenceEnd(const convscan_filter_gradient &p, int64_t s) {
+  return p.boundaries == nullptr ? p.length : p.boundaries[s + 1];
+}
+
+inline int64_t LongestSequence(const convscan_conv &p) { return p.length; }  // packed ones have been taken apart
+inline int64_t LongestSequence(const convscan_filter_gradient &p) {
+  int64_t longest = 1;
+  for (int64_t s = 0; s < Sequences(p); ++s) longest = Max(longest, SequenceEnd(p, s) - SequenceBegin(p, s));
+  return longest;
+}
+
+// The problem without the taps that meet no sample, whose gradient it sets to zero.
+template <class S>
+convscan_filter_gradient WithoutIdleTaps(const convscan_filter_gradient &problem) {
+  using T = Compute<S>;
+  convscan_filter_gradient p = problem;
+  const int64_t samples = p.batch == 0 ? 0 : p.length;
+  int64_t first = 0, end = p.taps;
+  if (p.state == nullptr || samples == 0) {
+    first = Max(0, Min(p.taps, p.origin - (samples - 1)));
+    end = Max(first, Min(p.taps, samples == 0 ? 0 : p.origin + samples));
+  }
+  for (int64_t k = 0; k < p.taps; ++k)
+    for (int64_t c = 0; (k < first || k >= end) && c < p.channels; ++c)
+      static_cast<T *>(p.dh)[k * p.dh_tap_stride + c * p.dh_channel_stride] = T{0};
+  p.dh = static_cast<T *>(p.dh) + first * p.dh_tap_stride;
+  p.taps = end - first;
+  p.origin -= first;
+  return p;
 }
 
 template <class S>

@@ -66,8 +66,8 @@ struct ToeplitzRows {
   }
 
   // Entry k - i of the padded filter is at h[kBlock - 1 + k - i].
-  void PackFilter(int64_t n) {
-    const S *from = FilterOf<S>(p) + n * p.h_channel_stride;
+  void PackFilter(int64_t b, int64_t n) {
+    const S *from = FilterOf<S>(p, b, n);
     for (int64_t i = 0; i < reach + 2 * kBlock; ++i) {
       const int64_t k = i - (kBlock - 1);
       h[i] = k >= 0 && k < p.taps ? LoadScalar(from + k * p.h_tap_stride) : T(0);
@@ -94,7 +94,7 @@ struct ToeplitzRows {
   // Outputs [begin, end) of one row.
   void Run(int64_t b, int64_t n, int64_t begin, int64_t end) {
     const Signal<S> input = InputOf<S>(p);
-    const T bias = BiasOf<S>(p, n);
+    const T bias = BiasOf<S>(p, b, n);
     input.PackRow(b, n, begin + p.origin - reach, reach, x);
     for (int64_t t = begin; t < end; t += tile) {
       const int64_t count = Min(tile, end - t);
@@ -103,6 +103,7 @@ struct ToeplitzRows {
       int64_t i = 0;
       for (; i + kBlock < count; i += kStep) Multiply<kBlocks>(t, i, bias);
       if (i < count) Multiply<1>(t, i, bias);
+      PostGate<S>(p).MultiplyRow(b, n, t, count, z);
       ActivateRow<T>(z, count, p.activation);
       StoreRow<S>(static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel,
                   p.y_strides.time, z, count, false);
@@ -114,8 +115,9 @@ struct ToeplitzRows {
 template <class S>
 convscan_status Toeplitz(const convscan_conv &p) {
   const int threads = Threads(p.threads, p.batch * p.length * p.channels * Min(p.taps, p.length));
-  // Tasks are (channel, piece of time): the batch shares the packed filter. With too few of those, the batch is split.
-  const bool splits_batch = p.channels < 4 * threads;
+  // Tasks are (channel, piece of time): the batch shares the packed filter. Where it does not, or with too few of
+  // those, the batch is split.
+  const bool splits_batch = p.channels < 4 * threads || p.h_batch_stride != 0;
   const int64_t groups = splits_batch ? p.batch * p.channels : p.channels;
   constexpr int64_t kStep = ToeplitzRows<S>::kStep;
   const int64_t pieces = TimePieces(groups, threads, p.length, Max(p.taps, kStep), p.x == p.y);
@@ -128,8 +130,9 @@ convscan_status Toeplitz(const convscan_conv &p) {
     void *workspace = Workspace(ToeplitzRows<S>(p, piece, nullptr).bytes);
     if (workspace == nullptr) return __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
     ToeplitzRows<S> kernel(p, piece, workspace);
-    kernel.PackFilter(n);
-    if (splits_batch) return kernel.Run(group / pieces, n, begin, end);
+    const int64_t b = splits_batch ? group / pieces : 0;
+    kernel.PackFilter(b, n);
+    if (splits_batch) return kernel.Run(b, n, begin, end);
     for (int64_t b = 0; b < p.batch; ++b) kernel.Run(b, n, begin, end);
   });
   return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;

@@ -48,28 +48,57 @@ struct Row {
   CONVSCAN_INLINE S *Element(int64_t n) const { return n < fast_length ? At(n) : elements + n * stride; }
 };
 
-// Samples 0 <= n < length of a row, then zeros, then, from 2M - history_length on, minus the samples before the row:
+// Factors of the samples of a row, `stride` apart, which may be 0; null for none.
+template <class S>
+struct RowGate {
+  using T = Compute<S>;
+  static constexpr int kW = kLanes<T>;
+  const S *factors = nullptr;
+  int64_t stride = 0;
+
+  RowGate From(int64_t start) const { return {factors == nullptr ? nullptr : factors + start * stride, stride}; }
+  CONVSCAN_INLINE bool IsAdjacent() const { return factors != nullptr && stride == 1; }
+  // Factors n ... n + W - 1, those from `length` on 1.
+  Vec<T> Vector(int64_t n, int64_t length) const {
+    if (stride == 1 && n + kW <= length) return Load<kW>(factors + n);
+    Vec<T> v = Broadcast<T>(T{1});
+    for (int l = 0; l < kW && n + l < length; ++l) v[l] = LoadScalar(factors + (n + l) * stride);
+    return v;
+  }
+};
+
+// Samples 0 <= n < length of a row, times its gate if it has one, then zeros, then, from 2M - history_length on, minus the samples before the row:
 // modulo X^2M + 1 they come round with the sign changed.
 template <class S>
 struct Samples {
   using T = Compute<S>;
   static constexpr int kW = kLanes<T>;
   Row<const S> row;
+  RowGate<S> gate;
   int64_t length;
-  const T *history;       // null for none
+  const T *history;       // null for none; has had the gate
   int64_t history_start;  // 2M - history_length; 2M for none
 
-  Samples(Row<const S> row, int64_t length, const T *history, int64_t history_length, int64_t points)
+  Samples(Row<const S> row, RowGate<S> gate, int64_t length, const T *history, int64_t history_length, int64_t points)
       : row(row),
+        gate(gate),
         length(length),
         history(history),
         history_start(2 * points - (history == nullptr ? 0 : history_length)) {}
 
   // Samples n ... n + W vectors - 1, a vector every 2W numbers.
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, T *to) const {
-    if (n + vectors * kW <= Min(length, row.fast_length)) {
+    const bool is_inside = n + vectors * kW <= Min(length, row.fast_length);
+    if (is_inside && gate.factors == nullptr) {
       row.template ForVectors<0, kW>(n, vectors, [&](const S *from) {
         Store<kW>(to, Load<kW>(from));
+        to += 2 * kW;
+      });
+    } else if (is_inside && gate.IsAdjacent()) {
+      const S *factor = gate.factors + n;
+      row.template ForVectors<0, kW>(n, vectors, [&](const S *from) {
+        Store<kW>(to, Load<kW>(from) * Load<kW>(factor));
+        factor += kW;
         to += 2 * kW;
       });
     } else {
@@ -78,14 +107,16 @@ struct Samples {
   }
 
   __attribute__((noinline)) Vec<T> Vector(int64_t n) const {
-    if (n + kW <= Min(length, row.fast_length)) return Load<kW>(row.At(n));
+    const bool is_inside = n + kW <= Min(length, row.fast_length);
+    if (is_inside && gate.factors == nullptr) return Load<kW>(row.At(n));
+    if (is_inside) return Load<kW>(row.At(n)) * gate.Vector(n, length);
     if (n >= history_start) return -Load<kW>(history + (n - history_start));
     Vec<T> v{};
     if (n >= length && n + kW <= history_start) return v;
     for (int l = 0; l < kW; ++l) {
       const int64_t i = n + l;
       if (i < length) {
-        v[l] = LoadScalar(row.Element(i));
+        v[l] = At(i);
       } else if (i >= history_start) {
         v[l] = -history[i - history_start];
       }
@@ -98,9 +129,14 @@ struct Samples {
   // The `count` samples that end at sample `end`, into memory of the compute type.
   void Copy(int64_t end, int64_t count, T *to) const {
     int64_t i = 0;
-    if (row.chunk_stride == kChunk && end <= row.fast_length)
+    if (row.chunk_stride == kChunk && end <= row.fast_length && gate.factors == nullptr)
       for (; i + kW <= count; i += kW) Store<kW>(to + i, Load<kW>(row.chunks + end - count + i));
-    for (; i < count; ++i) to[i] = LoadScalar(row.Element(end - count + i));
+    for (; i < count; ++i) to[i] = At(end - count + i);
+  }
+
+  T At(int64_t n) const {
+    const T sample = LoadScalar(row.Element(n));
+    return gate.factors == nullptr ? sample : sample * LoadScalar(gate.factors + n * gate.stride);
   }
 };
 
@@ -142,20 +178,29 @@ struct Taps {
   bool UpperIsZero(int64_t points) const { return origin == 0 && count <= points; }
 };
 
-// Writes samples 0 <= n < length of a row: activation(sample + bias).
+// Writes samples 0 <= n < length of a row: activation(gate (sample + bias)).
 template <class S>
 struct Sink {
   using T = Compute<S>;
   static constexpr int kW = kLanes<T>;
   Row<S> row;
+  RowGate<S> gate;
   int64_t length;
   T bias;
   convscan_activation activation;
 
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, const T *from) const {
-    if (activation == CONVSCAN_IDENTITY && n + vectors * kW <= Min(length, row.fast_length)) {
+    const bool is_plain = activation == CONVSCAN_IDENTITY && n + vectors * kW <= Min(length, row.fast_length);
+    if (is_plain && gate.factors == nullptr) {
       row.template ForVectors<1, kW>(n, vectors, [&](S *to) {
         Store<kW>(to, Load<kW>(from) + bias);
+        from += 2 * kW;
+      });
+    } else if (is_plain && gate.IsAdjacent()) {
+      const S *factor = gate.factors + n;
+      row.template ForVectors<1, kW>(n, vectors, [&](S *to) {
+        Store<kW>(to, (Load<kW>(from) + bias) * Load<kW>(factor));
+        factor += kW;
         from += 2 * kW;
       });
     } else {
@@ -164,6 +209,7 @@ struct Sink {
   }
 
   __attribute__((noinline)) void Vector(int64_t n, Vec<T> v) const {
+    if (gate.factors != nullptr) v *= gate.Vector(n, length);
     v = Activate<kW, T>(v, activation);
     if (n + kW <= Min(length, row.fast_length)) return Store<kW>(row.At(n), v);
     for (int l = 0; l < kW && n + l < length; ++l) StoreScalar(row.Element(n + l), v[l]);

@@ -4,7 +4,7 @@
  * returns a status. All sizes are counts of elements, all strides are in elements (never bytes) and may
  * be negative or zero except where noted. Arrays are aligned to their element type.
  *
- *   convolution   y[b,i,n] = act( sum_k h[k,n] x[b,i+origin-k,n] + bias[n] ),   0 <= k < taps
+ *   convolution   y[b,i,n] = act( post[b,i,n] (sum_k h[k,n] pre[b,j,n] x[b,j,n] + bias[n]) ),   j = i+origin-k
  *   recurrence    y[b,i,n] = a[b,i,n] y[b,i-1,n] + x[b,i,n],   y[b,-1,n] = y_init[b,n]
  *
  * The output may be the input itself (same address, same strides); any other overlap is refused.
@@ -54,8 +54,12 @@ typedef struct convscan_strides {
   int64_t batch, time, channel;
 } convscan_strides;
 
-/* y[b,i,n] = act( sum_k h[k,n] x[b,i+origin-k,n] + bias[n] ). Samples of x outside 0 <= t < length are zero,
- * except that, where `state` is given (origin = 0 only), x[b,-(taps-1)+j,n] = state[b,j,n], 0 <= j < taps-1. */
+/* y[b,i,n] = act( post_gate[b,i,n] (sum_k h[k,n] u[b,i+origin-k,n] + bias[n]) ), 0 <= k < taps, where u is x times
+ * pre_gate. Samples of u outside 0 <= t < length are zero, except that, where `state` is given (origin = 0 only),
+ * u[b,-(taps-1)+j,n] = state[b,j,n], 0 <= j < taps-1. Any stride of a gate may be zero.
+ *
+ * With `boundaries`, sequences lie behind one another along time: sequence s has the steps boundaries[s] <= t <
+ * boundaries[s+1] and is a convolution of its own, with its own state. */
 typedef struct convscan_conv {
   int64_t batch, length, channels, taps;
   int64_t origin; /* 0 <= origin < taps: 0 is causal, taps-1 anti-causal */
@@ -65,10 +69,19 @@ typedef struct convscan_conv {
   convscan_strides x_strides;
   const void *h;
   int64_t h_tap_stride, h_channel_stride; /* channel stride 0: one filter for all channels */
+  int64_t h_batch_stride;                 /* 0: the same filters for all of the batch */
+  int64_t filter_group;                   /* channel n has filter n / filter_group; 0 is 1 */
   const void *bias;                       /* null for none */
-  int64_t bias_stride;
+  int64_t bias_stride, bias_batch_stride;
+  const void *pre_gate; /* null for none */
+  convscan_strides pre_gate_strides;
+  const void *post_gate; /* null for none */
+  convscan_strides post_gate_strides;
   const void *state; /* null for zeros */
   convscan_strides state_strides;
+  int64_t sequences;
+  const int64_t *boundaries; /* sequences + 1, from 0 to length, none below the one before it; null for one sequence */
+  int64_t state_sequence_stride;
   void *y;
   convscan_strides y_strides;
   int threads; /* 0: as many as the host uses */
@@ -110,20 +123,30 @@ CONVSCAN_API int64_t convscan_spectrum_bytes(int64_t transform_length, convscan_
 /* Smallest supported transform of at least `points` complex points for dtype; 0 when there is none. */
 CONVSCAN_API int64_t convscan_fft_length(int64_t points, convscan_dtype dtype);
 
-/* dh[k,n] = sum_{b,i} dz[b,i,n] x[b,i-k,n], the gradient of a causal convolution with respect to its filter.
- * x outside 0 <= t < length reads `state` (or zero) as above. dh has the type of the arithmetic, float32 or
- * float64, and is overwritten. Sums over the batch in a fixed order. */
+/* dh[k,n] = sum_{b,i} dz_gate[b,i,n] dz[b,i,n] u[b,i+origin-k,n], the gradient of a convolution with respect to its
+ * filter, where u is x times x_gate. u outside 0 <= t < length reads `state` (or zero) as above, and boundaries are those
+ * of packed sequences. dh has the type of the arithmetic, float32 or float64, and is overwritten. Sums over the batch in
+ * a fixed order, or, where dh_batch_stride is not 0, over each element of the batch for itself. */
 typedef struct convscan_filter_gradient {
   int64_t batch, length, channels, taps;
+  int64_t origin;
   convscan_dtype dtype;
   const void *x;
   convscan_strides x_strides;
+  const void *x_gate; /* null for none */
+  convscan_strides x_gate_strides;
   const void *dz;
   convscan_strides dz_strides;
+  const void *dz_gate; /* null for none */
+  convscan_strides dz_gate_strides;
   const void *state;
   convscan_strides state_strides;
+  int64_t sequences;
+  const int64_t *boundaries; /* null for one sequence */
+  int64_t state_sequence_stride;
   void *dh;
   int64_t dh_tap_stride, dh_channel_stride; /* both non-zero: one gradient per channel */
+  int64_t dh_batch_stride;
   int threads;
 } convscan_filter_gradient;
 
@@ -134,7 +157,7 @@ CONVSCAN_API convscan_status convscan_filter_gradient_fft(const convscan_filter_
 /* dx[b,j,n] = sum_k h[k,n] dz[b,j+k,n] and dh, as above: both gradients of y[b,i,n] = sum_k h[k,n] x[b,i-k,n] from one
  * transform of dz. Where `spectra` is given (of length transform_length, see convscan_filter_spectrum), h is not read. A
  * state needs a transform_length of 0, the smallest for a single block, or one that is no shorter. Empty problems are not
- * supported. dx may be dz itself. */
+ * supported, nor are origin, gates, boundaries and dh_batch_stride. dx may be dz itself. */
 typedef struct convscan_conv_gradient {
   convscan_filter_gradient filter; /* x, dz, state, dh, sizes, threads */
   const void *h;

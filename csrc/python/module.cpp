@@ -35,7 +35,15 @@ convscan_activation ParseActivation(const std::string &name) {
 using Triple = std::tuple<int64_t, int64_t, int64_t>;
 using Pair = std::tuple<int64_t, int64_t>;
 
+using Quadruple = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // batch, sequence, time, channel
+
 convscan_strides Strides(const Triple &t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
+
+template <class Problem>
+void SetState(Problem &problem, const Quadruple &strides) {
+  convscan_strides &s = problem.state_strides;
+  std::tie(s.batch, problem.state_sequence_stride, s.time, s.channel) = strides;
+}
 
 convscan_spectrum_storage ParseStorage(bool is_bfloat16) {
   return is_bfloat16 ? CONVSCAN_SPECTRUM_BFLOAT16 : CONVSCAN_SPECTRUM_FULL;
@@ -49,9 +57,10 @@ struct ConvCall final : NativeCall {
   convscan_spectrum_storage storage;
 
   ConvCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length, int64_t channels,
-           int64_t taps, const Triple &x_strides, const Pair &h_strides, const Triple &y_strides, int64_t bias_stride,
-           const Triple &state_strides, int64_t origin, const std::string &activation, int64_t transform_length,
-           bool bfloat16_spectra)
+           int64_t taps, const Triple &x_strides, const Triple &h_strides, const Triple &y_strides,
+           const Pair &bias_strides, const Quadruple &state_strides, const Triple &pre_gate_strides,
+           const Triple &post_gate_strides, int64_t filter_group, int64_t origin, const std::string &activation,
+           int64_t transform_length, bool bfloat16_spectra)
       : transform_length(transform_length), storage(ParseStorage(bfloat16_spectra)) {
     if (name == "direct") kernel = Kernel::direct;
     else if (name == "toeplitz") kernel = Kernel::toeplitz;
@@ -67,21 +76,28 @@ struct ConvCall final : NativeCall {
     problem.dtype = ParseDtype(dtype);
     problem.activation = ParseActivation(activation);
     problem.x_strides = Strides(x_strides);
-    problem.h_tap_stride = std::get<0>(h_strides);
-    problem.h_channel_stride = std::get<1>(h_strides);
+    std::tie(problem.h_batch_stride, problem.h_tap_stride, problem.h_channel_stride) = h_strides;
+    problem.filter_group = filter_group;
     problem.y_strides = Strides(y_strides);
-    problem.bias_stride = bias_stride;
-    problem.state_strides = Strides(state_strides);
+    std::tie(problem.bias_batch_stride, problem.bias_stride) = bias_strides;
+    SetState(problem, state_strides);
+    problem.pre_gate_strides = Strides(pre_gate_strides);
+    problem.post_gate_strides = Strides(post_gate_strides);
   }
 
-  void Run(Address x, Address h, Address bias, Address state, Address y, int threads) const {
+  void Run(Address x, Address h, Address bias, Address state, Address pre_gate, Address post_gate, Address y,
+           int threads, Address boundaries, int64_t sequences) const {
     convscan_conv p = problem;
     p.x = Pointer<const void>(x);
     p.h = Pointer<const void>(h);
     p.bias = Pointer<const void>(bias);
     p.state = Pointer<const void>(state);
+    p.pre_gate = Pointer<const void>(pre_gate);
+    p.post_gate = Pointer<const void>(post_gate);
     p.y = Pointer<void>(y);
     p.threads = threads;
+    p.boundaries = Pointer<const int64_t>(boundaries);
+    p.sequences = sequences;
     convscan_status status = CONVSCAN_UNSUPPORTED;
     {
       const ReleasedGil released;
@@ -96,10 +112,12 @@ struct ConvCall final : NativeCall {
     Raise(status, "causal_conv");
   }
 
-  void RunOn(const Address *at) const override { Run(at[0], at[1], at[2], at[3], at[4], 0); }
+  void RunOn(const Address *at) const override { Run(at[0], at[1], at[2], at[3], at[4], at[5], at[6], 0, 0, 0); }
 
-  void RunOnTensors(nb::handle x, nb::handle h, nb::handle bias, nb::handle state, nb::handle y) const {
-    Run(TensorAddress(x), TensorAddress(h), TensorAddress(bias), TensorAddress(state), TensorAddress(y), 0);
+  void RunOnTensors(nb::handle x, nb::handle h, nb::handle bias, nb::handle state, nb::handle pre_gate,
+                    nb::handle post_gate, nb::handle y) const {
+    Run(TensorAddress(x), TensorAddress(h), TensorAddress(bias), TensorAddress(state), TensorAddress(pre_gate),
+        TensorAddress(post_gate), TensorAddress(y), 0, 0, 0);
   }
 };
 
@@ -130,33 +148,42 @@ struct FilterGradientCall {
 
   FilterGradientCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length,
                      int64_t channels, int64_t taps, const Triple &x_strides, const Triple &dz_strides,
-                     const Triple &state_strides, const Pair &dh_strides, int64_t transform_length)
+                     const Quadruple &state_strides, const Triple &dh_strides, const Triple &x_gate_strides,
+                     const Triple &dz_gate_strides, int64_t origin, int64_t transform_length)
       : is_fft(name == "fft"), transform_length(transform_length) {
     if (name != "fft" && name != "direct") throw nb::value_error(("unknown kernel: " + name).c_str());
     problem.batch = batch;
     problem.length = length;
     problem.channels = channels;
     problem.taps = taps;
+    problem.origin = origin;
     problem.dtype = ParseDtype(dtype);
     problem.x_strides = Strides(x_strides);
     problem.dz_strides = Strides(dz_strides);
-    problem.state_strides = Strides(state_strides);
-    problem.dh_tap_stride = std::get<0>(dh_strides);
-    problem.dh_channel_stride = std::get<1>(dh_strides);
+    SetState(problem, state_strides);
+    problem.x_gate_strides = Strides(x_gate_strides);
+    problem.dz_gate_strides = Strides(dz_gate_strides);
+    std::tie(problem.dh_batch_stride, problem.dh_tap_stride, problem.dh_channel_stride) = dh_strides;
   }
 
-  convscan_filter_gradient Bind(Address x, Address dz, Address state, Address dh, int threads) const {
+  convscan_filter_gradient Bind(Address x, Address dz, Address state, Address x_gate, Address dz_gate, Address dh,
+                                int threads) const {
     convscan_filter_gradient p = problem;
     p.x = Pointer<const void>(x);
     p.dz = Pointer<const void>(dz);
     p.state = Pointer<const void>(state);
+    p.x_gate = Pointer<const void>(x_gate);
+    p.dz_gate = Pointer<const void>(dz_gate);
     p.dh = Pointer<void>(dh);
     p.threads = threads;
     return p;
   }
 
-  void Run(Address x, Address dz, Address state, Address dh, int threads) const {
-    const convscan_filter_gradient p = Bind(x, dz, state, dh, threads);
+  void Run(Address x, Address dz, Address state, Address x_gate, Address dz_gate, Address dh, int threads,
+           Address boundaries, int64_t sequences) const {
+    convscan_filter_gradient p = Bind(x, dz, state, x_gate, dz_gate, dh, threads);
+    p.boundaries = Pointer<const int64_t>(boundaries);
+    p.sequences = sequences;
     convscan_status status;
     {
       const ReleasedGil released;
@@ -180,7 +207,7 @@ struct ConvGradientCall {
 
   void Run(Address x, Address h, Address dz, Address state, Address dx, Address dh, int threads) const {
     convscan_conv_gradient p = problem;
-    p.filter = filter.Bind(x, dz, state, dh, threads);
+    p.filter = filter.Bind(x, dz, state, 0, 0, dh, threads);
     (has_spectra ? p.spectra : p.h) = Pointer<const void>(h);
     p.dx = Pointer<void>(dx);
     convscan_status status;
@@ -376,19 +403,25 @@ NB_MODULE(_native, m) {
   convscan::python::DefineAttention(m);
   nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
-                    const Pair &, const Triple &, int64_t, const Triple &, int64_t, const std::string &, int64_t,
-                    bool>(),
+                    const Triple &, const Triple &, const Pair &, const Quadruple &, const Triple &, const Triple &,
+                    int64_t, int64_t, const std::string &, int64_t, bool>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "h_strides"_a,
-           "y_strides"_a, "bias_stride"_a = 1, "state_strides"_a = Triple{0, 0, 0}, "origin"_a = 0,
-           "activation"_a = "identity", "transform_length"_a = 0, "bfloat16_spectra"_a = false)
-      .def("__call__", &ConvCall::Run, "x"_a, "h"_a, "bias"_a, "state"_a, "y"_a, "threads"_a = 0)
-      .def("__call__", &ConvCall::RunOnTensors, "x"_a, "h"_a, "bias"_a.none(), "state"_a.none(), "y"_a);
+           "y_strides"_a, "bias_strides"_a = Pair{0, 1}, "state_strides"_a = Quadruple{0, 0, 0, 0},
+           "pre_gate_strides"_a = Triple{0, 0, 0}, "post_gate_strides"_a = Triple{0, 0, 0}, "filter_group"_a = 1,
+           "origin"_a = 0, "activation"_a = "identity", "transform_length"_a = 0, "bfloat16_spectra"_a = false)
+      .def("__call__", &ConvCall::Run, "x"_a, "h"_a, "bias"_a, "state"_a, "pre_gate"_a, "post_gate"_a, "y"_a,
+           "threads"_a = 0, "boundaries"_a = 0, "sequences"_a = 0)
+      .def("__call__", &ConvCall::RunOnTensors, "x"_a, "h"_a, "bias"_a.none(), "state"_a.none(), "pre_gate"_a.none(),
+           "post_gate"_a.none(), "y"_a);
   nb::class_<FilterGradientCall>(m, "FilterGradientCall", "The gradient of a convolution's filter.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
-                    const Triple &, const Triple &, const Pair &, int64_t>(),
+                    const Triple &, const Quadruple &, const Triple &, const Triple &, const Triple &, int64_t,
+                    int64_t>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "dz_strides"_a,
-           "state_strides"_a, "dh_strides"_a, "transform_length"_a = 0)
-      .def("__call__", &FilterGradientCall::Run, "x"_a, "dz"_a, "state"_a, "dh"_a, "threads"_a = 0);
+           "state_strides"_a, "dh_strides"_a, "x_gate_strides"_a = Triple{0, 0, 0},
+           "dz_gate_strides"_a = Triple{0, 0, 0}, "origin"_a = 0, "transform_length"_a = 0)
+      .def("__call__", &FilterGradientCall::Run, "x"_a, "dz"_a, "state"_a, "x_gate"_a, "dz_gate"_a, "dh"_a,
+           "threads"_a = 0, "boundaries"_a = 0, "sequences"_a = 0);
   nb::class_<ConvGradientCall>(m, "ConvGradientCall", "The gradients of a convolution's input and filter together.")
       .def(nb::init<const FilterGradientCall &, const Pair &, const Triple &, bool, bool>(), "filter"_a, "h_strides"_a,
            "dx_strides"_a, "has_spectra"_a = false, "bfloat16_spectra"_a = false)

@@ -60,6 +60,16 @@ def has_shape(function: str, name: str, tensor: Tensor, expected: Sequence[int],
         raise ValueError(message(function, expectation, shape_text(tensor.shape)))
 
 
+def broadcasts(function: str, name: str, tensor: Tensor, x: Tensor) -> None:
+    """A shape that broadcasts to that of x, and makes it no larger."""
+    fits = tensor.ndim <= x.ndim
+    for of_tensor, of_x in zip(reversed(tensor.shape), reversed(x.shape), strict=False):
+        fits = fits and (of_tensor == 1 or of_tensor == of_x)
+    if not fits:
+        expectation = f"{name} must broadcast to the shape of x, {shape_text(x.shape)}"
+        raise ValueError(message(function, expectation, shape_text(tensor.shape)))
+
+
 def output(function: str, out: Tensor, x: Tensor, dtype: torch.dtype, needs_gradient: bool) -> None:
     """Caller's memory for the result: the shape of x, the dtype of the result, and nothing to differentiate."""
     tensor_like(function, "out", out, x)

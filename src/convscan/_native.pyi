@@ -8,6 +8,7 @@ from typing import Any, overload
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+Quadruple = tuple[int, int, int, int]
 Pair = tuple[int, int]
 
 class NativeCall: ...
@@ -22,19 +23,43 @@ class ConvCall(NativeCall):
         channels: int,
         taps: int,
         x_strides: Triple,
-        h_strides: Pair,
+        h_strides: Triple,
         y_strides: Triple,
-        bias_stride: int = 1,
-        state_strides: Triple = ...,
+        bias_strides: Pair = ...,
+        state_strides: Quadruple = ...,
+        pre_gate_strides: Triple = ...,
+        post_gate_strides: Triple = ...,
+        filter_group: int = 1,
         origin: int = 0,
         activation: str = "identity",
         transform_length: int = 0,
         bfloat16_spectra: bool = False,
     ) -> None: ...
     @overload
-    def __call__(self, x: int, h: int, bias: int, state: int, y: int, threads: int = 0) -> None: ...
+    def __call__(
+        self,
+        x: int,
+        h: int,
+        bias: int,
+        state: int,
+        pre_gate: int,
+        post_gate: int,
+        y: int,
+        threads: int = 0,
+        boundaries: int = 0,
+        sequences: int = 0,
+    ) -> None: ...
     @overload
-    def __call__(self, x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None: ...
+    def __call__(
+        self,
+        x: Tensor,
+        h: Tensor,
+        bias: Tensor | None,
+        state: Tensor | None,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+        y: Tensor,
+    ) -> None: ...
 
 class FilterGradientCall:
     def __init__(
@@ -47,11 +72,25 @@ class FilterGradientCall:
         taps: int,
         x_strides: Triple,
         dz_strides: Triple,
-        state_strides: Triple,
-        dh_strides: Pair,
+        state_strides: Quadruple,
+        dh_strides: Triple,
+        x_gate_strides: Triple = ...,
+        dz_gate_strides: Triple = ...,
+        origin: int = 0,
         transform_length: int = 0,
     ) -> None: ...
-    def __call__(self, x: int, dz: int, state: int, dh: int, threads: int = 0) -> None: ...
+    def __call__(
+        self,
+        x: int,
+        dz: int,
+        state: int,
+        x_gate: int,
+        dz_gate: int,
+        dh: int,
+        threads: int = 0,
+        boundaries: int = 0,
+        sequences: int = 0,
+    ) -> None: ...
 
 class ConvGradientCall:
     def __init__(

@@ -35,6 +35,8 @@ struct ConvProblem {
   }
 };
 
+constexpr int64_t kBoundaries[] = {0, 2, 2, 4, 0, 3, 1, 4};
+
 // Each entry breaks a valid problem in one way.
 struct ConvBreak {
   const char *what;
@@ -92,6 +94,42 @@ const ConvBreak kConvBreaks[] = {
        c.p.bias = c.y + 5;
      }},
     {"y covers the state", [](ConvProblem &c) { c.p.state = c.y + 2; }},
+    {"negative group", [](ConvProblem &c) { c.p.filter_group = -1; }},
+    {"h overflows over the batch", [](ConvProblem &c) { c.p.h_batch_stride = kHuge; }},
+    {"y covers the gate before",
+     [](ConvProblem &c) {
+       c.p.pre_gate = c.y;
+       c.p.pre_gate_strides = c.p.y_strides;
+     }},
+    {"y covers the gate behind", [](ConvProblem &c) { c.p.post_gate = c.y + 1; }},
+    {"gate overflows",
+     [](ConvProblem &c) {
+       c.p.pre_gate = c.x;
+       c.p.pre_gate_strides.time = kHuge;
+     }},
+    {"misaligned gate", [](ConvProblem &c) { c.p.post_gate = reinterpret_cast<char *>(c.x) + 2; }},
+    {"no sequences", [](ConvProblem &c) { c.p.boundaries = kBoundaries; }},
+    {"boundaries that begin late",
+     [](ConvProblem &c) {
+       c.p.boundaries = kBoundaries + 1;
+       c.p.sequences = 2;
+     }},
+    {"boundaries that end early",
+     [](ConvProblem &c) {
+       c.p.boundaries = kBoundaries;
+       c.p.sequences = 1;
+     }},
+    {"boundaries that decrease",
+     [](ConvProblem &c) {
+       c.p.boundaries = kBoundaries + 4;
+       c.p.sequences = 3;
+     }},
+    {"y covers the state of a later sequence",
+     [](ConvProblem &c) {
+       c.p.boundaries = kBoundaries;
+       c.p.sequences = 3;
+       c.p.state_sequence_stride = c.y - c.state;
+     }},
 };
 
 // The filters of a convolution, their spectra, and the convolution with those.

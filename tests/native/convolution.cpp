@@ -138,15 +138,40 @@ void TestConvolution() {
     const Layout x_layout = random.Pick(kLayouts), y_layout = random.Pick(kLayouts);
     const bool in_place = random.Below(4) == 0, one_filter = random.Below(5) == 0;
     Array x(dtype, s.batch, s.length, s.channels, x_layout, random.Below(5));
-    Array h(dtype, 1, s.taps, s.channels, random.Pick(kLayouts), random.Below(5), false, false, one_filter);
     Array bias(dtype, 1, 1, s.channels, random.Pick(kLayouts), random.Below(3), false, false, random.Below(3) == 0);
-    Array state(dtype, s.batch, std::max<int64_t>(s.taps - 1, 1), s.channels, random.Pick(kLayouts), random.Below(3),
+    // Gates of any extent, filters that channels or no sequences share, sequences packed along time.
+    const auto gate_extent = [&] { return random.Below(3) == 0; };
+    Array pre(dtype, s.batch, s.length, s.channels, random.Pick(kLayouts), random.Below(3), gate_extent(), gate_extent(),
+              gate_extent());
+    Array post(dtype, s.batch, s.length, s.channels, random.Pick(kLayouts), random.Below(3), gate_extent(), gate_extent(),
+               gate_extent());
+    const int64_t group = one_filter ? 1 : random.Pick({int64_t{1}, int64_t{1}, int64_t{2}, int64_t{5}});
+    const bool own_filters = random.Below(4) == 0, is_packed = random.Below(3) == 0;
+    Array h(dtype, own_filters ? s.batch : 1, s.taps, (s.channels - 1) / group + 1, random.Pick(kLayouts),
+            random.Below(5), false, false, one_filter);
+    std::vector<int64_t> boundaries{0, s.length};
+    for (int64_t cuts = is_packed ? random.Below(6) : 0; cuts > 0; --cuts)
+      boundaries.push_back(random.Below(2) == 0 ? s.length / 2 : random.Below(s.length + 1));
+    std::sort(boundaries.begin(), boundaries.end());
+    const int64_t sequences = static_cast<int64_t>(boundaries.size()) - 1;
+    std::vector<int64_t> begin_of(static_cast<size_t>(s.length)), sequence_of(begin_of), end_of(begin_of);
+    for (int64_t q = 0; q < sequences; ++q)
+      for (int64_t i = boundaries[q]; i < boundaries[q + 1]; ++i) {
+        begin_of[i] = boundaries[q];
+        end_of[i] = boundaries[q + 1];
+        sequence_of[i] = q;
+      }
+    // The states of all sequences behind one another.
+    const int64_t past = std::max<int64_t>(s.taps - 1, 1);
+    Array state(dtype, s.batch, past * sequences, s.channels, random.Pick(kLayouts), random.Below(3),
                 random.Below(4) == 0, false, false);
     const int64_t misaligned = random.Below(5);
     x.FillRandom(random);
     h.FillRandom(random);
     bias.FillRandom(random);
     state.FillRandom(random);
+    pre.FillRandom(random);
+    post.FillRandom(random);
 
     convscan_conv p{};
     p.batch = s.batch;
@@ -158,19 +183,37 @@ void TestConvolution() {
     p.x = x.data();
     p.x_strides = x.strides();
     p.h = h.data();
+    p.h_batch_stride = own_filters ? h.strides().batch : 0;
     p.h_tap_stride = h.strides().time;
     p.h_channel_stride = h.strides().channel;
+    p.filter_group = group;
     if (random.Below(2) == 0) {
       p.bias = bias.data();
       p.bias_stride = bias.strides().channel;
+    }
+    if (random.Below(3) == 0) {
+      p.pre_gate = pre.data();
+      p.pre_gate_strides = pre.strides();
+    }
+    if (random.Below(3) == 0) {
+      p.post_gate = post.data();
+      p.post_gate_strides = post.strides();
+    }
+    if (is_packed) {
+      p.boundaries = boundaries.data();
+      p.sequences = sequences;
     }
     const int64_t start = random.Below(3);
     if (start == 0) {
       p.state = state.data();
       p.state_strides = state.strides();
+      p.state_sequence_stride = past * state.strides().time;
     } else if (start == 1) {
       p.origin = random.Below(s.taps);
     }
+    const auto sample_at = [&](int64_t b, int64_t t, int64_t n) {
+      return x.At(b, t, n).real() * (p.pre_gate ? pre.At(b, t, n).real() : 1.0);
+    };
 
     // Expected values, the sum of magnitudes (direct sums) and the channels' energies (FFT) that bound the error.
     const size_t count = static_cast<size_t>(s.batch * s.length * s.channels);
@@ -178,27 +221,30 @@ void TestConvolution() {
     size_t at = 0;
     for (int64_t b = 0; b < s.batch; ++b)
       for (int64_t n = 0; n < s.channels; ++n) {
+        const int64_t filter_batch = own_filters ? b : 0, filter = n / group;
         double h_energy = 0, x_energy = 0;
-        for (int64_t k = 0; k < s.taps; ++k) h_energy += std::norm(h.At(0, k, n));
-        for (int64_t i = 0; i < s.length; ++i) x_energy += std::norm(x.At(b, i, n));
-        for (int64_t j = 0; j + 1 < s.taps && p.state != nullptr; ++j) x_energy += std::norm(state.At(b, j, n));
+        for (int64_t k = 0; k < s.taps; ++k) h_energy += std::norm(h.At(filter_batch, k, filter));
+        for (int64_t i = 0; i < s.length; ++i) x_energy += std::norm(sample_at(b, i, n));
+        for (int64_t j = 0; j < past * sequences && p.state != nullptr; ++j) x_energy += std::norm(state.At(b, j, n));
         for (int64_t i = 0; i < s.length; ++i, ++at) {
+          const double factor = p.post_gate ? post.At(b, i, n).real() : 1.0;
           double z = 0, magnitude = 0;
           for (int64_t k = 0; k < s.taps; ++k) {
-            const int64_t t = i + p.origin - k;
+            const int64_t t = i + p.origin - k, before = t - begin_of[i];
             double sample = 0;
-            if (t >= 0 && t < s.length) sample = x.At(b, t, n).real();
-            if (t < 0 && p.state != nullptr) sample = state.At(b, s.taps - 1 + t, n).real();
-            z += h.At(0, k, n).real() * sample;
-            magnitude += std::fabs(h.At(0, k, n).real() * sample);
+            if (before >= 0 && t < end_of[i]) sample = sample_at(b, t, n);
+            if (before < 0 && p.state != nullptr)
+              sample = state.At(b, past * sequence_of[i] + s.taps - 1 + before, n).real();
+            z += h.At(filter_batch, k, filter).real() * sample;
+            magnitude += std::fabs(h.At(filter_batch, k, filter).real() * sample);
           }
           if (p.bias != nullptr) {
             z += bias.At(0, 0, n).real();
             magnitude += std::fabs(bias.At(0, 0, n).real());
           }
-          expected[at] = Activate(p.activation, z);
-          scale[at] = magnitude;
-          energy[at] = std::sqrt(h_energy * x_energy);
+          expected[at] = Activate(p.activation, z * factor);
+          scale[at] = magnitude * std::fabs(factor);
+          energy[at] = std::sqrt(h_energy * x_energy) * std::fabs(factor);
         }
       }
 
@@ -209,7 +255,9 @@ void TestConvolution() {
       context = Describe(kernel.name, dtype, s.batch, s.length, s.channels, s.taps) + " x " + Name(x_layout) + " y " +
                 (in_place ? "in place" : Name(y_layout)) + " origin " + std::to_string(p.origin) + " transform " +
                 std::to_string(transform) + (p.state ? " state" : "") + (p.bias ? " bias" : "") +
-                (one_filter ? " one filter" : "") + " trial " + std::to_string(trial);
+                (one_filter ? " one filter" : "") + (own_filters ? " own filters" : "") + (p.pre_gate ? " pre" : "") +
+                (p.post_gate ? " post" : "") + " group " + std::to_string(group) + " sequences " +
+                std::to_string(sequences) + " trial " + std::to_string(trial);
       Array first(dtype, s.batch, s.length, s.channels, in_place ? x_layout : y_layout, misaligned);
       for (int threads = 1; threads <= 3; ++threads) {
         Array y(dtype, s.batch, s.length, s.channels, in_place ? x_layout : y_layout, misaligned);

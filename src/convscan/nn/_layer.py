@@ -86,6 +86,11 @@ def carry(state: Tensor, x: Tensor) -> Tensor:
     return torch.cat([state.narrow(-2, fresh, steps - fresh), x.narrow(-2, length - fresh, fresh)], -2)
 
 
+def tail(x: Tensor, steps: int) -> Tensor:
+    """The last ``steps`` samples, or all where there are no more."""
+    return x.narrow(-2, x.shape[-2] - min(steps, x.shape[-2]), min(steps, x.shape[-2]))
+
+
 def last(y: Tensor, state: Tensor) -> Tensor:
     """The state after y: its last sample, or the state before where y is empty."""
     # A copy: a view would hold on to all of y.

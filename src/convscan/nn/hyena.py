@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.causal_conv.api import causal_conv
-from ._layer import SequenceLayer, at_least, carry
+from ._layer import SequenceLayer, at_least, carry, tail
 from .long_conv import ImplicitLongConv
 
 HyenaState = tuple[Tensor, Tensor]
@@ -110,10 +110,20 @@ class Hyena(SequenceLayer[HyenaState]):
         filters = self.long.response(taps).chunk(self.order - 1, -1)
         pasts = (None,) * len(filters) if long is None else long.chunk(self.order - 1, -1)
         gated = []
-        for gate, h, past in zip(reversed(gates[1:]), filters, pasts, strict=True):
-            gated.append(self.dropout(z * gate))
-            z = causal_conv(gated[-1], h, initial_state=past)
-        y = self.out_proj(gates[0] * z)
+        for i, (gate, h, past) in enumerate(zip(reversed(gates[1:]), filters, pasts, strict=True)):
+            # What dropout does to the gated values has to be stored; without it, gates are part of the convolution.
+            drops = self.training and self.dropout.p > 0
+            dropped = self.dropout(z * gate) if drops else None
+            if long is not None:
+                gated.append(tail(z, taps - 1) * tail(gate, taps - 1) if dropped is None else dropped)
+            z = causal_conv(
+                z if dropped is None else dropped,
+                h,
+                pre_gate=gate if dropped is None else None,
+                post_gate=gates[0] if i == len(filters) - 1 else None,
+                initial_state=past,
+            )
+        y = self.out_proj(z)
         if short is None or long is None:
             return y, None
         return y, (carry(short, projections), carry(long, torch.cat(gated, -1)))

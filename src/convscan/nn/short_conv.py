@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.causal_conv.api import causal_conv
-from ._layer import SequenceLayer, at_least, carry
+from ._layer import SequenceLayer, at_least, carry, tail
 
 
 class ShortConv(SequenceLayer[Tensor]):
@@ -62,8 +62,8 @@ class ShortConv(SequenceLayer[Tensor]):
 
     def _run(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         B, C, v = self.in_proj(x).chunk(3, -1)
-        gated = B * v
+        past = self.kernel_size - 1
         if state is not None:
-            self._check_state(state, x, self.kernel_size - 1, self.d_model)
-        z = causal_conv(gated, self.weight, bias=self.bias, initial_state=state)
-        return self.out_proj(C * z), None if state is None else carry(state, gated)
+            self._check_state(state, x, past, self.d_model)
+        y = causal_conv(v, self.weight, bias=self.bias, pre_gate=B, post_gate=C, initial_state=state)
+        return self.out_proj(y), None if state is None else carry(state, tail(B, past) * tail(v, past))

@@ -68,13 +68,13 @@ def _conv_seconds(name: str, order: str, length: int, channels: int, taps: int, 
     if gradient:
         rows = conv_cpu.GRADIENT_ROWS
         dh = torch.empty(taps, channels)
-        problem: Any = conv._describe_filter_gradient(x, x, None, dh, "default")
+        problem: Any = conv._describe_filter_gradient(x, x, None, None, None, dh)
         run = next(row for row in rows if row.name == name).prepare(problem)
-        return _seconds(lambda: run(x, x, None, dh)), problem
+        return _seconds(lambda: run(x, x, None, None, None, dh)), problem
     y = torch.empty_like(x)
-    problem = conv._problem(x, h, None, None, None, False, "default", None, y)
+    problem = conv._problem(conv.Operands(x, h), y)
     run = next(row for row in conv_cpu.ROWS if row.name == name).prepare(problem)
-    return _seconds(lambda: run(x, h, None, None, y)), problem
+    return _seconds(lambda: run(x, h, None, None, None, None, y)), problem
 
 
 def _conv_constants(kernel: str, order: str) -> dict[str, float]:
@@ -171,10 +171,10 @@ def _machine_constants(threads: int) -> dict[str, float]:
     cached, large = torch.ones(1 << 17), torch.ones(1 << 25)
     to_cached, to_large = torch.empty_like(cached), torch.empty_like(large)
     x, h, y = torch.ones(1, 8, 4), torch.ones(3, 4), torch.empty(1, 8, 4)
-    run = conv_cpu.ROWS[0].prepare(conv._problem(x, h, None, None, None, False, "default", None, y))
+    run = conv_cpu.ROWS[0].prepare(conv._problem(conv.Operands(x, h), y))
     torch.set_num_threads(threads)
     return {
-        "call": _seconds(lambda: run(x, h, None, None, y)),
+        "call": _seconds(lambda: run(x, h, None, None, None, None, y)),
         "handoff": 4e-6,
         "byte.cached": _seconds(lambda: to_cached.copy_(cached)) / (2 * cached.nbytes),
         "byte.memory": _seconds(lambda: to_large.copy_(large), 8) / (2 * large.nbytes),

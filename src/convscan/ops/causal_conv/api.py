@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from ... import _checks, _native
 from ..._calls import Calls, empty_like, in_huge_pages, run_prepared
 from ..._dispatch import Cost, Implementation, Settings, choose, register, settings
 from ..._errors import message
-from ..._layout import dtype_name, fold
+from ..._layout import Triple, dtype_name, fold
 from ..._library import below_autograd, define, derivative, is_plain, is_traced, is_watched, needs_gradient
 from . import cpu, reference
 from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic
@@ -22,7 +24,7 @@ ACTIVATIONS = (None, "silu", "gelu")
 PRECISIONS = ("default", "high")
 
 _calls = Calls("causal_conv")
-_prepared = _calls.prepared
+prepared = _calls.prepared
 
 
 def causal_conv(
@@ -31,23 +33,33 @@ def causal_conv(
     *,
     bias: Tensor | None = None,
     activation: str | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     precision: str = "default",
     out: Tensor | None = None,
 ) -> Tensor:
-    """y[i,n] = activation(sum_j h[i-j,n] x[j,n] + bias[n]), summed over 0 <= i-j < K.
+    """y[i,n] = activation(post_gate[i,n] (sum_j h[i-j,n] u[j,n] + bias[n])), u = pre_gate x, over 0 <= i-j < K.
 
     A causal convolution along time, each channel with its own filter; h[0] multiplies the current sample. Samples
-    before the first one are zero, or those of ``initial_state``. The filter may be longer than the signal.
+    before the first one are zero, or those of ``initial_state``. The filter may be longer than the signal. Gates, bias
+    and activation are part of the first and the last pass over the samples: no product is stored.
 
     Args:
         x: (..., L, D) with any number of leading axes, in any memory order: a (..., D, L) tensor seen through
             ``transpose(-1, -2)`` is not copied, and the result has the same order. L and every other size may be 0.
-        h: (K, D), K >= 1, in any memory order; or (K, 1), one filter for all channels; or a ``FilterSpectrum`` of
-            either, which keeps the filter's transform for the next call.
-        bias: (D,), added before the activation.
-        activation: None, ``"silu"`` or ``"gelu"`` (with erf), fused.
-        initial_state: (..., K-1, D), the samples before x, oldest first; leading axes as x.
+        h: (K, D), K >= 1, in any memory order; (K, H) where D is a multiple of H, a filter for each D/H consecutive
+            channels; (K, 1), one for all; or (..., K, D) with the leading axes of x, or 1, a filter for each sequence;
+            or a ``FilterSpectrum`` of (K, D), (K, H) or (K, 1), which keeps the filter's transform for the next call.
+        bias: (D,), added to the sum.
+        activation: None, ``"silu"`` or ``"gelu"`` (with erf).
+        pre_gate: factors of x, anything that broadcasts to the shape of x, in any memory order; not copied.
+        post_gate: factors of the sum with its bias, likewise.
+        initial_state: (..., K-1, D), the samples before x, oldest first; leading axes as x. They have had the gate:
+            what a sequence hands on is the end of ``pre_gate * x``.
+        cu_seqlens: (S+1,), int32 or int64, from 0 to L: sequence s has the steps cu_seqlens[s] <= t < cu_seqlens[s+1]
+            and meets no sample of another. ``initial_state`` is then (..., S, K-1, D).
         precision: ``"default"`` computes in the type of x; ``"high"`` computes float32 in float64 and rounds the result
             once, derivatives too, in about twice the time and workspace (``explain`` predicts it). Of other dtypes,
             both are the same.
@@ -69,51 +81,86 @@ def causal_conv(
     Cost: the cheapest of a direct sum, O(L K) per channel, and an FFT, O(L log L) per channel; ``explain`` tells which
     and why. Differentiable any number of times in both modes; nothing but the inputs is kept for it.
 
-    Reference: A. V. Oppenheim, R. W. Schafer, Discrete-Time Signal Processing, ch. 2 and 8.
+    Reference: A. V. Oppenheim, R. W. Schafer, Discrete-Time Signal Processing, ch. 2 and 8; of the gates, M. Poli et
+    al., Hyena Hierarchy, 2023, arXiv 2302.10866.
 
     >>> import torch, convscan
     >>> x = torch.tensor([[1.0], [2.0], [3.0]])
-    >>> convscan.causal_conv(x, torch.tensor([[1.0], [10.0]])).flatten().tolist()
+    >>> h = torch.tensor([[1.0], [10.0]])
+    >>> convscan.causal_conv(x, h).flatten().tolist()
     [1.0, 12.0, 23.0]
+    >>> convscan.causal_conv(x, h, post_gate=x).flatten().tolist()
+    [1.0, 24.0, 69.0]
     """
-    if not is_traced():
-        variant = activation if precision == "default" else (activation, precision)
-        y = run_prepared(_prepared, variant, x, h, bias, initial_state, out)
+    if cu_seqlens is None and not is_traced():
+        variant = activation if precision == "default" else (activation, 0, False, precision)
+        y = run_prepared(prepared, variant, x, h, bias, initial_state, pre_gate, post_gate, out)
         if y is not None:
             return y
-    return _checked(x, h, bias, activation, initial_state, precision, out)
-
-
-def _checked(
-    x: Tensor,
-    h: Tensor | FilterSpectrum,
-    bias: Tensor | None,
-    activation: str | None,
-    state: Tensor | None,
-    precision: str,
-    out: Tensor | None,
-) -> Tensor:
-    """Checks, promotes dtypes and calls the operator that is registered with PyTorch."""
     filters, h = (h, h.h) if isinstance(h, FilterSpectrum) else (None, h)
-    dtype = _check(x, h, bias, activation, state, precision)
-    spectrum = None
+    rest = (bias, initial_state, pre_gate, post_gate, cu_seqlens, activation, 0, False, precision)
+    return checked("causal_conv", Operands(x, h, *rest), out, filters)
+
+
+class Operands(NamedTuple):
+    """What a call computes with: y[i] = activation(post_gate (sum_k h[k] (pre_gate x)[i+origin-k] + bias)), or
+    [i+k-origin] with ``transposed``."""
+
+    x: Tensor
+    h: Tensor
+    bias: Tensor | None = None
+    state: Tensor | None = None
+    pre_gate: Tensor | None = None
+    post_gate: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    activation: str | None = None
+    origin: int = 0
+    transposed: bool = False
+    precision: str = "default"
+    spectrum: Tensor | None = None  # of h, where it is kept
+
+    @property
+    def floats(self) -> tuple[Tensor | None, ...]:
+        """The tensors that may have gradients."""
+        return self[:6]
+
+    @property
+    def variant(self) -> Any:
+        """What a prepared call depends on beside its tensors."""
+        if self.origin == 0 and not self.transposed and self.precision == "default":
+            return self.activation
+        return self.activation, self.origin, self.transposed, self.precision
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Those that a prepared function takes before the output."""
+        return self.floats if self.spectrum is None else (*self.floats, self.spectrum)
+
+
+def checked(name: str, operands: Operands, out: Tensor | None, filters: FilterSpectrum | None = None) -> Tensor:
+    """Checks, promotes dtypes and calls the operator that is registered with PyTorch."""
+    dtype = check(name, operands)
+    x = operands.x
     if out is not None:
-        _checks.output("causal_conv", out, x, dtype, needs_gradient(x, h, bias, state))
-    x, h = x.to(dtype), h.to(dtype)
-    if filters is not None and _can_keep(filters, x, state):
-        h = h[: filters.length]
-        spectrum = filters.spectrum(h, arithmetic(dtype_name(dtype), precision))
-    bias = None if bias is None else bias.to(dtype)
-    state = None if state is None else state.to(dtype)
-    if out is not None and is_plain(x, h, bias, state, out):
-        _run(x, h, bias, activation, state, False, precision, spectrum, out)
+        _checks.output(name, out, x, dtype, needs_gradient(*operands.floats))
+    same = [None if tensor is None else tensor.to(dtype) for tensor in operands.floats]
+    operands = Operands(*same, *operands[6:])  # type: ignore[arg-type, call-arg]
+    if filters is not None and _can_keep(filters, operands):
+        h = operands.h[: filters.length]
+        spectrum = filters.spectrum(h, arithmetic(dtype_name(dtype), operands.precision))
+        operands = operands._replace(h=h, spectrum=spectrum)
+    if out is not None and is_plain(*operands.floats, operands.cu_seqlens, out):
+        _run(operands, out)
         return out
-    y: Tensor = _operator(x, h, bias, state, activation, False, precision, spectrum)
+    y: Tensor = _operator(*operands)
     return y if out is None else out.copy_(y)
 
 
-def _can_keep(filters: FilterSpectrum, x: Tensor, state: Tensor | None) -> bool:
+def _can_keep(filters: FilterSpectrum, operands: Operands) -> bool:
     """Whether this call uses the kept spectrum, which has the first ``length`` taps."""
+    if operands.cu_seqlens is not None:  # of sequences of any lengths, each with a transform of its own
+        return False
+    x, state = operands.x, operands.state
     if x.shape[-2] > filters.length:
         expectation = f"x must have at most L = {filters.length} samples, the length of the FilterSpectrum"
         remedy = "Make it for the longest signal, or give its h"
@@ -122,63 +169,97 @@ def _can_keep(filters: FilterSpectrum, x: Tensor, state: Tensor | None) -> bool:
     return x.is_cpu and not reaches_beyond and not is_watched()
 
 
-def _check(
-    x: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, state: Tensor | None, precision: str
-) -> torch.dtype:
-    name = "causal_conv"
+def check(name: str, operands: Operands) -> torch.dtype:
+    x, h, bias, state, pre_gate, post_gate, cu_seqlens, activation, _, _, precision, _ = operands
     _checks.signal(name, "x", x)
     _checks.tensor_like(name, "h", h, x)
-    channels = x.shape[-1]
-    # No `in`: of symbolic sizes it knows only whether they are one object.
-    if h.ndim != 2 or h.shape[0] == 0 or (h.shape[1] != 1 and h.shape[1] != channels):
-        expectation = f"h must have the shape (K, D) = (K, {channels}) or (K, 1), K >= 1"
-        remedy = "h[0] multiplies the current sample; nn.Conv1d's weight w of shape (D, 1, K) is w[:, 0].flip(-1).T"
-        raise ValueError(message(name, expectation, _checks.shape_text(h.shape), remedy))
+    _check_filter(name, h, x)
     if activation not in ACTIVATIONS:
         raise ValueError(message(name, "activation must be None, 'silu' or 'gelu'", repr(activation)))
     if precision not in PRECISIONS:
         raise ValueError(message(name, "precision must be 'default' or 'high'", repr(precision)))
+    channels = x.shape[-1]
     if bias is not None:
         _checks.tensor_like(name, "bias", bias, x)
         _checks.has_shape(name, "bias", bias, (channels,), "(D,)")
+    for gate_name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+        if gate is not None:
+            _checks.tensor_like(name, gate_name, gate, x)
+            _checks.broadcasts(name, gate_name, gate, x)
+    sequences = () if cu_seqlens is None else (_checks.packed(name, cu_seqlens, x),)
     if state is not None:
         _checks.tensor_like(name, "initial_state", state, x)
-        expected = (*x.shape[:-2], h.shape[0] - 1, channels)
-        _checks.has_shape(name, "initial_state", state, expected, "(..., K-1, D)")
-    return _checks.common_dtype(name, DTYPES, x=x, h=h, bias=bias, initial_state=state)
+        expected = (*x.shape[:-2], *sequences, h.shape[-2] - 1, channels)
+        meaning = "(..., S, K-1, D)" if sequences else "(..., K-1, D)"
+        _checks.has_shape(name, "initial_state", state, expected, meaning)
+    return _checks.common_dtype(
+        name, DTYPES, x=x, h=h, bias=bias, pre_gate=pre_gate, post_gate=post_gate, initial_state=state
+    )
+
+
+def _check_filter(name: str, h: Tensor, x: Tensor) -> None:
+    """(K, D), (K, 1), (K, H), or any of them with leading axes."""
+    channels = x.shape[-1]
+    fits = h.ndim >= 2 and h.shape[-2] != 0
+    # No `in`: of symbolic sizes it knows only whether they are one object.
+    if fits and h.shape[-1] != 1 and h.shape[-1] != channels:
+        fits = h.shape[-1] > 0 and channels % h.shape[-1] == 0
+    if fits and h.ndim > 2:
+        fits = h.ndim == x.ndim and all(
+            of_h == 1 or of_h == of_x for of_h, of_x in zip(h.shape[:-2], x.shape[:-2], strict=True)
+        )
+    if not fits:
+        shapes = f"(K, D) = (K, {channels}), (K, 1) or (K, H), H a divisor of D"
+        expectation = f"h must have the shape {shapes}, K >= 1, or (..., K, D)"
+        remedy = "h[0] multiplies the current sample; nn.Conv1d's weight w of shape (D, 1, K) is w[:, 0].flip(-1).T"
+        raise ValueError(message(name, expectation, _checks.shape_text(h.shape), remedy))
 
 
 # ---- problem and call ----
 
 
+def _leading_strides(tensor: Tensor, own: int, x: Tensor) -> tuple[int, ...]:
+    """Strides along the leading axes of x of a tensor with ``own`` axes behind those that it has or broadcasts over."""
+    return tensor.expand(*x.shape[:-2], *tensor.shape[tensor.ndim - own :]).stride()[: x.ndim - 2]
+
+
 def _problem(
-    x: Tensor,
-    h: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    state: Tensor | None,
-    transposed: bool,
-    precision: str,
-    kept: Kept | None,
-    y: Tensor,
+    operands: Operands, y: Tensor, boundaries: list[int] | None = None, kept: Kept | None = None
 ) -> ConvProblem:
+    x, h, bias, state, pre_gate, post_gate, _, activation, origin, transposed, precision, _ = operands
     past = state if state is not None and state.shape[-2] > 0 else None
-    tensors = (x, x if past is None else past, y)
-    leading = fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in tensors])
-    (length, channels), taps = x.shape[-2:], h.shape[0]
-    steps = [(batch, t.stride(-2), t.stride(-1)) for batch, t in zip(leading.strides, tensors, strict=True)]
+    gates = [None if gate is None else gate.expand(x.shape) for gate in (pre_gate, post_gate)]
+    tensors = [
+        (x, 2),
+        (h, 2),
+        (bias, 1),
+        (past, 2 if boundaries is None else 3),
+        *((gate, 2) for gate in gates),
+        (y, 2),
+    ]
+    # What is not there goes where x goes.
+    leading = fold(
+        x.shape[:-2], [_leading_strides(x if t is None else t, 2 if t is None else own, x) for t, own in tensors]
+    )
+    batch_strides = leading.strides
+
+    def steps(index: int) -> Triple | None:
+        tensor, _ = tensors[index]
+        return None if tensor is None else (batch_strides[index], tensor.stride(-2), tensor.stride(-1))
+
+    (length, channels), filters = x.shape[-2:], h.shape[-1]
     return ConvProblem(
         device=x.device.type,
         dtype=dtype_name(x.dtype),
         batch=leading.batch,
         length=length,
         channels=channels,
-        taps=taps,
-        x=steps[0],
-        h=(h.stride(0), h.stride(1) if h.shape[1] > 1 else 0),
-        y=steps[2],
-        bias=None if bias is None else bias.stride(0),
-        state=None if past is None else steps[1],
+        taps=h.shape[-2],
+        x=cast(Triple, steps(0)),
+        h=(h.stride(-2), h.stride(-1) if filters > 1 else 0),
+        y=cast(Triple, steps(6)),
+        bias=None if bias is None else (batch_strides[2], bias.stride(-1)),
+        state=steps(3),
         activation=activation,
         transposed=transposed,
         offsets=leading.offsets,
@@ -186,7 +267,41 @@ def _problem(
         isa=_native.isa(),
         precision=precision,
         kept=kept,
+        origin=origin,
+        h_batch=batch_strides[1] if h.ndim > 2 else 0,
+        group=channels // filters if filters > 1 else 1,
+        pre_gate=steps(4),
+        post_gate=steps(5),
+        sequences=0 if boundaries is None else len(boundaries) - 1,
+        longest=_longest(boundaries),
+        state_sequence=0 if past is None or boundaries is None else past.stride(-3),
     )
+
+
+def _longest(boundaries: list[int] | None) -> int:
+    return 0 if boundaries is None else max(end - begin for begin, end in pairwise(boundaries))
+
+
+def _packed(cu_seqlens: Tensor | None, length: int) -> tuple[list[int] | None, Tensor | None]:
+    """The boundaries of packed sequences, as numbers and as native kernels read them."""
+    if cu_seqlens is None:
+        return None, None
+    boundaries = _checks.boundaries("causal_conv", cu_seqlens, length)
+    return boundaries, cu_seqlens.to("cpu", torch.int64).contiguous()
+
+
+def describe_call(
+    operands: Operands, out: Tensor | None, name: str = "causal_conv", filters: FilterSpectrum | None = None
+) -> ConvProblem:
+    """The problem of a call, for ``explain``."""
+    dtype = check(name, operands)
+    kept = None
+    if filters is not None and _can_keep(filters, operands):
+        kept = filters.plan(arithmetic(dtype_name(dtype), operands.precision))
+        operands = operands._replace(h=operands.h[: filters.length])
+    y = torch.empty_like(operands.x, dtype=dtype) if out is None else out
+    boundaries, _ = _packed(operands.cu_seqlens, operands.x.shape[-2])
+    return _problem(operands, y, boundaries, kept)._replace(dtype=dtype_name(dtype))
 
 
 def _describe(
@@ -195,58 +310,44 @@ def _describe(
     *,
     bias: Tensor | None = None,
     activation: str | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     precision: str = "default",
     out: Tensor | None = None,
 ) -> ConvProblem:
-    """The problem of a call of ``causal_conv``, for ``explain``."""
+    """The problem of a call of ``causal_conv``."""
     filters, h = (h, h.h) if isinstance(h, FilterSpectrum) else (None, h)
-    dtype = _check(x, h, bias, activation, initial_state, precision)
-    kept = None
-    if filters is not None and _can_keep(filters, x, initial_state):
-        h, kept = h[: filters.length], filters.plan(arithmetic(dtype_name(dtype), precision))
-    y = torch.empty_like(x, dtype=dtype) if out is None else out
-    problem = _problem(x, h, bias, activation, initial_state, False, precision, kept, y)
-    return problem._replace(dtype=dtype_name(dtype))
+    rest = (bias, initial_state, pre_gate, post_gate, cu_seqlens, activation, 0, False, precision)
+    return describe_call(Operands(x, h, *rest), out, filters=filters)
 
 
 def _kept(spectrum: Tensor | None) -> Kept | None:
     return None if spectrum is None else Kept(spectrum.shape[1] // 2, spectrum.dtype == torch.bfloat16)
 
 
-def _run(
-    x: Tensor,
-    h: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    state: Tensor | None,
-    transposed: bool,
-    precision: str,
-    spectrum: Tensor | None,
-    y: Tensor,
-) -> None:
-    variant = activation if precision == "default" else (activation, precision)
-    kept = _kept(spectrum)
-    _calls.run(
-        ("transposed", variant) if transposed else variant,
-        *((x, h, bias, state, y) if spectrum is None else (x, h, bias, state, spectrum, y)),
-        problem=lambda: _problem(x, h, bias, activation, state, transposed, precision, kept, y),
-        strict=not transposed,
-    )
+def _run(operands: Operands, y: Tensor) -> None:
+    strict, spectrum = not operands.transposed, operands.spectrum
+    if operands.cu_seqlens is None:
+        kept = _kept(spectrum)
+        _calls.run(
+            operands.variant,
+            *operands.tensors,
+            y,
+            problem=lambda: _problem(operands, y, kept=kept),
+            strict=strict,
+        )
+        return
+    # Boundaries are values, which no prepared call may depend on.
+    boundaries, packed = _packed(operands.cu_seqlens, y.shape[-2])
+    problem = _problem(operands, y, boundaries)
+    choose("causal_conv", problem, strict=strict).prepare(problem)(*operands.floats, y, packed)
 
 
-def _kernel(
-    x: Tensor,
-    h: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None,
-    activation: str | None,
-    transposed: bool,
-    precision: str,
-    spectrum: Tensor | None,
-) -> Tensor:
-    y = empty_like(x)
-    _run(x, h, bias, activation, state, transposed, precision, spectrum, y)
+def _kernel(*operands: Any) -> Tensor:
+    y = empty_like(operands[0])
+    _run(Operands(*operands), y)
     return y
 
 
@@ -256,35 +357,73 @@ def _gradient_dtype(x: Tensor, precision: str) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _filter_gradient_kernel(x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str) -> Tensor:
-    dh = in_huge_pages(_filter_gradient_fake(x, dz, state, taps, precision))
-    problem = _describe_filter_gradient(x, dz, state, dh, precision)
-    choose("causal_conv_filter_gradient", problem, strict=False).prepare(problem)(x, dz, state, dh)
+def _filter_gradient_kernel(
+    x: Tensor,
+    dz: Tensor,
+    state: Tensor | None,
+    x_gate: Tensor | None,
+    dz_gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    taps: int,
+    origin: int,
+    per_batch: bool,
+    precision: str,
+) -> Tensor:
+    shape = (x, dz, state, x_gate, dz_gate, cu_seqlens, taps, origin, per_batch, precision)
+    dh = in_huge_pages(_filter_gradient_fake(*shape))
+    boundaries, packed = _packed(cu_seqlens, x.shape[-2])
+    problem = _describe_filter_gradient(x, dz, state, x_gate, dz_gate, dh, origin, boundaries, precision)
+    run = choose("causal_conv_filter_gradient", problem, strict=False).prepare(problem)
+    run(x, dz, state, x_gate, dz_gate, dh, packed)
     return dh
 
 
 def _describe_filter_gradient(
-    x: Tensor, dz: Tensor, state: Tensor | None, dh: Tensor, precision: str
+    x: Tensor,
+    dz: Tensor,
+    state: Tensor | None,
+    x_gate: Tensor | None,
+    dz_gate: Tensor | None,
+    dh: Tensor,
+    origin: int = 0,
+    boundaries: list[int] | None = None,
+    precision: str = "default",
 ) -> FilterGradientProblem:
     past = state if state is not None and state.shape[-2] > 0 else None
-    tensors = (x, dz, x if past is None else past)
-    leading = fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in tensors])
-    steps = [(batch, t.stride(-2), t.stride(-1)) for batch, t in zip(leading.strides, tensors, strict=True)]
+    per_batch = dh.ndim > 2
+    gates = [None if gate is None else gate.expand(x.shape) for gate in (x_gate, dz_gate)]
+    tensors = [(x, 2), (dz, 2), (past, 2 if boundaries is None else 3), *((gate, 2) for gate in gates), (dh, 2)]
+    leading = fold(
+        x.shape[:-2], [_leading_strides(x if t is None else t, 2 if t is None else own, x) for t, own in tensors]
+    )
+
+    def steps(index: int) -> Triple | None:
+        tensor, _ = tensors[index]
+        return None if tensor is None else (leading.strides[index], tensor.stride(-2), tensor.stride(-1))
+
     return FilterGradientProblem(
         device=x.device.type,
         dtype=dtype_name(x.dtype),
         batch=leading.batch,
         length=x.shape[-2],
         channels=x.shape[-1],
-        taps=dh.shape[0],
-        x=steps[0],
-        dz=steps[1],
-        state=None if past is None else steps[2],
+        taps=dh.shape[-2],
+        x=cast(Triple, steps(0)),
+        dz=cast(Triple, steps(1)),
+        state=steps(2),
         offsets=leading.offsets,
-        dh=(dh.stride(0), dh.stride(1)),
         threads=_native.thread_count(),
+        dh=(dh.stride(-2), dh.stride(-1)),
         isa=_native.isa(),
         precision=precision,
+        origin=origin,
+        x_gate=steps(3),
+        dz_gate=steps(4),
+        per_batch=leading.strides[5] if per_batch else 0,
+        sums_turns=not per_batch,
+        sequences=0 if boundaries is None else len(boundaries) - 1,
+        longest=_longest(boundaries),
+        state_sequence=0 if past is None or boundaries is None else past.stride(-3),
     )
 
 
@@ -294,8 +433,8 @@ def _describe_gradients(
     past = x if state is None or state.shape[-2] == 0 else state
     now = settings()
     return GradientProblem(
-        transposed=_problem(dz, h, None, None, None, True, precision, kept, dx),
-        filter=_describe_filter_gradient(x, dz, state, dh, precision),
+        transposed=_problem(Operands(dz, h, transposed=True, precision=precision), dx, kept=kept),
+        filter=_describe_filter_gradient(x, dz, state, None, None, dh, precision=precision),
         offsets=fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in (x, dz, past, dx)]).offsets,
         forced=None if now is None else now.forced,
     )
@@ -332,133 +471,213 @@ def _activation_gradient(activation: str | None, dy: Tensor, z: Tensor) -> Tenso
     return cast(Tensor, torch.ops.aten.silu_backward.default(dy, z))
 
 
-def _state_gradient(dz: Tensor, h: Tensor, steps: int, precision: str) -> Tensor:
-    """dstate[j] = sum_{i<=j} dz[i] h[K-1-j+i]: the flipped filter over the first K-1 samples of dz."""
-    length = dz.shape[-2]
-    head = torch.nn.functional.pad(dz, (0, 0, 0, steps - length)) if length < steps else dz.narrow(-2, 0, steps)
+def _state_gradient(dz: Tensor, h: Tensor, cu_seqlens: Tensor | None, precision: str) -> Tensor:
+    """dstate[j] = sum_{i<=j} dz[i] h[K-1-j+i]: the flipped filter over the first K-1 samples of each sequence of dz."""
+    steps, length = h.shape[-2] - 1, dz.shape[-2]
+    if cu_seqlens is not None:
+        at = cu_seqlens[:-1, None] + torch.arange(steps, device=dz.device)
+        inside = (at < cu_seqlens[1:, None]).flatten()
+        # One more row, of zeros, is what lies behind the end.
+        padded = torch.nn.functional.pad(dz, (0, 0, 0, 1))
+        head = padded.index_select(-2, torch.where(inside, at.flatten(), length)).reshape(
+            *dz.shape[:-2], *at.shape, dz.shape[-1]
+        )
+        h = h if h.ndim == 2 else h.unsqueeze(-3)
+    else:
+        head = torch.nn.functional.pad(dz, (0, 0, 0, steps - length)) if length < steps else dz.narrow(-2, 0, steps)
     if steps == 0:
         return head
-    return cast(Tensor, _operator(head, h.flip(0)[:steps], None, None, None, False, precision, None))
+    return _convolve(head, h.flip(-2)[..., :steps, :], precision=precision)
 
 
 def _reduce_filter(dh: Tensor, h: Tensor) -> Tensor:
-    """The gradient of a filter per channel as that of h: summed where one filter serves all, in the dtype of h."""
-    if h.shape[1] != dh.shape[1]:
-        dh = dh.sum(1, keepdim=True)
-    return dh.to(h.dtype)
+    """The gradient of a filter per channel as that of h: summed over what a filter serves, in the dtype of h."""
+    if h.shape[-1] != dh.shape[-1]:
+        dh = dh.reshape(*dh.shape[:-1], h.shape[-1], dh.shape[-1] // h.shape[-1]).sum(-1)
+    return dh.sum_to_size(h.shape).to(h.dtype)
+
+
+def _has_leading(h: Tensor) -> bool:
+    """Whether filters differ along leading axes."""
+    return h.ndim > 2
+
+
+def _convolve(x: Tensor, h: Tensor, **others: Any) -> Tensor:
+    return cast(Tensor, _operator(*Operands(x, h, **others)))
+
+
+def _is_plain_filter(p: Operands) -> bool:
+    """Whether both gradients may come from one pass: no gates, no boundaries, a filter for each channel or for all."""
+    filters = p.h.shape[-1]
+    alone = p.h.ndim == 2 and (filters == 1 or filters == p.x.shape[-1])
+    plain = p.pre_gate is None and p.post_gate is None and p.cu_seqlens is None
+    return alone and plain and not p.transposed and isinstance(p.origin, int) and p.origin == 0
+
+
+def _times(x: Tensor, gate: Tensor | None) -> Tensor:
+    return x if gate is None else x * gate
+
+
+def _saved(ctx: Any) -> Operands:
+    *tensors, spectrum = ctx.saved_tensors
+    return Operands(*tensors, *ctx.rest)._replace(spectrum=spectrum)  # type: ignore[call-arg]
 
 
 class _CausalConv(torch.autograd.Function):
+    """With u = pre_gate x, z = T(h) u + bias and w = post_gate z, y = activation(w). The transpose of a gated
+    convolution is one with the gates exchanged."""
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        x: Tensor,
-        h: Tensor,
-        bias: Tensor | None,
-        state: Tensor | None,
-        activation: str | None,
-        transposed: bool,
-        precision: str,
-        spectrum: Tensor | None,
-    ) -> Tensor:
+    def forward(*operands: Any) -> Tensor:  # type: ignore[override]
         with below_autograd():
-            return cast(Tensor, _operator(x, h, bias, state, activation, transposed, precision, spectrum))
+            return cast(Tensor, _operator(*operands))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, h, bias, state, ctx.activation, ctx.transposed, ctx.precision, spectrum = inputs
-        ctx.save_for_backward(x, h, bias, state, spectrum)
-        ctx.save_for_forward(x, h, bias, state, spectrum)
+        ctx.rest = inputs[7:11]
+        ctx.save_for_backward(*inputs[:7], inputs[11])
+        ctx.save_for_forward(*inputs[:7], inputs[11])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if dy is None:
-            return (None,) * 8
-        x, h, bias, state, spectrum = ctx.saved_tensors
-        how = (ctx.precision, spectrum)
-        dz = dy
-        if ctx.activation is not None:
-            dz = _activation_gradient(ctx.activation, dy, _operator(x, h, bias, state, None, ctx.transposed, *how))
-        dx = dh = dbias = dstate = None
-        if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and not ctx.transposed:
-            dx, dh = _gradients(x, h, dz, state, *how)
-            dh = _reduce_filter(dh, h)
-        elif ctx.needs_input_grad[0]:
-            dx = _operator(dz, h, None, None, None, not ctx.transposed, *how)
-        if ctx.needs_input_grad[1] and dh is None:
-            # With the transpose, y[i] = sum_k h[k] x[i+k]: x and dz change places.
-            signal, gradient = (dz, x) if ctx.transposed else (x, dz)
-            dh = _reduce_filter(_filter_gradient(signal, gradient, state, h.shape[0], ctx.precision), h)
-        if ctx.needs_input_grad[2]:
-            dbias = dz.sum(tuple(range(dz.ndim - 1)))
-        if ctx.needs_input_grad[3]:
-            dstate = _state_gradient(dz, h, h.shape[0] - 1, ctx.precision)
-        return dx, dh, dbias, dstate, None, None, None, None
+            return (None,) * 12
+        p = _saved(ctx)
+        needs_x, needs_h, needs_bias, needs_state, needs_pre, needs_post, *_ = ctx.needs_input_grad
+        dw, z = dy, None
+        if p.activation is not None or needs_post:
+            z = _operator(*p._replace(post_gate=None, activation=None))
+        if p.activation is not None:
+            dw = _activation_gradient(p.activation, dy, _times(cast(Tensor, z), p.post_gate))
+        dx = dh = dbias = dstate = dpre = dpost = None
+        back = p._replace(x=dw, bias=None, state=None, pre_gate=p.post_gate, activation=None)
+        back = back._replace(transposed=not p.transposed)
+        if needs_x and needs_h and _is_plain_filter(p):
+            dx, dh = _gradients(p.x, p.h, dw, p.state, p.precision, p.spectrum)
+            dh = _reduce_filter(dh, p.h)
+        elif needs_pre:
+            du = _operator(*back._replace(post_gate=None))
+            assert p.pre_gate is not None
+            dx, dpre = du * p.pre_gate, (du * p.x).sum_to_size(p.pre_gate.shape)
+        elif needs_x:
+            dx = _operator(*back._replace(post_gate=p.pre_gate))
+        if needs_post:
+            assert p.post_gate is not None
+            dpost = (dw * cast(Tensor, z)).sum_to_size(p.post_gate.shape)
+        if needs_h and dh is None:
+            sides = [(p.x, p.pre_gate), (dw, p.post_gate)]
+            # With the transpose, y[i] = sum_k h[k] u[i+k]: samples and gradient change places.
+            (signal, its_gate), (other, other_gate) = reversed(sides) if p.transposed else sides
+            gradients = _filter_gradient(
+                signal,
+                other,
+                p.state,
+                its_gate,
+                other_gate,
+                p.cu_seqlens,
+                p.h.shape[-2],
+                p.origin,
+                _has_leading(p.h),
+                p.precision,
+            )
+            dh = _reduce_filter(gradients, p.h)
+        if needs_bias:
+            assert p.bias is not None
+            dbias = _times(dw, p.post_gate).sum(-2).sum_to_size(p.bias.shape)
+        if needs_state:
+            dstate = _state_gradient(_times(dw, p.post_gate), p.h, p.cu_seqlens, p.precision)
+        return dx if needs_x else None, dh, dbias, dstate, dpre, dpost, None, None, None, None, None, None
 
     @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, tx: Tensor | None, th: Tensor | None, tbias: Tensor | None, tstate: Tensor | None, *_: None
-    ) -> Tensor | None:
-        x, h, bias, state, spectrum = ctx.saved_tensors
-        how = (ctx.transposed, ctx.precision)
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:  # type: ignore[override]
+        p = _saved(ctx)
+        tx, th, tbias, tstate, tpre, tpost, *_ = tangents
+        plain = p._replace(bias=None, state=None, activation=None)
         terms: list[Tensor] = []
         if tx is not None or tstate is not None:
-            terms.append(_operator(torch.zeros_like(x) if tx is None else tx, h, None, tstate, None, *how, spectrum))
+            terms.append(_operator(*plain._replace(x=torch.zeros_like(p.x) if tx is None else tx, state=tstate)))
+        if tpre is not None:
+            terms.append(_operator(*plain._replace(pre_gate=tpre)))
         if th is not None:
-            terms.append(_operator(x, th, None, state, None, *how, None))
+            terms.append(_operator(*plain._replace(h=th, state=p.state, spectrum=None)))
         if tbias is not None:
-            terms.append(tbias.expand(x.shape))
+            terms.append(_times(tbias.unsqueeze(-2), p.post_gate).expand(p.x.shape))
+        z = None
+        if tpost is not None or p.activation is not None:
+            z = _operator(*p._replace(post_gate=None, activation=None))
+        if tpost is not None:
+            terms.append(tpost * cast(Tensor, z))
         if not terms:
             return None
         tangent = sum(terms[1:], terms[0])
-        if ctx.activation is not None:
-            z = _operator(x, h, bias, state, None, *how, spectrum)
-            tangent = _activation_gradient(ctx.activation, tangent, z)
+        if p.activation is not None:
+            tangent = _activation_gradient(p.activation, tangent, _times(cast(Tensor, z), p.post_gate))
         return tangent
 
 
 class _FilterGradient(torch.autograd.Function):
+    """dh = sum of dz_gate dz and shifted x_gate x: linear in each of them."""
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str
-    ) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:  # type: ignore[override]
         with below_autograd():
-            return cast(Tensor, _filter_gradient(x, dz, state, taps, precision))
+            return cast(Tensor, _filter_gradient(*inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, dz, state, ctx.taps, ctx.precision = inputs
-        ctx.save_for_backward(x, dz, state)
-        ctx.save_for_forward(x, dz, state)
+        ctx.rest = inputs[6:]
+        ctx.save_for_backward(*inputs[:6])
+        ctx.save_for_forward(*inputs[:6])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if gradient is None:
-            return (None,) * 5
-        x, dz, state = ctx.saved_tensors
+            return (None,) * 10
+        x, dz, state, x_gate, dz_gate, cu_seqlens = ctx.saved_tensors
+        _, origin, _, precision = ctx.rest
+        needs_x, needs_dz, needs_state, needs_x_gate, needs_dz_gate, *_ = ctx.needs_input_grad
+        common = {"cu_seqlens": cu_seqlens, "origin": origin, "precision": precision}
         h = gradient.to(x.dtype)
-        how = (ctx.precision, None)
-        dx = _operator(dz, h, None, None, None, True, *how) if ctx.needs_input_grad[0] else None
-        ddz = _operator(x, h, None, state, None, False, *how) if ctx.needs_input_grad[1] else None
-        dstate = _state_gradient(dz, h, ctx.taps - 1, ctx.precision) if ctx.needs_input_grad[2] else None
-        return dx, ddz, dstate, None, None
+        dx = ddz = dstate = dx_gate = ddz_gate = None
+        if needs_x_gate:
+            du = _convolve(dz, h, pre_gate=dz_gate, transposed=True, **common)
+            dx, dx_gate = du * x_gate, (du * x).sum_to_size(x_gate.shape)
+        elif needs_x:
+            dx = _convolve(dz, h, pre_gate=dz_gate, post_gate=x_gate, transposed=True, **common)
+        if needs_dz_gate:
+            z = _convolve(x, h, state=state, pre_gate=x_gate, **common)
+            ddz, ddz_gate = z * dz_gate, (z * dz).sum_to_size(dz_gate.shape)
+        elif needs_dz:
+            ddz = _convolve(x, h, state=state, pre_gate=x_gate, post_gate=dz_gate, **common)
+        if needs_state:
+            dstate = _state_gradient(_times(dz, dz_gate), h, cu_seqlens, precision)
+        dx, ddz = dx if needs_x else None, ddz if needs_dz else None
+        return dx, ddz, dstate, dx_gate, ddz_gate, None, None, None, None, None
 
     @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, tx: Tensor | None, tdz: Tensor | None, tstate: Tensor | None, *_: None
-    ) -> Tensor | None:
-        x, dz, state = ctx.saved_tensors
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:  # type: ignore[override]
+        x, dz, state, x_gate, dz_gate, cu_seqlens = ctx.saved_tensors
+        tx, tdz, tstate, tx_gate, tdz_gate, *_ = tangents
+        rest = (cu_seqlens, *ctx.rest)
         terms: list[Tensor] = []
         if tx is not None or tstate is not None:
-            tx = torch.zeros_like(x) if tx is None else tx
-            terms.append(_filter_gradient(tx, dz, tstate, ctx.taps, ctx.precision))
+            terms.append(
+                _filter_gradient(torch.zeros_like(x) if tx is None else tx, dz, tstate, x_gate, dz_gate, *rest)
+            )
         if tdz is not None:
-            terms.append(_filter_gradient(x, tdz, state, ctx.taps, ctx.precision))
+            terms.append(_filter_gradient(x, tdz, state, x_gate, dz_gate, *rest))
+        if tx_gate is not None:
+            terms.append(_filter_gradient(x, dz, None, tx_gate, dz_gate, *rest))
+        if tdz_gate is not None:
+            terms.append(_filter_gradient(x, dz, state, x_gate, tdz_gate, *rest))
         return sum(terms[1:], terms[0]) if terms else None
 
 
 class _Gradients(torch.autograd.Function):
+    """dx = transpose of T(h) dz and dh = sum of dz and shifted x, of a convolution without gates."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, spectrum: Tensor | None
@@ -478,21 +697,21 @@ class _Gradients(torch.autograd.Function):
         ctx: Any, gdx: Tensor | None, gdh: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, h, dz, state, spectrum = ctx.saved_tensors
-        how = (ctx.precision, None)
+        rest, precision = (None, None, None, h.shape[-2], 0, False, ctx.precision), ctx.precision
         need_x, need_h, need_dz, need_state = ctx.needs_input_grad[:4]
         gx = gh = gstate = None
         terms: list[Tensor] = []  # of the gradient of dz
         if gdx is not None:
             if need_h:
-                gh = _reduce_filter(_filter_gradient(gdx, dz, None, h.shape[0], ctx.precision), h)
+                gh = _reduce_filter(_filter_gradient(gdx, dz, None, *rest), h)
             if need_dz:
-                terms.append(_operator(gdx, h, None, None, None, False, ctx.precision, spectrum))
+                terms.append(_convolve(gdx, h, precision=precision, spectrum=spectrum))
         if gdh is not None:
             taps = gdh.to(x.dtype)
-            gx = _operator(dz, taps, None, None, None, True, *how) if need_x else None
-            gstate = _state_gradient(dz, taps, h.shape[0] - 1, ctx.precision) if need_state else None
+            gx = _convolve(dz, taps, transposed=True, precision=precision) if need_x else None
+            gstate = _state_gradient(dz, taps, None, precision) if need_state else None
             if need_dz:
-                terms.append(_operator(x, taps, None, state, None, False, *how))
+                terms.append(_convolve(x, taps, state=state, precision=precision))
         gdz = sum(terms[1:], terms[0]) if terms else None
         return gx, gh, gdz, gstate, None, None
 
@@ -501,85 +720,112 @@ class _Gradients(torch.autograd.Function):
         ctx: Any, tx: Tensor | None, th: Tensor | None, tdz: Tensor | None, tstate: Tensor | None, *_: None
     ) -> tuple[Tensor, Tensor]:
         x, h, dz, state, spectrum = ctx.saved_tensors
-        dx, dh = torch.zeros_like(x), _filter_gradient_fake(x, dz, state, h.shape[0], ctx.precision).zero_()
+        rest, precision = (None, None, None, h.shape[-2], 0, False, ctx.precision), ctx.precision
+        dx, dh = torch.zeros_like(x), _filter_gradient_fake(x, dz, state, *rest).zero_()
         if tdz is not None:
-            dx = dx + _operator(tdz, h, None, None, None, True, ctx.precision, spectrum)
-            dh = dh + _filter_gradient(x, tdz, state, h.shape[0], ctx.precision)
+            dx = dx + _convolve(tdz, h, transposed=True, precision=precision, spectrum=spectrum)
+            dh = dh + _filter_gradient(x, tdz, state, *rest)
         if th is not None:
-            dx = dx + _operator(dz, th, None, None, None, True, ctx.precision, None)
+            dx = dx + _convolve(dz, th, transposed=True, precision=precision)
         if tx is not None or tstate is not None:
             tx = torch.zeros_like(x) if tx is None else tx
-            dh = dh + _filter_gradient(tx, dz, tstate, h.shape[0], ctx.precision)
+            dh = dh + _filter_gradient(tx, dz, tstate, *rest)
         return dx, dh
 
 
-# ---- vmap: one more leading axis, or, where filters differ, the mapped axis folded into the channels ----
+# ---- vmap: one more leading axis ----
 
 
-def _leading_axis(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+def _with_leading(tensor: Tensor | None, axis: int | None, size: int, own: int, leading: int) -> Tensor | None:
+    """With the mapped axis in front of ``leading`` others, and ``own`` behind, where it has one; otherwise what
+    broadcasts over it."""
+    if tensor is None:
+        return None
+    if axis is None:
+        # Filters have all leading axes or none.
+        return tensor.unsqueeze(0) if leading > 0 and tensor.ndim == leading + own else tensor
+    front = tensor.movedim(axis, 0)
+    return front[(slice(None), *(None,) * (leading + own + 1 - front.ndim))]
+
+
+def _all_leading(tensor: Tensor | None, axis: int | None, size: int) -> Tensor | None:
+    """The same of a tensor that has all leading axes, with the mapped one in full."""
+    if tensor is None:
+        return None
     return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
 
 
-def _into_channels(tensor: Tensor, axis: int | None, size: int) -> Tensor:
-    """(..., D) with a mapped axis anywhere as (..., size * D)."""
-    shape = tensor.shape
-    wide = tensor.unsqueeze(-2).expand(*shape[:-1], size, shape[-1]) if axis is None else tensor.movedim(axis, -2)
-    return wide.flatten(-2)
+def _not_mapped(axis: int | None) -> None:
+    if axis is not None:
+        expectation = "cu_seqlens must be the same for every element of a torch.vmap"
+        raise ValueError(message("causal_conv", expectation, f"one with the mapped axis {axis}", "Call in a loop"))
 
 
-def _vmap(
-    info: Any,
-    axes: tuple[int | None, ...],
-    x: Tensor,
-    h: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None,
-    activation: str | None,
-    transposed: bool,
-    precision: str,
-    spectrum: Tensor | None,
-) -> tuple[Tensor, int]:
-    size = info.batch_size
-    if axes[1] is None and axes[2] is None:
-        x = _leading_axis(x, axes[0], size)
-        state = None if state is None else _leading_axis(state, axes[3], size)
-        return _operator(x, h, bias, state, activation, transposed, precision, spectrum), 0
-    x = _into_channels(x, axes[0], size)
-    channels = x.shape[-1] // size
-    h = h.unsqueeze(-2).expand(-1, size, -1) if axes[1] is None else h.movedim(axes[1], -2)
+def _vmap(info: Any, axes: tuple[int | None, ...], *operands: Any) -> tuple[Tensor, int]:
+    p, size = Operands(*operands), info.batch_size
+    _not_mapped(axes[6])
+    x = cast(Tensor, _all_leading(p.x, axes[0], size))
+    leading = x.ndim - 3
     y = _operator(
-        x,
-        h.expand(-1, -1, channels).flatten(-2),
-        None if bias is None else _into_channels(bias, axes[2], size),
-        None if state is None else _into_channels(state, axes[3], size),
-        activation,
-        transposed,
-        precision,
-        None,  # spectra are those of the filters that were not folded
-    ).unflatten(-1, (size, channels))
-    return y, y.ndim - 2
+        *p._replace(
+            x=x,
+            h=cast(Tensor, _with_leading(p.h, axes[1], size, 2, leading)),
+            bias=_with_leading(p.bias, axes[2], size, 1, leading),
+            state=_all_leading(p.state, axes[3], size),
+            pre_gate=_with_leading(p.pre_gate, axes[4], size, 2, leading),
+            post_gate=_with_leading(p.post_gate, axes[5], size, 2, leading),
+            spectrum=p.spectrum if axes[1] is None else None,
+        )
+    )
+    return y, 0
 
 
 def _filter_gradient_vmap(
-    info: Any, axes: tuple[int | None, ...], x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str
+    info: Any,
+    axes: tuple[int | None, ...],
+    x: Tensor,
+    dz: Tensor,
+    state: Tensor | None,
+    x_gate: Tensor | None,
+    dz_gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    taps: int,
+    origin: int,
+    per_batch: bool,
+    precision: str,
 ) -> tuple[Tensor, int]:
-    size = info.batch_size
-    wide = [_into_channels(x, axes[0], size), _into_channels(dz, axes[1], size)]
-    past = None if state is None else _into_channels(state, axes[2], size)
-    dh = _filter_gradient(*wide, past, taps, precision)
-    return dh.unflatten(-1, (size, dh.shape[-1] // size)), 1
+    _not_mapped(axes[5])
+    signals = [_all_leading(tensor, axis, info.batch_size) for tensor, axis in zip((x, dz, state), axes, strict=False)]
+    leading = cast(Tensor, signals[0]).ndim - 3
+    gates = [
+        _with_leading(gate, axis, info.batch_size, 2, leading)
+        for gate, axis in zip((x_gate, dz_gate), axes[3:5], strict=True)
+    ]
+    dh: Tensor = _filter_gradient(*signals, *gates, cu_seqlens, taps, origin, True, precision)
+    return (dh if per_batch or leading == 0 else dh.flatten(1, -3).sum(1)), 0
 
 
-def _filter_gradient_fake(x: Tensor, dz: Tensor, state: Tensor | None, taps: int, precision: str) -> Tensor:
-    return _filter_memory(x, x, taps, precision)
+def _filter_gradient_fake(
+    x: Tensor,
+    dz: Tensor,
+    state: Tensor | None,
+    x_gate: Tensor | None,
+    dz_gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    taps: int,
+    origin: int,
+    per_batch: bool,
+    precision: str,
+) -> Tensor:
+    return _filter_memory(x, x, taps, precision, x.shape[:-2] if per_batch else ())
 
 
-def _filter_memory(like: Tensor, x: Tensor, taps: int, precision: str) -> Tensor:
+def _filter_memory(like: Tensor, x: Tensor, taps: int, precision: str, leading: Sequence[int] = ()) -> Tensor:
     """Memory for the gradient of a filter per channel, time contiguous where ``like`` is."""
     dtype, channels = _gradient_dtype(x, precision), x.shape[-1]
     if like.stride(-2) == 1 and like.stride(-1) != 1:
-        return x.new_empty((channels, taps), dtype=dtype).mT
-    return x.new_empty((taps, channels), dtype=dtype)
+        return x.new_empty((*leading, channels, taps), dtype=dtype).mT
+    return x.new_empty((*leading, taps, channels), dtype=dtype)
 
 
 def _gradients_fake(
@@ -598,22 +844,25 @@ def _gradients_vmap(
     precision: str,
     spectrum: Tensor | None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    taps = h.shape[1 if axes[1] == 0 else 0]
-    dx, dx_axis = _vmap(info, (axes[2], axes[1], None, None), dz, h, None, None, None, True, precision, spectrum)
-    dh, dh_axis = _filter_gradient_vmap(info, (axes[0], axes[2], axes[3]), x, dz, state, taps, precision)
+    taps = (h if axes[1] is None else h.movedim(axes[1], 0)).shape[-2]
+    back = Operands(dz, h, transposed=True, precision=precision, spectrum=spectrum)
+    dx, dx_axis = _vmap(info, (axes[2], axes[1], *(None,) * 5), *back)
+    of_dh = (axes[0], axes[2], axes[3], None, None, None)
+    dh, dh_axis = _filter_gradient_vmap(info, of_dh, x, dz, state, None, None, None, taps, 0, False, precision)
     return (dx, dh), (dx_axis, dh_axis)
 
 
 _operator = define(
-    "causal_conv(Tensor x, Tensor h, Tensor? bias, Tensor? initial_state, str? activation, bool transposed,"
-    " str precision, Tensor? spectrum) -> Tensor",
+    "causal_conv(Tensor x, Tensor h, Tensor? bias, Tensor? initial_state, Tensor? pre_gate, Tensor? post_gate, "
+    "Tensor? cu_seqlens, str? activation, SymInt origin, bool transposed, str precision, Tensor? spectrum) -> Tensor",
     _kernel,
-    fake=lambda x, h, bias, initial_state, activation, transposed, precision, spectrum: torch.empty_like(x),
+    fake=lambda x, *others: torch.empty_like(x),
     autograd=derivative(_CausalConv),
     vmap=_vmap,
 )
 _filter_gradient = define(
-    "causal_conv_filter_gradient(Tensor x, Tensor dz, Tensor? initial_state, int taps, str precision) -> Tensor",
+    "causal_conv_filter_gradient(Tensor x, Tensor dz, Tensor? initial_state, Tensor? x_gate, Tensor? dz_gate, "
+    "Tensor? cu_seqlens, SymInt taps, SymInt origin, bool per_batch, str precision) -> Tensor",
     _filter_gradient_kernel,
     fake=_filter_gradient_fake,
     autograd=derivative(_FilterGradient),
@@ -634,16 +883,58 @@ _gradients = define(
 # ---- registry ----
 
 
-def _prepare_reference(problem: ConvProblem) -> cpu.Run | cpu.RunKept:
-    def run(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
-        y.copy_(reference.causal_conv(x, h, bias, problem.activation, state, problem.transposed))
+def _prepare_reference(problem: ConvProblem) -> cpu.Run:
+    def run(
+        x: Tensor,
+        h: Tensor,
+        bias: Tensor | None,
+        state: Tensor | None,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+        y: Tensor,
+        boundaries: Tensor | None = None,
+    ) -> None:
+        y.copy_(
+            reference.causal_conv(
+                x,
+                h,
+                bias,
+                problem.activation,
+                state,
+                problem.transposed,
+                pre_gate=pre_gate,
+                post_gate=post_gate,
+                boundaries=None if boundaries is None else boundaries.tolist(),
+                origin=problem.origin,
+            )
+        )
 
     return run if problem.kept is None else cpu.with_spectrum(run)
 
 
 def _prepare_gradient_reference(problem: FilterGradientProblem) -> cpu.RunGradient:
-    def run(x: Tensor, dz: Tensor, state: Tensor | None, dh: Tensor) -> None:
-        dh.copy_(reference.filter_gradient(x, dz, state, problem.taps))
+    def run(
+        x: Tensor,
+        dz: Tensor,
+        state: Tensor | None,
+        x_gate: Tensor | None,
+        dz_gate: Tensor | None,
+        dh: Tensor,
+        boundaries: Tensor | None = None,
+    ) -> None:
+        dh.copy_(
+            reference.filter_gradient(
+                x,
+                dz,
+                state,
+                problem.taps,
+                x_gate=x_gate,
+                dz_gate=dz_gate,
+                boundaries=None if boundaries is None else boundaries.tolist(),
+                origin=problem.origin,
+                per_batch=dh.ndim > 2,
+            )
+        )
 
     return run
 
@@ -651,8 +942,8 @@ def _prepare_gradient_reference(problem: FilterGradientProblem) -> cpu.RunGradie
 def _reference_cost(problem: ConvProblem | FilterGradientProblem) -> Cost:
     # A PyTorch operator per tap on float64 copies of the signals: three passes of 8 bytes an element each.
     elements = problem.turns * problem.batch * problem.length * problem.channels
-    taps = min(problem.taps, max(1, problem.length))
-    return Cost(2e-5 * (1 + taps) + 3e-9 * elements * taps, 8 * 3 * elements)
+    taps = min(problem.taps, problem.origin + max(1, problem.length))
+    return Cost(2e-5 * (1 + taps * max(1, problem.sequences)) + 3e-9 * elements * taps, 8 * 3 * elements)
 
 
 _REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
@@ -660,6 +951,8 @@ _GRADIENT_REFERENCE = Implementation(
     "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
 )
 
-register("causal_conv", (*cpu.ROWS, _REFERENCE), _describe)
+ROWS = (*cpu.ROWS, _REFERENCE)
+
+register("causal_conv", ROWS, _describe)
 register("causal_conv_filter_gradient", (*cpu.GRADIENT_ROWS, _GRADIENT_REFERENCE), _describe_filter_gradient)
 register("causal_conv_gradients", cpu.BOTH_ROWS, _describe_gradients, _gradients_ask)

@@ -18,8 +18,9 @@ from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept
 
 REAL = ("float32", "float64", "bfloat16", "float16")
 _PANEL_BYTES = 1280 << 10  # kPanelBytes of csrc/conv/fft.cpp
-Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], None]
-RunKept = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor], None]
+# Of x, h, bias, state, pre_gate, post_gate, the kept spectra where there are some, y and, where sequences are packed,
+# boundaries.
+Run = Callable[..., None]
 
 
 def _bytes(dtype: str) -> int:
@@ -34,11 +35,19 @@ def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
     return cpu_refusals(problem.device, problem.dtype, REAL, "computes real numbers, not")
 
 
+def _span(problem: ConvProblem | FilterGradientProblem) -> tuple[int, int]:
+    """How many sequences an element of the batch has, and of how many steps, on average."""
+    sequences = max(1, problem.sequences)
+    return sequences, math.ceil(problem.length / sequences)
+
+
 def _products(problem: ConvProblem | FilterGradientProblem) -> float:
     """Filter taps that meet a sample inside the signal, over all rows."""
-    taps = min(problem.taps, problem.length)
-    inside = taps * problem.length - taps * (taps - 1) / 2
-    return problem.turns * problem.batch * problem.channels * inside
+    sequences, length = _span(problem)
+    behind = min(problem.taps - problem.origin, length)  # taps of the current sample and earlier ones
+    ahead = min(problem.origin, max(0, length - 1))
+    inside = behind * length - behind * (behind - 1) / 2 + ahead * length - ahead * (ahead + 1) / 2
+    return problem.turns * problem.batch * sequences * problem.channels * inside
 
 
 def _seconds(
@@ -46,7 +55,7 @@ def _seconds(
 ) -> float:
     """``tasks`` is the number of pieces that threads can share."""
     samples = problem.turns * problem.batch * problem.channels * problem.length
-    moved = _bytes(problem.dtype) * (2 * samples + problem.channels * problem.taps)
+    moved = _bytes(problem.dtype) * ((2 + problem.gates) * samples + problem.filters * problem.taps)
     workers = max(1.0, min(problem.threads, tasks))
     seconds = kernel_seconds(
         problem.isa,
@@ -82,7 +91,7 @@ def _toeplitz_cost(problem: ConvProblem) -> Cost:
 
 def _recurrence_refusals(problem: ConvProblem) -> list[str]:
     reasons = _refusals(problem)
-    if problem.transposed:
+    if (problem.taps - 1 - problem.origin if problem.transposed else problem.origin) > 0:
         reasons.append("runs forwards in time only")
     return reasons
 
@@ -107,22 +116,34 @@ def _blocks(length: int, taps: int, points: int) -> int:
 
 
 def _fft_units(problem: ConvProblem | FilterGradientProblem, points: int) -> float:
+    sequences, length = _span(problem)
+    taps = min(problem.taps, problem.origin + length)
+    if sequences > 1 and isinstance(problem, ConvProblem):  # each has the transform it needs, and one of the filter
+        points = min(points, _native.fft_length(max(1, (length + taps) // 2), problem.native_dtype))
     transform = points * math.log2(max(2, points))
-    rows = problem.turns * problem.batch * problem.channels
-    blocks = _blocks(problem.length, min(problem.taps, problem.length), points)
-    filters = 0 if _kept(problem) else problem.channels * problem.turns
-    return transform * (2 * rows * blocks + filters)
+    batches = problem.turns * problem.batch * sequences
+    blocks = _blocks(length, taps, points)
+    filters = problem.filters * (batches if sequences > 1 or _has_own_filters(problem) else problem.turns)
+    filters = 0 if _kept(problem) else filters
+    return transform * (2 * batches * problem.channels * blocks + filters)
 
 
 def _kept(problem: ConvProblem | FilterGradientProblem) -> Kept | None:
     return problem.kept if isinstance(problem, ConvProblem) else None
 
 
-def _taps_in_reach(problem: ConvProblem | FilterGradientProblem) -> int:
-    """Taps beyond the length of the signal meet nothing without an initial state; their gradient is still written."""
+def _has_own_filters(problem: ConvProblem | FilterGradientProblem) -> bool:
+    return (problem.h_batch if isinstance(problem, ConvProblem) else problem.per_batch) != 0
+
+
+def _taps_in_reach(problem: ConvProblem | FilterGradientProblem) -> tuple[int, int]:
+    """The first tap that can meet a sample, and how many do: others are beyond the signal where there is no initial
+    state. Their gradient is still written."""
     if problem.state is not None or isinstance(problem, FilterGradientProblem) or problem.kept is not None:
-        return problem.taps
-    return max(1, min(problem.taps, problem.length))
+        return 0, problem.taps
+    length = max(1, problem.longest or problem.length)
+    first = max(0, problem.origin - (length - 1))
+    return first, min(problem.taps, problem.origin + length) - first
 
 
 def _transform_lengths(length: int, taps: int, native_dtype: str) -> list[int]:
@@ -143,7 +164,8 @@ def _transform_length(problem: ConvProblem | FilterGradientProblem) -> int:
     kept = _kept(problem)
     if kept is not None:
         return kept.points
-    lengths = _transform_lengths(problem.length, _taps_in_reach(problem), problem.native_dtype)
+    length = problem.longest or problem.length
+    lengths = _transform_lengths(length, _taps_in_reach(problem)[1], problem.native_dtype)
     return min(lengths, key=lambda points: _fft_units(problem, points))
 
 
@@ -165,9 +187,10 @@ def _panel_bytes(problem: ConvProblem, points: int) -> int:
     if problem.x[2] != 1 or problem.y[2] != 1:
         return 0
     item, samples = _compute_bytes(problem), min(problem.length, 2 * points) + 32
-    blocks = _blocks(problem.length, _taps_in_reach(problem), points)
-    kept = 2.13 * item * points if problem.batch * blocks > 1 and problem.kept is None else 0
-    channel = int(samples * _bytes(problem.dtype) + kept)
+    blocks = _blocks(problem.longest or problem.length, _taps_in_reach(problem)[1], points)
+    shared = problem.batch * max(1, problem.sequences) * blocks > 1 and problem.kept is None
+    kept = 2.13 * item * points if shared else 0
+    channel = int(samples * (item if problem.gates else _bytes(problem.dtype)) + kept)
     width = 16 * min(4, _PANEL_BYTES // (16 * channel), problem.channels // 16)
     return width * (channel + item * problem.taps)
 
@@ -190,39 +213,48 @@ def _fft_cost(problem: ConvProblem) -> Cost:
 # ---- calls ----
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _addresses(offsets: tuple[int, ...], item: int, *tensors: Tensor | None) -> tuple[int, ...]:
+    """Where the tensors begin in one turn; 0 for None, for which no offset counts."""
+    return tuple(
+        0 if tensor is None else tensor.data_ptr() + item * offset
+        for offset, tensor in zip(offsets, tensors, strict=True)
+    )
 
 
-def with_spectrum(run: Run) -> RunKept:
+_NO_STRIDES = (0, 0, 0)
+
+
+def with_spectrum(run: Run) -> Run:
     """A function that does not read spectra, where there are some."""
 
-    def run_kept(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, spectrum: Tensor, y: Tensor) -> None:
-        run(x, h, bias, state, y)
+    def run_kept(*tensors: Tensor | None) -> None:
+        run(*tensors[:6], *tensors[7:])
 
     return run_kept
 
 
-def _prepare(kernel: str) -> Callable[[ConvProblem], Run | RunKept]:
-    def prepare(problem: ConvProblem) -> Run | RunKept:
+def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
+    def prepare(problem: ConvProblem) -> Run:
         if problem.kept is None:
             return prepare_kernel(kernel, problem)
         if kernel != "fft":
             return with_spectrum(prepare_kernel(kernel, problem))
         run = prepare_kernel("fft_kept", problem)
 
-        def run_kept(
-            x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, spectrum: Tensor, y: Tensor
-        ) -> None:
-            run(x, spectrum, bias, state, y)
+        def run_kept(x: Tensor, h: Tensor, *others: Tensor | None) -> None:
+            *before, spectrum, y = others
+            run(x, spectrum, *before, y)
 
         return run_kept
 
     def prepare_kernel(kernel: str, problem: ConvProblem) -> Run:
         tap_stride, channel_stride = problem.h
-        item, taps = _bytes(problem.dtype), _taps_in_reach(problem)
-        # Transposing the Toeplitz matrix flips the filter and reads K - 1 samples ahead; the flip is a stride.
-        flip = item * (taps - 1) * tap_stride if problem.transposed and kernel != "fft_kept" else 0
+        item = _bytes(problem.dtype)
+        first, taps = _taps_in_reach(problem)
+        origin = problem.origin - first
+        state = problem.state or _NO_STRIDES
+        # Transposing the Toeplitz matrix flips the filter and exchanges past and future; the flip is a stride.
+        start = 0 if kernel == "fft_kept" else item * tap_stride * (first + (taps - 1 if problem.transposed else 0))
         call = _native.ConvCall(
             kernel,
             problem.native_dtype,
@@ -231,24 +263,36 @@ def _prepare(kernel: str) -> Callable[[ConvProblem], Run | RunKept]:
             problem.channels,
             taps,
             problem.x,
-            (-tap_stride if problem.transposed else tap_stride, channel_stride),
+            (problem.h_batch, -tap_stride if problem.transposed else tap_stride, channel_stride),
             problem.y,
-            bias_stride=problem.bias or 0,
-            state_strides=problem.state or (0, 0, 0),
-            origin=taps - 1 if problem.transposed else 0,
+            bias_strides=problem.bias or (0, 0),
+            state_strides=(state[0], problem.state_sequence, *state[1:]),
+            pre_gate_strides=problem.pre_gate or _NO_STRIDES,
+            post_gate_strides=problem.post_gate or _NO_STRIDES,
+            filter_group=problem.group,
+            origin=taps - 1 - origin if problem.transposed else origin,
             activation=problem.activation or "identity",
             transform_length=_transform_length(problem) if kernel in ("fft", "fft_kept") else 0,
             bfloat16_spectra=problem.kept is not None and problem.kept.is_bfloat16,
         )
-        if problem.offsets is None and not problem.transposed:
+        if problem.offsets is None and start == 0 and problem.sequences == 0:
             return call
-        offsets = tuple((item * x, item * state, item * y) for x, state, y in problem.offsets or ((0, 0, 0),))
 
-        def run(x: Tensor, h: Tensor, bias: Tensor | None, state: Tensor | None, y: Tensor) -> None:
-            addresses = (x.data_ptr(), h.data_ptr() + flip, _address(bias), _address(state), y.data_ptr())
-            for at_x, at_state, at_y in offsets:
-                past = addresses[3] and addresses[3] + at_state
-                call(addresses[0] + at_x, addresses[1], addresses[2], past, addresses[4] + at_y)
+        def run(
+            x: Tensor,
+            h: Tensor,
+            bias: Tensor | None,
+            state: Tensor | None,
+            pre_gate: Tensor | None,
+            post_gate: Tensor | None,
+            y: Tensor,
+            boundaries: Tensor | None = None,
+        ) -> None:
+            packed = 0 if boundaries is None else boundaries.data_ptr()
+            past = None if problem.state is None else state
+            for offsets in problem.offsets or ((0,) * 7,):
+                a = _addresses(offsets, item, x, h, bias, past, pre_gate, post_gate, y)
+                call(a[0], a[1] + start, a[2], a[3], a[4], a[5], a[6], boundaries=packed, sequences=problem.sequences)
 
         return run
 
@@ -265,11 +309,12 @@ ROWS: tuple[Implementation, ...] = (
 
 # ---- the gradient of the filter ----
 
-RunGradient = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
+RunGradient = Callable[..., None]  # of x, dz, state, x_gate, dz_gate, dh and, where sequences are packed, boundaries
 
 
 def _prepare_gradient(kernel: str) -> Callable[[FilterGradientProblem], RunGradient]:
     def prepare(problem: FilterGradientProblem) -> RunGradient:
+        state = problem.state or _NO_STRIDES
         call = _native.FilterGradientCall(
             kernel,
             problem.native_dtype,
@@ -279,22 +324,34 @@ def _prepare_gradient(kernel: str) -> Callable[[FilterGradientProblem], RunGradi
             problem.taps,
             problem.x,
             problem.dz,
-            problem.state or (0, 0, 0),
-            problem.dh,
+            (state[0], problem.state_sequence, *state[1:]),
+            (problem.per_batch, *problem.dh),
+            x_gate_strides=problem.x_gate or _NO_STRIDES,
+            dz_gate_strides=problem.dz_gate or _NO_STRIDES,
+            origin=problem.origin,
             transform_length=_transform_length(problem) if kernel == "fft" else 0,
         )
         item = _bytes(problem.dtype)
-        offsets = problem.offsets or ((0, 0, 0),)
 
-        def run(x: Tensor, dz: Tensor, state: Tensor | None, dh: Tensor) -> None:
-            addresses = (x.data_ptr(), dz.data_ptr(), _address(state))
+        def run(
+            x: Tensor,
+            dz: Tensor,
+            state: Tensor | None,
+            x_gate: Tensor | None,
+            dz_gate: Tensor | None,
+            dh: Tensor,
+            boundaries: Tensor | None = None,
+        ) -> None:
+            packed = 0 if boundaries is None else boundaries.data_ptr()
+            past = None if problem.state is None else state
             total = dh
-            for turn, (at_x, at_dz, at_state) in enumerate(offsets):
-                if turn == 1:
+            for turn, (*offsets, at_dh) in enumerate(problem.offsets or ((0,) * 6,)):
+                if turn == 1 and problem.sums_turns:
                     total = torch.empty_like(dh)
-                past = addresses[2] and addresses[2] + item * at_state
-                call(addresses[0] + item * at_x, addresses[1] + item * at_dz, past, total.data_ptr())
-                if turn > 0:
+                a = _addresses(tuple(offsets), item, x, dz, past, x_gate, dz_gate)
+                to = total.data_ptr() + dh.itemsize * at_dh
+                call(a[0], a[1], a[2], a[3], a[4], to, boundaries=packed, sequences=problem.sequences)
+                if turn > 0 and problem.sums_turns:
                     dh += total
 
         return run
@@ -312,7 +369,8 @@ def _gradient_fft_cost(problem: FilterGradientProblem) -> Cost:
     seconds = _seconds(problem, "gradient.fft", _fft_units(problem, points), _samples(problem), problem.channels)
     # Three transforms, the gradient of 16 channels, and 16 channels of both inputs where they are small enough.
     per_thread = _compute_bytes(problem) * (6.4 * points + 17 * problem.taps) + (64 << 10)
-    tiles = 2 * min(8 << 20, 16 * problem.batch * problem.length * _bytes(problem.dtype))
+    steps = problem.length + 15 * max(1, problem.sequences)
+    tiles = 2 * min(8 << 20, 16 * problem.batch * steps * _bytes(problem.dtype))
     return Cost(seconds, int(problem.threads * (per_thread + tiles)))
 
 
@@ -363,6 +421,7 @@ def _both_cost(problem: GradientProblem) -> Cost:
 
 def _prepare_both(problem: GradientProblem) -> RunGradients:
     one, kept = problem.filter, problem.transposed.kept
+    state = one.state or _NO_STRIDES
     filter_call = _native.FilterGradientCall(
         "fft",
         one.native_dtype,
@@ -372,8 +431,8 @@ def _prepare_both(problem: GradientProblem) -> RunGradients:
         one.taps,
         one.x,
         one.dz,
-        one.state or (0, 0, 0),
-        one.dh,
+        (state[0], 0, *state[1:]),
+        (0, *one.dh),
         transform_length=_both_transform_length(problem),
     )
     is_bfloat16 = kept is not None and kept.is_bfloat16
@@ -385,19 +444,13 @@ def _prepare_both(problem: GradientProblem) -> RunGradients:
     def run(
         x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, spectrum: Tensor | None, dx: Tensor, dh: Tensor
     ) -> None:
-        filters, past = _address(h if spectrum is None else spectrum), _address(state)
+        filters, past = h if spectrum is None else spectrum, None if one.state is None else state
         total = dh
         for turn, (at_x, at_dz, at_state, at_dx) in enumerate(offsets):
             if turn == 1:
                 total = torch.empty_like(dh)
-            call(
-                x.data_ptr() + item * at_x,
-                filters,
-                dz.data_ptr() + item * at_dz,
-                past and past + item * at_state,
-                dx.data_ptr() + item * at_dx,
-                total.data_ptr(),
-            )
+            a = _addresses((at_x, at_dz, at_state, at_dx), item, x, dz, past, dx)
+            call(a[0], filters.data_ptr(), a[1], a[2], a[3], total.data_ptr())
             if turn > 0:
                 dh += total
 
@@ -423,8 +476,8 @@ def _prepare_separate(problem: GradientProblem) -> RunGradients:
     def run(
         x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, spectrum: Tensor | None, dx: Tensor, dh: Tensor
     ) -> None:
-        run_dx(dz, h, None, None, dx) if spectrum is None else run_dx(dz, h, None, None, spectrum, dx)
-        run_dh(x, dz, state, dh)
+        run_dx(dz, h, None, None, None, None, *((dx,) if spectrum is None else (spectrum, dx)))
+        run_dh(x, dz, state, None, None, dh)
 
     return run
 

@@ -20,11 +20,15 @@ def arithmetic(dtype: str, precision: str) -> str:
 
 
 class ConvProblem(NamedTuple):
-    """y[b,i,n] = activation(sum_k h[k,n] x[b,i-k,n] + bias[n]); x[b,i+k,n] when ``transposed``.
+    """y[b,i,n] = activation(post_gate[b,i,n] (sum_k h[k,n] u[b,i+origin-k,n] + bias[n])), u = pre_gate x; with
+    ``transposed``, u[b,i+k-origin,n] in place of u[b,i+origin-k,n].
 
-    Strides count elements, in the order (batch, time, channel). ``bias`` is the stride of the bias and ``state`` has
-    the strides of the initial state, None without. ``offsets`` are those of (x, state, y) for every turn of a loop
-    over leading axes that do not merge into the batch.
+    Strides count elements, in the order (batch, time, channel); of ``h``, (tap, channel) with ``h_batch`` apart; of
+    ``bias``, (batch, channel). ``group`` consecutive channels share a filter; with a channel stride of 0 all do.
+    ``state`` has the strides of the initial state. What is not given is None. ``offsets`` are those of (x, h, bias,
+    state, pre_gate, post_gate, y) for every turn of a loop over leading axes that do not merge into the batch.
+    ``sequences``, where it is not 0, are packed along time, the longest of ``longest`` steps, their states
+    ``state_sequence`` apart.
     """
 
     device: str
@@ -36,7 +40,7 @@ class ConvProblem(NamedTuple):
     x: Triple
     h: tuple[int, int]
     y: Triple
-    bias: int | None
+    bias: tuple[int, int] | None
     state: Triple | None
     activation: str | None
     transposed: bool
@@ -45,6 +49,14 @@ class ConvProblem(NamedTuple):
     isa: str
     precision: str = "default"
     kept: Kept | None = None
+    origin: int = 0
+    h_batch: int = 0
+    group: int = 1
+    pre_gate: Triple | None = None
+    post_gate: Triple | None = None
+    sequences: int = 0
+    longest: int = 0
+    state_sequence: int = 0
 
     @property
     def turns(self) -> int:
@@ -56,11 +68,27 @@ class ConvProblem(NamedTuple):
         """Storage and arithmetic."""
         return arithmetic(self.dtype, self.precision)
 
+    @property
+    def gates(self) -> int:
+        """How many gates there are."""
+        return (self.pre_gate is not None) + (self.post_gate is not None)
+
+    @property
+    def filters(self) -> int:
+        """Different filters of one element of the batch."""
+        return 1 if self.h[1] == 0 and self.channels > 1 else -(-self.channels // self.group)
+
     def __str__(self) -> str:
         parts = [f"B={self.batch} L={self.length} D={self.channels} K={self.taps} {self.dtype}"]
         parts.append(f"{order(self.x)} contiguous" if order(self.x) != "strided" else "strided")
+        parts += [f"origin {self.origin}"] if self.origin else []
+        parts += [f"{self.filters} filters"] if self.filters != self.channels else []
+        parts += ["a filter for each sequence"] if self.h_batch else []
+        parts += ["pre gate"] if self.pre_gate is not None else []
+        parts += ["post gate"] if self.post_gate is not None else []
         parts += [self.activation] if self.activation else []
         parts += ["initial state"] if self.state is not None else []
+        parts += [f"{self.sequences} sequences packed"] if self.sequences else []
         parts += ["transposed"] if self.transposed else []
         parts += ["computed in float64"] if self.native_dtype == "wide_float32" else []
         parts += ["spectrum kept in bfloat16" if self.kept.is_bfloat16 else "spectrum kept"] if self.kept else []
@@ -84,7 +112,9 @@ class GradientProblem(NamedTuple):
 
 
 class FilterGradientProblem(NamedTuple):
-    """dh[k,n] = sum_{b,i} dz[b,i,n] x[b,i-k,n], with ``offsets`` of (x, dz, state); ``dh`` has its strides."""
+    """dh[k,n] = sum_{b,i} dz_gate[b,i,n] dz[b,i,n] u[b,i+origin-k,n], u = x_gate x, with ``offsets`` of (x, dz, state,
+    x_gate, dz_gate, dh); ``per_batch`` is the stride of dh where it is not summed over the batch, and ``dh`` has the
+    others."""
 
     device: str
     dtype: str
@@ -100,6 +130,14 @@ class FilterGradientProblem(NamedTuple):
     threads: int
     isa: str
     precision: str = "default"
+    origin: int = 0
+    x_gate: Triple | None = None
+    dz_gate: Triple | None = None
+    per_batch: int = 0
+    sums_turns: bool = True
+    sequences: int = 0
+    longest: int = 0
+    state_sequence: int = 0
 
     @property
     def turns(self) -> int:
@@ -110,6 +148,16 @@ class FilterGradientProblem(NamedTuple):
     def native_dtype(self) -> str:
         """Storage and arithmetic."""
         return arithmetic(self.dtype, self.precision)
+
+    @property
+    def gates(self) -> int:
+        """How many gates there are."""
+        return (self.x_gate is not None) + (self.dz_gate is not None)
+
+    @property
+    def filters(self) -> int:
+        """Gradients of one element of the batch."""
+        return self.channels
 
     def __str__(self) -> str:
         sizes = f"B={self.batch} L={self.length} D={self.channels} K={self.taps}"

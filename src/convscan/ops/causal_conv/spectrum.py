@@ -73,7 +73,8 @@ class FilterSpectrum(torch.nn.Module):
             self.register_buffer("h", h)
         self.length = length
         self.storage = storage
-        self._kept: tuple[Any, Tensor, Tensor] | None = None  # what it was made for and of, and the spectrum
+        # What it was made for and of, the spectrum, and the memory of h, so that no other h gets the same address.
+        self._kept: tuple[Any, Tensor, Tensor, Tensor] | None = None
 
     def extra_repr(self) -> str:
         return f"K={self.h.shape[0]}, D={self.h.shape[1]}, length={self.length}, storage={self.storage}"
@@ -120,5 +121,5 @@ class FilterSpectrum(torch.nn.Module):
             h.data_ptr(),
             made.data_ptr(),
         )
-        self._kept = None if key is None else (key, source, made)
+        self._kept = None if key is None else (key, source, made, source.detach())
         return made
