@@ -383,6 +383,98 @@ convscan_status Check(const convscan_scan_gradient *p) {
   return CONVSCAN_OK;
 }
 
+// The bytes between the lowest and the highest element of an array with one more axis than Array has.
+struct Extent {
+  bool is_valid;
+  uintptr_t low, high;
+
+  Extent(const Array &array, int64_t size, int64_t stride, int64_t alignment) {
+    Array axis = array;
+    for (int i = 0; i < 3; ++i) axis.sizes[i] = 1, axis.strides[i] = 0;
+    axis.sizes[2] = size;
+    axis.strides[2] = stride;
+    uintptr_t axis_low, axis_high;
+    is_valid = IsValid(array, alignment) && array.Range(low, high) && axis.Range(axis_low, axis_high);
+    if (!is_valid) return;
+    const uintptr_t below = array.address - axis_low;
+    const uintptr_t above = axis_high - array.address - static_cast<uintptr_t>(array.element);
+    is_valid = low >= below && high + above >= high;
+    low -= below;
+    high += above;
+  }
+};
+
+Array StatesOf(const convscan_selective &p, const convscan_states &states, int64_t batch, int64_t element) {
+  return View(states.data, element, batch, p.channels, p.states, {states.batch, states.channel, states.state});
+}
+
+convscan_status Check(const convscan_selective *p) {
+  if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads) ||
+      !SizesAreValid(p->batch, p->states, p->channels, 0) || p->groups < 1 || p->channels % p->groups != 0 ||
+      !IsKnown(p->dtype))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsReal(p->dtype)) return CONVSCAN_UNSUPPORTED;
+  if (p->batch == 0 || p->channels == 0) return CONVSCAN_OK;
+  const int64_t element = ElementBytes(p->dtype), part = p->dtype == CONVSCAN_FLOAT64 ? 8 : 4;
+  const int64_t number = p->is_complex ? 2 * part : part;
+  const auto signal = [&](const void *address, const convscan_strides &strides) {
+    return View(address, element, p->batch, p->length, p->channels, strides);
+  };
+  const Array a = StatesOf(*p, {p->a.data, 0, p->a.channel, p->a.state}, 1, number);
+  const Array final_state = StatesOf(*p, p->final_state, p->batch, number);
+  const Array initial = StatesOf(*p, p->initial_state, p->batch, number);
+  const bool has_states = p->states > 0, has_final = has_states && p->final_state.data != nullptr;
+  const bool has_initial = has_states && p->initial_state.data != nullptr;
+  if (has_states && !IsValid(a, part)) return CONVSCAN_INVALID_ARGUMENT;
+  if (has_initial && !IsValid(initial, part)) return CONVSCAN_INVALID_ARGUMENT;
+  if (has_final && (!IsValid(final_state, part) || !final_state.IsInjective() || Conflicts(final_state, a, false) ||
+                    (has_initial && Conflicts(final_state, initial, true))))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (p->length == 0) return CONVSCAN_OK;
+  const Array u = signal(p->u, p->u_strides), delta = signal(p->delta, p->delta_strides);
+  const Array y = signal(p->y, p->y_strides), z = signal(p->z, p->z_strides);
+  if (!IsValid(u, element) || !IsValid(delta, element) || !IsValid(y, element) || !y.IsInjective() ||
+      (p->z != nullptr && !IsValid(z, element)))
+    return CONVSCAN_INVALID_ARGUMENT;
+  const Array d = Plane(p->d, part, 1, p->channels, 0, p->d_stride);
+  const Array bias = Plane(p->delta_bias, part, 1, p->channels, 0, p->delta_bias_stride);
+  if ((p->d != nullptr && !IsValid(d, part)) || (p->delta_bias != nullptr && !IsValid(bias, part)))
+    return CONVSCAN_INVALID_ARGUMENT;
+  const Array checkpoints = View(p->checkpoints, part, p->batch, convscan_selective_checkpoints(p->length),
+                                 p->channels * p->states * (p->is_complex ? 2 : 1),
+                                 {convscan_selective_checkpoints(p->length) * p->channels * p->states * number / part,
+                                  p->channels * p->states * number / part, 1});
+  const bool has_checkpoints = has_states && p->checkpoints != nullptr;
+  if (has_checkpoints && !IsValid(checkpoints, part)) return CONVSCAN_INVALID_ARGUMENT;
+  // y and the states are written while inputs are read.
+  const auto disturbs = [&](const Array &out) {
+    return Conflicts(out, u, false) || Conflicts(out, delta, false) || (has_states && Conflicts(out, a, false)) ||
+           (p->z != nullptr && Conflicts(out, z, false)) || (p->d != nullptr && Conflicts(out, d, false)) ||
+           (p->delta_bias != nullptr && Conflicts(out, bias, false));
+  };
+  if (disturbs(y) || (has_final && disturbs(final_state)) || (has_checkpoints && disturbs(checkpoints)) ||
+      (has_final && Conflicts(y, final_state, false)) || (has_initial && Conflicts(y, initial, false)) ||
+      (has_checkpoints && (Conflicts(checkpoints, y, false) || (has_initial && Conflicts(checkpoints, initial, false)) ||
+                           (has_final && Conflicts(checkpoints, final_state, false)))))
+    return CONVSCAN_INVALID_ARGUMENT;
+  const convscan_projection *const projections[] = {&p->b, &p->c};
+  for (const convscan_projection *b : projections) {
+    if (!has_states) break;
+    const Extent extent(
+        b->is_constant ? View(b->data, number, 1, 1, p->channels, {0, 0, b->group})
+                       : View(b->data, number, p->batch, p->length, p->groups, {b->batch, b->time, b->group}),
+        p->states, b->state, part);
+    const auto overlaps = [&](const Array &out) {
+      uintptr_t low, high;
+      return !out.Range(low, high) || (extent.low < high && low < extent.high);
+    };
+    if (!extent.is_valid || overlaps(y) || (has_final && overlaps(final_state)) ||
+        (has_checkpoints && overlaps(checkpoints)))
+      return CONVSCAN_INVALID_ARGUMENT;
+  }
+  return CONVSCAN_OK;
+}
+
 convscan_status Check(const convscan_vandermonde *p) {
   if (p == nullptr || !SizesAreValid(p->rows, p->length, p->terms, p->threads) || p->order < 0 || !IsKnown(p->dtype) ||
       !IsKnown(p->a_dtype))
@@ -666,6 +758,7 @@ bool IsEmpty(const convscan_spectrum &p) { return p.filters == 0; }
 bool IsEmpty(const convscan_conv_gradient &) { return false; }
 bool IsEmpty(const convscan_scan &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_scan_gradient &p) { return p.forward.batch == 0 || p.forward.channels == 0; }
+bool IsEmpty(const convscan_selective &p) { return p.batch == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_vandermonde &p) { return p.rows == 0 || p.length == 0; }
 bool IsEmpty(const convscan_cauchy &p) { return p.sides == 0 || p.rows == 0 || p.points == 0; }
 bool IsEmpty(const convscan_vandermonde_adjoint &p) { return p.rows == 0 || p.terms == 0; }
@@ -841,6 +934,18 @@ convscan_status convscan_scan_parallel(const convscan_scan *p) {
 }
 convscan_status convscan_scan_gradient_sequential(const convscan_scan_gradient *p) {
   return Run(p, Check(p), &Kernels::scan_gradient_sequential);
+}
+convscan_status convscan_selective_over_channels(const convscan_selective *p) {
+  return Run(p, Check(p), &Kernels::selective_over_channels);
+}
+convscan_status convscan_selective_over_states(const convscan_selective *p) {
+  const convscan_status status = Check(p);
+  if (status == CONVSCAN_OK && p->checkpoints != nullptr) return CONVSCAN_UNSUPPORTED;
+  return Run(p, status, &Kernels::selective_over_states);
+}
+int64_t convscan_selective_checkpoints(int64_t length) {
+  constexpr int64_t kTile = 64;  // kSelectiveSteps of scan/selective.h
+  return length <= 0 ? 0 : (length - 1) / kTile + 1;
 }
 convscan_status convscan_vandermonde_product(const convscan_vandermonde *p) {
   return Run(p, Check(p), &Kernels::vandermonde);

@@ -419,3 +419,143 @@ def _halves(p: Recurrence) -> Iterator[tuple[Tensor, Tensor]]:
     a, middle = p.a.expand(p.x.shape), (p.x.shape[1] + 1) // 2
     for part in (slice(None, middle), slice(middle, None)):
         yield p.x[:, part], a[:, part]
+
+
+# ---- selective scans ----
+
+
+@dataclass(frozen=True)
+class Selective:
+    """One problem for selective_scan; u is (B, L, D), with the public function's other arguments."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    delta_bias: Tensor | None = None
+    delta_softplus: bool = False
+    initial_state: Tensor | None = None
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, (*self.u.shape, self.A.shape[1])))
+        given = [name for name in ("D", "z", "delta_bias", "initial_state") if getattr(self, name) is not None]
+        shapes = f"B {tuple(self.B.shape)} C {tuple(self.C.shape)} strides {self.u.stride()}"
+        return f"selective scan {sizes} {self.u.dtype} {shapes} {' '.join(given)}"
+
+    def arguments(self) -> dict[str, object]:
+        """For ``selective_scan(**p.arguments())``."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def loop(self, kind: torch.dtype, *, magnitudes: bool = False) -> tuple[Tensor, Tensor]:
+        """The definition, in the given real type; with ``magnitudes``, of the absolute values. Also the last state."""
+        number = torch.promote_types(kind, torch.complex64) if self.A.is_complex() else kind
+        size = torch.abs if magnitudes else torch.clone
+        u, A = size(self.u.to(kind)), self.A.to(number)
+        dt = self.delta.to(kind) + (0 if self.delta_bias is None else self.delta_bias.to(kind))
+        dt = torch.nn.functional.softplus(dt) if self.delta_softplus else dt
+        batch, length, channels = u.shape
+
+        def projected(P: Tensor, t: int) -> Tensor:
+            P = size(P.to(number))
+            if P.ndim == 2:
+                return P
+            return P[:, t].repeat_interleave(channels // P.shape[2], 1) if P.ndim == 4 else P[:, t, None]
+
+        start = torch.zeros(batch, *A.shape) if self.initial_state is None else self.initial_state
+        h = size(start.to(number))
+        y = torch.empty_like(u)
+        for t in range(length):
+            h = size(torch.exp(dt[:, t, :, None] * A)) * h + size((dt * u)[:, t, :, None]) * projected(self.B, t)
+            y[:, t] = (projected(self.C, t) * h).sum(-1).real * (2 if A.is_complex() else 1)
+        if self.D is not None:
+            y = y + size(self.D.to(kind)) * u
+        if self.z is not None:
+            y = y * size(torch.nn.functional.silu(self.z.to(kind)))
+        return y, h
+
+    def truth(self) -> Tensor:
+        """The definition, in double precision."""
+        return self.loop(torch.float64)[0]
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The errors allowed of y, per channel, and of the last state: as of recurrences."""
+        kind = torch.float32 if self.u.dtype == torch.float64 else compute_type(self.u.dtype)
+        units = 2.0**-29 if self.u.dtype == torch.float64 else 1.0
+        bounds = []
+        for single, double, magnitude in zip(
+            self.loop(kind), self.loop(torch.float64), self.loop(torch.float64, magnitudes=True), strict=True
+        ):
+            error = (wide(single) - double).abs() * units
+            bounds.append((error, magnitude.abs()))
+        (y_error, y_size), (h_error, h_size) = bounds
+        unit = 4 * roundoff(self.u.dtype)
+        storage = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}.get(self.u.dtype, 0.0)
+        y_bound = 4 * y_error.amax(1) + (unit + storage) * y_size.amax(1)
+        return y_bound, (4 * h_error + unit * h_size).amax((-1, -2), keepdim=True)
+
+    def check(self, y: Tensor, state: Tensor | None = None) -> None:
+        """Raises Mismatch unless ``y``, and ``state`` where given, are the answer."""
+        truth, last = self.loop(torch.float64)
+        y_bound, state_bound = self.bounds()
+        _judge(str(self), y, truth, y_bound)
+        if state is not None and state.numel():
+            _judge(f"last state of {self}", state, last, state_bound.expand(state.shape).amax(-2))
+
+
+def selective_scans(dtype: torch.dtype, count: int, seed: int, limit: int = 20_000) -> Iterator[Selective]:
+    """Seeded problems of hostile sizes: real and complex, every memory order and form of B and C in turn."""
+    draw = Draw(seed)
+    for index in range(count):
+        while True:
+            batch, length, channels = 1 + draw.below(3), draw.pick(LENGTHS), draw.pick(CHANNELS)
+            states = draw.pick((1, 2, 3, 4, 5, 8, 16, 17))
+            if batch * length * channels * states <= limit and length <= 257:
+                break
+        is_complex = index % 3 == 2
+        real = compute_type(dtype)
+        number = torch.promote_types(real, torch.complex64) if is_complex else real
+        groups = next(g for g in (4, 3, 2, 1) if channels % g == 0)
+        forms = ((batch, length, states), (batch, length, groups, states), (channels, states))
+        first = draw.below(3)
+        second = draw.pick((first, 2)) if first < 2 else draw.below(3)
+        order = ORDERS[index % len(ORDERS)]
+        softplus = draw.chance(2)
+        delta = draw.normal(batch, length, channels)
+        A = -draw.normal(channels, states).exp()
+        optional = [draw.chance(2) for _ in range(4)]
+        yield Selective(
+            u=in_order(draw.normal(batch, length, channels, dtype=dtype), order),
+            delta=in_order((delta if softplus else 0.1 * delta.abs()).to(dtype), ORDERS[draw.below(len(ORDERS))]),
+            A=torch.complex(A, 3 * draw.normal(channels, states)).to(number) if is_complex else A.to(number),
+            B=draw.normal(*forms[first], dtype=number),
+            C=draw.normal(*forms[second], dtype=number),
+            D=draw.normal(channels, dtype=real) if optional[0] else None,
+            z=in_order(draw.normal(batch, length, channels, dtype=dtype), order) if optional[1] else None,
+            delta_bias=draw.normal(channels, dtype=real) * 0.1 if optional[2] and softplus else None,
+            delta_softplus=softplus,
+            initial_state=draw.normal(batch, channels, states, dtype=number) if optional[3] else None,
+        )
+
+
+def _gate_before_skip(p: Selective) -> Tensor:
+    y = replace(p, D=None).truth()
+    return y if p.D is None else y + wide(p.D) * wide(p.u)
+
+
+SELECTIVE_IMPOSTORS: dict[str, Callable[[Selective], Tensor]] = {
+    "all zeros": lambda p: torch.zeros_like(p.truth()),
+    "one step late": lambda p: _later(p.truth()),
+    "state dropped": lambda p: replace(p, initial_state=None).truth(),
+    "D dropped": lambda p: replace(p, D=None).truth(),
+    "z dropped": lambda p: replace(p, z=None).truth(),
+    "gate before D": _gate_before_skip,
+    "delta_bias dropped": lambda p: replace(p, delta_bias=None).truth(),
+    "softplus dropped": lambda p: replace(p, delta_softplus=False, delta=p.delta.abs() * 0.1).truth(),
+    "wrong channel": lambda p: p.truth().roll(1, 2),
+    "B of the step before": lambda p: replace(p, B=p.B.roll(1, 1) if p.B.ndim > 2 else p.B).truth(),
+    "C conjugated": lambda p: replace(p, C=p.C.conj()).truth(),
+    "one state dropped": lambda p: replace(p, C=torch.cat([p.C[..., :-1], 0 * p.C[..., -1:]], -1)).truth(),
+}

@@ -55,6 +55,7 @@ DOCUMENTS_WITH_EXAMPLES = (
     "docs/convolutions",
     "docs/layers",
     "docs/linear-attention",
+    "docs/selective-scan",
     "docs/state-space",
     "docs/streaming",
 )

@@ -18,6 +18,8 @@ convscan_status ScanSequential(const convscan_scan &);
 convscan_status ScanTiled(const convscan_scan &);
 convscan_status ScanParallel(const convscan_scan &);
 convscan_status ScanGradientSequential(const convscan_scan_gradient &);
+convscan_status SelectiveOverChannels(const convscan_selective &);
+convscan_status SelectiveOverStates(const convscan_selective &);
 convscan_status Vandermonde(const convscan_vandermonde &);
 convscan_status VandermondeAdjoint(const convscan_vandermonde_adjoint &);
 convscan_status CauchyProduct(const convscan_cauchy &);
@@ -49,6 +51,8 @@ const Kernels kKernels = {
     ScanTiled,
     ScanParallel,
     ScanGradientSequential,
+    SelectiveOverChannels,
+    SelectiveOverStates,
     Vandermonde,
     VandermondeAdjoint,
     CauchyProduct,

@@ -6,6 +6,7 @@
  *
  *   convolution   y[b,i,n] = act( post[b,i,n] (sum_k h[k,n] pre[b,j,n] x[b,j,n] + bias[n]) ),   j = i+origin-k
  *   recurrence    y[b,i,n] = a[b,i,n] y[b,i-1,n] + x[b,i,n],   y[b,-1,n] = y_init[b,n]
+ *   selective     recurrences with several states per channel, whose coefficients the input chooses
  *
  * The output may be the input itself (same address, same strides); any other overlap is refused.
  */
@@ -215,6 +216,56 @@ typedef struct convscan_scan_gradient {
 } convscan_scan_gradient;
 
 CONVSCAN_API convscan_status convscan_scan_gradient_sequential(const convscan_scan_gradient *problem);
+
+/* Numbers for channels and states, in the type computed in: float32, float64 for float64, complex where is_complex. */
+typedef struct convscan_states {
+  void *data; /* null for zeros, or where not needed */
+  int64_t batch, channel, state; /* strides */
+} convscan_states;
+
+/* B or C of a selective scan, in the same type: per step, shared by the channels of a group, or constant. */
+typedef struct convscan_projection {
+  const void *data;
+  int is_constant;                    /* then `group` is the stride of channels, and batch and time do not count */
+  int64_t batch, time, group, state; /* strides */
+} convscan_projection;
+
+/* The selective scan of Mamba: with dt = delta + delta_bias, or its softplus,
+ *   h[b,t,d,n] = exp(dt a[d,n]) h[b,t-1,d,n] + dt u[b,t,d] B[b,t,g(d),n],
+ *   y[b,t,d] = (sum_n C[b,t,g(d),n] h[b,t,d,n] + D[d] u[b,t,d]) silu(z[b,t,d]),
+ * and y = 2 Re sum_n C h for complex numbers. D and delta_bias have the (real) type computed in. Channels per group:
+ * channels / groups. */
+typedef struct convscan_selective {
+  int64_t batch, length, channels, states, groups;
+  convscan_dtype dtype; /* of u, delta, z and y: real */
+  int is_complex;       /* a, B, C and states */
+  int softplus;
+  const void *u;
+  convscan_strides u_strides;
+  const void *delta;
+  convscan_strides delta_strides;
+  convscan_states a; /* the batch does not count */
+  convscan_projection b, c;
+  const void *d; /* null for none, as the following ones */
+  int64_t d_stride;
+  const void *z;
+  convscan_strides z_strides;
+  const void *delta_bias;
+  int64_t delta_bias_stride;
+  convscan_states initial_state;
+  void *y;
+  convscan_strides y_strides;
+  convscan_states final_state; /* may be initial_state */
+  void *checkpoints;           /* null, or where the gradient's convscan_selective_checkpoints() numbers go */
+  int threads;
+} convscan_selective;
+
+/* Lanes over channels: a tile of time after the other. */
+CONVSCAN_API convscan_status convscan_selective_over_channels(const convscan_selective *problem);
+/* Lanes over states, for single steps and few channels. No checkpoints. */
+CONVSCAN_API convscan_status convscan_selective_over_states(const convscan_selective *problem);
+/* Numbers of the type of a that checkpoints take for each batch entry, channel and state. */
+CONVSCAN_API int64_t convscan_selective_checkpoints(int64_t length);
 
 /* y[r,l] = Re sum_n c[r,n] l (l-1) ... (l-order+1) a[r,n]^(l-order), 0 <= l < length: the kernel of a diagonal
  * state-space layer, and with order > 0 its derivatives. dtype is that of c, COMPLEX64 or COMPLEX128; y is real, of its

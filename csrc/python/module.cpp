@@ -11,6 +11,7 @@
 
 #include "convscan.h"
 #include "python/calls.h"
+#include "python/selective.h"
 #include "python/tensors.h"
 
 namespace nb = nanobind;
@@ -401,6 +402,7 @@ NB_MODULE(_native, m) {
   convscan::python::DefinePreparedCalls(m);
   convscan::python::DefineOnline(m);
   convscan::python::DefineAttention(m);
+  convscan::python::DefineSelectiveCalls(m);
   nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
                     const Triple &, const Triple &, const Pair &, const Quadruple &, const Triple &, const Triple &,

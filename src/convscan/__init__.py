@@ -16,6 +16,7 @@ from .ops.gated_linear_attention.api import (
 from .ops.linear_recurrence.api import linear_recurrence
 from .ops.mlstm.api import mlstm, mlstm_step, mlstm_with_state
 from .ops.opt_ssm_forward.api import opt_ssm_forward
+from .ops.selective_scan.api import selective_scan, selective_scan_step, selective_scan_with_state
 from .ops.ssd_scan.api import ssd_scan, ssd_scan_step, ssd_scan_with_state
 from .ops.vandermonde.api import vandermonde
 
@@ -38,6 +39,9 @@ __all__ = [
     "nn",
     "opt_ssm_forward",
     "reset_peak_workspace",
+    "selective_scan",
+    "selective_scan_step",
+    "selective_scan_with_state",
     "set_num_threads",
     "ssd_scan",
     "ssd_scan_step",

@@ -1,6 +1,6 @@
 """Native kernels of convscan: addresses, sizes and strides in; nothing checked twice."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, overload
@@ -10,6 +10,7 @@ from torch import Tensor
 Triple = tuple[int, int, int]
 Quadruple = tuple[int, int, int, int]
 Pair = tuple[int, int]
+Quadruple = tuple[int, int, int, int]
 
 class NativeCall: ...
 
@@ -161,6 +162,32 @@ class OnlineCall(NativeCall):
     def prepare(self, h: Tensor, tap_stride: int, channel_stride: int) -> None: ...
     def sizes(self) -> tuple[int, int, int, int, int]: ...
 
+class SelectiveCall(NativeCall):
+    def __init__(
+        self,
+        kernel: str,
+        dtype: str,
+        sizes: tuple[int, int, int, int, int],
+        is_complex: bool,
+        softplus: bool,
+        u: Triple,
+        delta: Triple,
+        a: Pair,
+        b: Quadruple,
+        b_is_constant: bool,
+        c: Quadruple,
+        c_is_constant: bool,
+        d: int,
+        z: Triple,
+        delta_bias: int,
+        initial_state: Triple,
+        y: Triple,
+        final_state: Triple,
+    ) -> None: ...
+    def __call__(self, *tensors: Tensor | None) -> None: ...
+    def run_at(self, addresses: Sequence[int]) -> None: ...
+
+def selective_checkpoints(length: int) -> int: ...
 def use_torch(
     tensor: type,
     parameter: type,

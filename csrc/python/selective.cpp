@@ -1,0 +1,117 @@
+// The selective scan as a call object, which holds everything of a problem but its addresses.
+#include "python/selective.h"
+
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <array>
+#include <tuple>
+
+#include "python/calls.h"
+#include "python/tensors.h"
+
+namespace nb = nanobind;
+
+namespace convscan::python {
+namespace {
+
+using Triple = std::tuple<int64_t, int64_t, int64_t>;
+using Pair = std::tuple<int64_t, int64_t>;
+using Quadruple = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+convscan_strides Strides(const Triple &s) { return {std::get<0>(s), std::get<1>(s), std::get<2>(s)}; }
+convscan_states States(const Triple &s) { return {nullptr, std::get<0>(s), std::get<1>(s), std::get<2>(s)}; }
+convscan_projection Projection(const Quadruple &s, bool is_constant) {
+  return {nullptr, is_constant, std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s)};
+}
+
+struct SelectiveCall final : NativeCall {
+  bool over_states;
+  convscan_selective problem{};
+
+  SelectiveCall(const std::string &name, const std::string &dtype, const Sizes &sizes, bool is_complex, bool softplus,
+                const Triple &u, const Triple &delta, const Pair &a, const Quadruple &b, bool b_is_constant,
+                const Quadruple &c, bool c_is_constant, int64_t d, const Triple &z, int64_t delta_bias,
+                const Triple &initial_state, const Triple &y, const Triple &final_state)
+      : over_states(name == "over_states") {
+    if (!over_states && name != "over_channels") throw nb::value_error(("unknown kernel: " + name).c_str());
+    std::tie(problem.batch, problem.length, problem.channels, problem.states, problem.groups) = sizes;
+    problem.dtype = ParseDtype(dtype);
+    problem.is_complex = is_complex;
+    problem.softplus = softplus;
+    problem.u_strides = Strides(u);
+    problem.delta_strides = Strides(delta);
+    problem.a = States({0, std::get<0>(a), std::get<1>(a)});
+    problem.b = Projection(b, b_is_constant);
+    problem.c = Projection(c, c_is_constant);
+    problem.d_stride = d;
+    problem.z_strides = Strides(z);
+    problem.delta_bias_stride = delta_bias;
+    problem.initial_state = States(initial_state);
+    problem.y_strides = Strides(y);
+    problem.final_state = States(final_state);
+  }
+
+  // Addresses of u, delta, A, B, C, D, z, delta_bias, initial_state, final_state, checkpoints, y.
+  static constexpr size_t kAddresses = 12;
+
+  convscan_selective Bind(const Address *at, int threads) const {
+    convscan_selective p = problem;
+    p.u = Pointer<const void>(at[0]);
+    p.delta = Pointer<const void>(at[1]);
+    p.a.data = Pointer<void>(at[2]);
+    p.b.data = Pointer<const void>(at[3]);
+    p.c.data = Pointer<const void>(at[4]);
+    p.d = Pointer<const void>(at[5]);
+    p.z = Pointer<const void>(at[6]);
+    p.delta_bias = Pointer<const void>(at[7]);
+    p.initial_state.data = Pointer<void>(at[8]);
+    p.final_state.data = Pointer<void>(at[9]);
+    p.checkpoints = Pointer<void>(at[10]);
+    p.y = Pointer<void>(at[11]);
+    p.threads = threads;
+    return p;
+  }
+
+  void Run(const Address *at) const {
+    const convscan_selective p = Bind(at, 0);
+    convscan_status status;
+    {
+      const ReleasedGil released;
+      status = over_states ? convscan_selective_over_states(&p) : convscan_selective_over_channels(&p);
+    }
+    Raise(status, "selective_scan");
+  }
+
+  void RunOn(const Address *at) const override { Run(at); }
+
+  void RunOnTensors(nb::args tensors) const {
+    if (tensors.size() != kAddresses) throw nb::type_error("SelectiveCall: expected twelve tensors or None");
+    std::array<Address, kAddresses> at;
+    for (size_t i = 0; i < kAddresses; ++i) at[i] = TensorAddress(tensors[i]);
+    Run(at.data());
+  }
+
+  // The same for parts of the tensors: offsets in bytes.
+  void RunAt(const std::array<Address, kAddresses> &at) const { Run(at.data()); }
+};
+
+}  // namespace
+
+void DefineSelectiveCalls(nb::module_ &m) {
+  using namespace nb::literals;
+  nb::class_<SelectiveCall, NativeCall>(m, "SelectiveCall", "A selective scan, all but its addresses.")
+      .def(nb::init<const std::string &, const std::string &, const Sizes &, bool, bool, const Triple &, const Triple &,
+                    const Pair &, const Quadruple &, bool, const Quadruple &, bool, int64_t, const Triple &, int64_t,
+                    const Triple &, const Triple &, const Triple &>(),
+           "kernel"_a, "dtype"_a, "sizes"_a, "is_complex"_a, "softplus"_a, "u"_a, "delta"_a, "a"_a, "b"_a,
+           "b_is_constant"_a, "c"_a, "c_is_constant"_a, "d"_a, "z"_a, "delta_bias"_a, "initial_state"_a, "y"_a,
+           "final_state"_a)
+      .def("run_at", &SelectiveCall::RunAt, "addresses"_a)
+      .def("__call__", &SelectiveCall::RunOnTensors, "tensors"_a);
+  m.def("selective_checkpoints", &convscan_selective_checkpoints, "length"_a);
+}
+
+}  // namespace convscan::python

@@ -1,0 +1,65 @@
+"""What selection and kernels know of a selective scan: sizes, strides, dtypes; no addresses and no data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..._layout import Triple, order
+
+Pair = tuple[int, int]
+Quadruple = tuple[int, int, int, int]
+
+
+class Projection(NamedTuple):
+    """B or C: strides of (batch, time, group, state), or where constant of (0, 0, channel, state)."""
+
+    strides: Quadruple
+    is_constant: bool
+
+
+class SelectiveProblem(NamedTuple):
+    """h[t,n] = exp(dt[t] A[n]) h[t-1,n] + dt[t] B[t,n] u[t], y[t] = sum_n C[t,n] h[t,n] in every channel.
+
+    ``dtype`` is that of u, ``complex`` says whether A, B, C and the states are. Strides count elements, in the order
+    (batch, time, channel) of signals, (channel, state) of A and (batch, channel, state) of states; None is an argument
+    that is not there. ``offsets`` are those of the tensors in the order in which kernels take them, for every turn of a
+    loop over leading axes that do not merge into the batch.
+    """
+
+    device: str
+    dtype: str
+    complex: bool
+    softplus: bool
+    batch: int
+    length: int
+    channels: int
+    states: int
+    groups: int
+    u: Triple
+    delta: Triple
+    a: Pair
+    b: Projection
+    c: Projection
+    d: int | None
+    z: Triple | None
+    delta_bias: int | None
+    initial_state: Triple | None
+    final_state: Triple | None
+    checkpoints: bool
+    y: Triple
+    offsets: tuple[tuple[int, ...], ...] | None
+    threads: int
+    isa: str
+
+    @property
+    def turns(self) -> int:
+        """How many kernel calls the leading axes take."""
+        return 1 if self.offsets is None else len(self.offsets)
+
+    def __str__(self) -> str:
+        parts = [f"B={self.batch} L={self.length} D={self.channels} N={self.states} {self.dtype}"]
+        parts += ["complex states"] if self.complex else []
+        parts += [f"{self.groups} groups"] if self.groups > 1 else []
+        parts += [f"{order(self.u)} contiguous"] if order(self.u) != "strided" else ["strided"]
+        parts += [f"{self.turns} calls"] if self.turns > 1 else []
+        return ", ".join([*parts, f"{self.threads} threads", self.isa])

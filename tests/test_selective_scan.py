@@ -1,0 +1,457 @@
+"""selective_scan and its companions: values against the oracle, memory orders, errors, derivatives, transforms."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+import convscan
+import oracle
+from convscan import selective_scan, selective_scan_step, selective_scan_with_state
+from convscan._calls import run_prepared
+from convscan.ops.selective_scan.api import _prepared
+
+ROWS = [row.name for row in convscan.implementations("selective_scan")]
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
+def sample(
+    *, is_complex: bool = False, constant: bool = False, groups: int = 1, grad: bool = True, length: int = 4
+) -> dict[str, Tensor]:
+    """All arguments of a small double precision problem, two batch entries of four channels and two states."""
+    draw = oracle.Draw(length)
+    number = torch.complex128 if is_complex else torch.float64
+    form = (4, 2) if constant else (2, length, groups, 2) if groups > 1 else (2, length, 2)
+    A = -draw.normal(4, 2).exp()
+    arguments = {
+        "u": draw.normal(2, length, 4),
+        "delta": draw.normal(2, length, 4),
+        "A": torch.complex(A, draw.normal(4, 2)) if is_complex else A,
+        "B": draw.normal(*form, dtype=number),
+        "C": draw.normal(*form, dtype=number),
+        "D": draw.normal(4),
+        "z": draw.normal(2, length, 4),
+        "delta_bias": draw.normal(4),
+        "initial_state": draw.normal(2, 4, 2, dtype=number),
+    }
+    return {name: tensor.requires_grad_(grad) for name, tensor in arguments.items()}
+
+
+def both(*tensors: Tensor, softplus: bool = True) -> tuple[Tensor, Tensor]:
+    return selective_scan_with_state(**dict(zip(NAMES, tensors, strict=True)), delta_softplus=softplus)
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize("dtype", oracle.REAL, ids=str)
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_agree_with_the_definition(name: str, dtype: torch.dtype, isa: str) -> None:
+    for p in oracle.selective_scans(dtype, count=24, seed=1):
+        with convscan.force(name):
+            y, state = selective_scan_with_state(**p.arguments())  # type: ignore[arg-type]
+        assert y.dtype == dtype
+        assert state.dtype == p.A.dtype
+        p.check(y, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("impostor", oracle.SELECTIVE_IMPOSTORS)
+def test_impostor_fails(impostor: str, dtype: torch.dtype) -> None:
+    caught = 0
+    for p in oracle.selective_scans(dtype, count=30, seed=2, limit=3000):
+        wrong, truth = oracle.SELECTIVE_IMPOSTORS[impostor](p), p.truth()
+        p.check(truth.to(dtype))
+        if (wrong - truth).norm() < 0.02 * truth.norm():
+            continue
+        with pytest.raises(oracle.Mismatch):
+            p.check(wrong.to(dtype))
+        caught += 1
+    assert caught >= 4
+
+
+def test_results_do_not_depend_on_the_number_of_threads(isa: str) -> None:
+    draw = oracle.Draw(3)
+    u, delta = draw.normal(1, 200, 150, dtype=torch.float32), draw.normal(1, 200, 150, dtype=torch.float32)
+    arguments = (u, delta, -torch.rand(150, 8), draw.normal(1, 200, 8).float(), draw.normal(1, 200, 8).float())
+    results = []
+    for threads in (1, 2, 3):
+        convscan.set_num_threads(threads)
+        leaves = [tensor.clone().requires_grad_() for tensor in arguments]
+        y = selective_scan(*leaves, delta_softplus=True)
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_memory_order_is_kept() -> None:
+    draw = oracle.Draw(4)
+    u, delta, z = (draw.normal(2, 70, 9, dtype=torch.float32).mT.contiguous().mT for _ in range(3))
+    A, B = -torch.rand(9, 4), draw.normal(2, 70, 4, dtype=torch.float32)
+    p = oracle.Selective(u, delta, A, B, B, z=z, delta_softplus=True)
+    y = selective_scan(**p.arguments())  # type: ignore[arg-type]
+    assert y.stride() == u.stride()
+    p.check(y)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_leading_axes(name: str) -> None:
+    draw = oracle.Draw(5)
+    u = draw.normal(4, 3, 2, 11, 6).transpose(0, 2)[:, 1:]
+    delta, B = draw.normal(2, 2, 4, 11, 6).exp() * 0.1, draw.normal(2, 2, 4, 11, 2, 5)
+    A, start = -draw.normal(6, 5).exp(), draw.normal(4, 2, 2, 6, 5).transpose(0, 2)
+    with convscan.force(name):
+        y, state = selective_scan_with_state(u, delta, A, B, B, initial_state=start)
+        for i, j in itertools.product(range(2), range(2)):
+            p = oracle.Selective(u[i, j], delta[i, j], A, B[i, j], B[i, j], initial_state=start[i, j])
+            p.check(y[i, j], state[i, j])
+            p.check(*selective_scan_with_state(**p.arguments()))  # type: ignore[arg-type]
+        row = selective_scan(u[0, 0, 0], delta[0, 0, 0], A, B[0, 0, 0], B[0, 0, 0], initial_state=start[0, 0, 0])
+    torch.testing.assert_close(row, y[0, 0, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3, 2), (0, 5, 3, 2), (2, 5, 0, 2), (2, 5, 3, 0), (1, 1, 1, 1)])
+def test_empty_and_single_sizes(shape: tuple[int, int, int, int]) -> None:
+    batch, length, channels, states = shape
+    u = torch.ones(batch, length, channels, requires_grad=True)
+    A = -torch.ones(channels, states, requires_grad=True)
+    B = torch.ones(batch, length, states, requires_grad=True)
+    start = torch.ones(batch, channels, states, requires_grad=True)
+    for name in ROWS:
+        with convscan.force(name), torch.no_grad():
+            y, state = selective_scan_with_state(u, u, A, B, B, D=torch.ones(channels), initial_state=start)
+            assert (y.shape, state.shape) == (u.shape, start.shape)
+            if length == 0:
+                assert torch.equal(state, start)
+            if states == 0:
+                assert torch.equal(y, u)
+    y, state = selective_scan_with_state(u, u, A, B, B, initial_state=start)
+    gradients = torch.autograd.grad(y.sum() + state.sum(), (u, A, B, start))
+    if length == 0:
+        assert torch.equal(gradients[3], torch.ones_like(start))
+
+
+def test_split_and_carry_equals_whole() -> None:
+    for p in oracle.selective_scans(torch.float64, count=6, seed=6, limit=2000):
+        whole, last = selective_scan_with_state(**p.arguments())  # type: ignore[arg-type]
+        for position in range(0, p.u.shape[1] + 1, max(1, p.u.shape[1] // 12)):
+            parts, state = [], p.initial_state
+            for part in (slice(None, position), slice(position, None)):
+                cut: dict[str, Any] = {
+                    name: tensor[:, part]
+                    for name in ("u", "delta", "z", "B", "C")
+                    if (tensor := getattr(p, name)) is not None and tensor.ndim > 2
+                }
+                piece = replace(p, **cut, initial_state=state)
+                y, state = selective_scan_with_state(**piece.arguments())  # type: ignore[arg-type]
+                parts.append(y)
+            torch.testing.assert_close(torch.cat(parts, 1), whole)
+            torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_hostile_gates(name: str, isa: str) -> None:
+    """Gates that are all open, all closed, and step sizes from zero to huge: exact zeros, never NaN."""
+    u = torch.randn(1, 40, 5, generator=torch.Generator().manual_seed(7))
+    B = torch.ones(1, 40, 3)
+    for size, decay in itertools.product((0.0, 1e-30, 1.0, 1e4, 1e30), (0.0, -1e-30, -1.0, -1e20)):
+        A = torch.full((5, 3), decay)
+        with convscan.force(name):
+            y, state = selective_scan_with_state(u, torch.full_like(u, size), A, B, B)
+        assert torch.isfinite(y).all()
+        oracle.Selective(u, torch.full_like(u, size), A, B, B).check(y, state)
+        if size * decay < -1e3:
+            # Nothing is left of the step before.
+            torch.testing.assert_close(state, (size * u[:, -1, :, None]).expand(state.shape), rtol=0, atol=0)
+
+
+def test_long_sequences_are_as_exact_as_the_loop() -> None:
+    draw = oracle.Draw(8)
+    u = draw.normal(1, 65536, 2, dtype=torch.float32)
+    delta = 0.001 * draw.normal(1, 65536, 2).exp().float()
+    B = draw.normal(1, 65536, 2, dtype=torch.float32)
+    y = selective_scan(u, delta, A := torch.tensor([[-0.5, -1.0], [-0.1, -2.0]]), B, B)
+    wide = linear_truth(*(t.double() for t in (u, delta, A, B)))
+    loop = linear_truth(u, delta, A, B)
+    assert (y - wide).abs().max() <= 2 * (loop - wide).abs().max() + 1e-6
+
+
+def linear_truth(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    a = torch.exp(delta.unsqueeze(-1) * A).flatten(-2)
+    x = ((delta * u).unsqueeze(-1) * B.unsqueeze(-2)).flatten(-2)
+    h = convscan.linear_recurrence(x, None, a).unflatten(-1, A.shape)
+    return (h * B.unsqueeze(-2)).sum(-1)
+
+
+def test_dtypes_are_promoted() -> None:
+    arguments = {name: tensor.float() for name, tensor in sample(grad=False).items()}
+    y = selective_scan(**arguments)
+    half = {name: t.bfloat16() if name in ("u", "delta", "z", "B", "C") else t for name, t in arguments.items()}
+    assert selective_scan(**half).dtype == torch.bfloat16
+    assert selective_scan(**half | {"z": half["z"].float()}).dtype == torch.float32
+    double = selective_scan(**arguments | {"A": arguments["A"].double()})
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), y, rtol=1e-5, atol=1e-5)
+    A = arguments["A"].to(torch.complex64)
+    torch.testing.assert_close(
+        selective_scan(**arguments | {"A": A, "D": None}), 2 * selective_scan(**arguments | {"D": None})
+    )
+
+
+# ---- steps ----
+
+
+@pytest.mark.parametrize("dtype", oracle.REAL, ids=str)
+def test_steps_equal_the_scan(dtype: torch.dtype, isa: str) -> None:
+    for p in oracle.selective_scans(dtype, count=12, seed=9, limit=3000):
+        start = torch.zeros(p.u.shape[0], *p.A.shape, dtype=p.A.dtype) if p.initial_state is None else p.initial_state
+        state, rows = start.clone(), []
+        for t in range(p.u.shape[1]):
+            step = {name: getattr(p, name)[:, t] for name in ("u", "delta")}
+            is_constant = 2 in (p.B.ndim, p.C.ndim)
+            for name in ("B", "C"):
+                tensor = getattr(p, name)
+                row = tensor.expand(p.u.shape[0], *tensor.shape) if tensor.ndim == 2 else tensor[:, t]
+                row = row.unsqueeze(1) if is_constant and row.ndim == 2 else row
+                step[name] = row.repeat_interleave(p.u.shape[2] // row.shape[1], 1) if is_constant else row
+            y = selective_scan_step(
+                state, A=p.A, D=p.D, z=None if p.z is None else p.z[:, t], delta_bias=p.delta_bias,
+                delta_softplus=p.delta_softplus, **step,
+            )  # fmt: skip
+            rows.append(y)
+        p.check(torch.stack(rows, 1), state)
+
+
+def test_steps_take_the_prepared_way_and_any_state() -> None:
+    s = {name: t.float() for name, t in sample(grad=False, length=1).items()}
+    row = {name: s[name][:, 0] for name in ("u", "delta", "B", "C", "z")}
+    rest = {name: s[name] for name in ("A", "D", "delta_bias")}
+    expected, last = selective_scan_with_state(**s, delta_softplus=True)
+    with convscan.force("reference"):
+        state = s["initial_state"].clone()
+        y = selective_scan_step(state, **row, **rest, delta_softplus=True)
+        torch.testing.assert_close((y, state), (expected[:, 0], last))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        state = s["initial_state"].clone().to(dtype)
+        y = selective_scan_step(state, **row, **rest, delta_softplus=True)
+        torch.testing.assert_close(state.float(), last, rtol=1e-2, atol=1e-2)
+        if dtype == torch.float32:
+            torch.testing.assert_close(y, expected[:, 0])
+            order = (*(row[n] for n in ("u", "delta")), rest["A"], row["B"], row["C"], rest["D"], row["z"])
+            again = run_prepared(_prepared, (True,), *order, rest["delta_bias"], state, state, None, None)
+            assert again is not None, "a step was not remembered"
+
+
+def test_steps_compile_and_map() -> None:
+    s = sample(grad=False, length=1)
+    row = [s[name][:, 0] for name in ("u", "delta")]
+    projections = [s[name][:, 0] for name in ("B", "C")]
+
+    def function(state: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return selective_scan_step(state, u, delta, s["A"], B, C, delta_softplus=True)
+
+    states = [s["initial_state"].clone() for _ in range(3)]
+    expected = function(states[0], *row, *projections)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(states[1], *row, *projections)
+    mapped = torch.vmap(function)(states[2], *row, *projections)
+    for y, state in ((compiled, states[1]), (mapped, states[2])):
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(state, states[0])
+
+
+def test_steps_refuse_gradients() -> None:
+    s = sample(length=1)
+    with pytest.raises(RuntimeError, match="selective_scan_step: the state cannot be overwritten where a gradient"):
+        selective_scan_step(
+            s["initial_state"].detach(), s["u"][:, 0], s["delta"][:, 0], s["A"], s["B"][:, 0], s["C"][:, 0]
+        )
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"u": 1.0}, TypeError, "u must be a torch.Tensor; got float"),
+        ({"u": torch.ones(3)}, ValueError, "u must have the shape (..., L, D); got (3,)"),
+        ({"delta": torch.ones(2, 5, 3)}, ValueError, "delta must have the shape of u = (2, 7, 6); got (2, 5, 3)"),
+        ({"A": torch.ones(5, 4)}, ValueError, "A must have the shape (D, N) with D = 6; got (5, 4)"),
+        ({"B": torch.ones(2, 6, 4)}, ValueError, "B must have the shape (..., L, N) = (2, 7, 4); got (2, 6, 4)"),
+        ({"B": torch.ones(7, 4)}, ValueError, "B must have the shape (D, N) = (6, 4); got (7, 4)"),
+        ({"B": torch.ones(4)}, ValueError, "B must have the shape (..., L, N) = (2, 7, 4), or one axis more; got (4,)"),
+        ({"B": torch.ones(2, 7, 4, 4)}, ValueError, "B must have a number of groups that divides the channels, 6; "),
+        ({"B": torch.ones(2, 7, 3, 4)}, ValueError, "C must have as many groups as B, 3; got 1. Expand the one with"),
+        ({"D": torch.ones(5)}, ValueError, "D must have the shape (D,) = (6,); got (5,)"),
+        ({"z": torch.ones(7, 6)}, ValueError, "z must have the shape of u = (2, 7, 6); got (7, 6)"),
+        ({"initial_state": torch.ones(6, 4)}, ValueError, "initial_state must have the shape (..., D, N) = (2, 6, 4)"),
+        ({"C": torch.ones(2, 7, 4, dtype=torch.complex64)}, TypeError, "C must have one of the dtypes float32, "),
+        ({"u": torch.ones(2, 7, 6).to(torch.complex64)}, TypeError, "u must have one of the dtypes float32, float64"),
+        ({"A": torch.ones(6, 4, device="meta")}, ValueError, "A must be on the device of x, cpu; got meta"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_to_do(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+    u, B = torch.ones(2, 7, 6), torch.ones(2, 7, 4)
+    with pytest.raises(error, match=re.escape("selective_scan: " + text)):
+        selective_scan(**({"u": u, "delta": u, "A": torch.ones(6, 4), "B": B, "C": B} | arguments))
+
+
+# ---- derivatives ----
+
+
+@pytest.mark.parametrize("form", [{}, {"groups": 2}, {"constant": True}])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_first_and_second_derivatives(form: dict[str, Any], is_complex: bool) -> None:
+    tensors = tuple(sample(is_complex=is_complex, length=2, **form).values())
+    assert torch.autograd.gradcheck(both, tensors, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(both, tensors, check_fwd_over_rev=True, fast_mode=True)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_every_derivative(is_complex: bool) -> None:
+    tensors = tuple(sample(is_complex=is_complex, length=2).values())
+    assert torch.autograd.gradcheck(both, tensors, check_forward_ad=True, check_batched_grad=not is_complex)
+
+
+def test_derivatives_without_optional_arguments() -> None:
+    tensors = tuple(sample().values())[:5]
+    assert torch.autograd.gradcheck(selective_scan, tensors, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(selective_scan, tensors, fast_mode=True)
+
+
+def loop(p: oracle.Selective) -> tuple[Tensor, Tensor]:
+    return p.loop(torch.float64)
+
+
+@pytest.mark.parametrize("dtype", oracle.REAL, ids=str)
+def test_gradients_agree_with_those_of_the_loop(dtype: torch.dtype, isa: str) -> None:
+    """Over several tiles, every memory order and form; errors relative to each gradient's size."""
+    for p in oracle.selective_scans(dtype, count=9, seed=10, limit=20_000):
+        tensors = {name: t for name, t in p.arguments().items() if isinstance(t, Tensor)}
+        leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        y, state = selective_scan_with_state(**leaves, delta_softplus=p.delta_softplus)  # type: ignore[arg-type]
+        draw = oracle.Draw(11)
+        dy, dstate = draw.normal(*y.shape, dtype=y.dtype), draw.normal(*state.shape, dtype=state.dtype)
+        got = torch.autograd.grad((y, state), list(leaves.values()), (dy, dstate))
+        exact = {name: oracle.wide(t).requires_grad_() for name, t in tensors.items()}
+        wanted = torch.autograd.grad(
+            loop(replace(p, **exact)),
+            list(exact.values()),
+            (dy.double(), oracle.wide(dstate)),  # type: ignore[arg-type]
+        )
+        for name, mine, truth in zip(leaves, got, wanted, strict=True):
+            assert mine.dtype == leaves[name].dtype
+            size = float(truth.abs().max())
+            unit = {torch.float64: 1e-11, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}.get(mine.dtype, 3e-5)
+            assert float((oracle.wide(mine) - truth).abs().max()) <= unit * max(size, 1e-3), (name, str(p))
+
+
+def test_gradients_per_sample() -> None:
+    s = sample(grad=False)
+    names = ("A", "u", "delta", "B", "C")
+
+    def loss(A: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return selective_scan(u, delta, A, B, C, D=s["D"], delta_softplus=True).square().sum()
+
+    gradient = torch.func.grad(loss, argnums=(0, 1, 2, 3, 4))
+    arguments = [s[name] for name in names]
+    gradients = torch.vmap(gradient, in_dims=(None, 0, 0, 0, 0))(*arguments)
+    for i in range(2):
+        single = gradient(arguments[0], *(t[i] for t in arguments[1:]))
+        for batched, wanted in zip(gradients, single, strict=True):
+            torch.testing.assert_close(batched[i], wanted)
+
+
+@pytest.mark.parametrize("mapped", ["all", "u", "A", "B", "initial_state"])
+def test_vmap(mapped: str) -> None:
+    s = sample(groups=2, grad=False)
+    names = NAMES if mapped == "all" else (mapped,)
+    stacked = {
+        name: torch.stack([t, 0.5 * t], t.ndim if name == "B" else 0) if name in names else t for name, t in s.items()
+    }
+    axes = tuple((s[name].ndim if name == "B" else 0) if name in names else None for name in NAMES)
+    y, state = torch.vmap(both, in_dims=axes)(*(stacked[name] for name in NAMES))
+    for i, factor in enumerate((1, 0.5)):
+        expected = both(*(factor * s[name] if name in names else s[name] for name in NAMES))
+        torch.testing.assert_close((y[i], state[i]), expected)
+
+
+# ---- compilation and export ----
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_compile(is_complex: bool) -> None:
+    tensors = tuple(sample(is_complex=is_complex).values())
+    y, state = torch.compile(both, fullgraph=True, backend="aot_eager")(*tensors)
+    expected = both(*tensors)
+    torch.testing.assert_close((y, state), expected)
+    got = torch.autograd.grad(y.sum() + state.abs().sum(), tensors)
+    for mine, wanted in zip(
+        got, torch.autograd.grad(expected[0].sum() + expected[1].abs().sum(), tensors), strict=True
+    ):
+        torch.testing.assert_close(mine, wanted)
+
+
+class Module(torch.nn.Module):
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return both(*tensors)[0]
+
+
+def test_export_of_any_length() -> None:
+    tensors = tuple(sample(grad=False, length=6).values())
+    any_length = torch.export.Dim("length", min=2, max=4096)
+    shapes = [{1: any_length} if t.ndim == 3 and t.shape[1] == 6 else None for t in tensors]
+    exported = torch.export.export(Module(), tensors, dynamic_shapes={"tensors": tuple(shapes)})
+    other = tuple(sample(grad=False, length=70).values())
+    torch.testing.assert_close(exported.module()(*other), both(*other)[0])
+    assert any("convscan.selective_scan" in str(node.target) for node in exported.graph.nodes)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_opcheck(is_complex: bool) -> None:
+    s = sample(is_complex=is_complex)
+    grouped = s | {name: s[name].detach().unsqueeze(-2).requires_grad_() for name in ("B", "C")}
+    operator = torch.ops.convscan.selective_scan.default
+    torch.library.opcheck(operator, (*grouped.values(), True))
+    detached = [t.detach() for t in grouped.values()]
+    y, state, checkpoints = operator(*detached, True)
+    gradient = torch.ops.convscan.selective_scan_gradient.default
+    torch.library.opcheck(gradient, (y, state, checkpoints, *detached, True))
+    one = [t[:, :1] if name in ("u", "delta", "B", "C", "z") else t for name, t in zip(NAMES, detached, strict=True)]
+    torch.library.opcheck(torch.ops.convscan.selective_scan_step.default, (one[-1].clone(), *one[:-1], True))
+
+
+# ---- the reference of the Hugging Face model ----
+
+
+def test_agrees_with_mamba_of_hugging_face() -> None:
+    """MambaMixer.slow_forward from its projections on, as transformers 4 has it, in float32."""
+    draw = oracle.Draw(12)
+    batch, length, channels, states = 2, 37, 24, 16
+    hidden, gate, dt, bias = (
+        draw.normal(*shape, dtype=torch.float32)
+        for shape in ((batch, channels, length), (batch, channels, length), (batch, channels, length), (channels,))
+    )
+    A_log, D = torch.log(torch.arange(1.0, states + 1)).repeat(channels, 1), draw.normal(channels).float()
+    B, C = (draw.normal(batch, length, states, dtype=torch.float32) for _ in range(2))
+    A = -torch.exp(A_log)
+    discrete_time_step = softplus(dt + bias[:, None])
+    discrete_A = torch.exp(A[None, :, None, :] * discrete_time_step[:, :, :, None])
+    deltaB_u = discrete_time_step[:, :, :, None] * B[:, None, :, :] * hidden[:, :, :, None]
+    ssm_state, outputs = torch.zeros(batch, channels, states), []
+    for i in range(length):
+        ssm_state = discrete_A[:, :, i, :] * ssm_state + deltaB_u[:, :, i, :]
+        outputs.append(torch.matmul(ssm_state, C[:, i, :].unsqueeze(-1))[:, :, 0])
+    expected = (torch.stack(outputs, dim=-1) + hidden * D[None, :, None]) * torch.nn.functional.silu(gate)
+    y, state = selective_scan_with_state(
+        hidden.mT, dt.mT, A, B, C, D=D, z=gate.mT, delta_bias=bias, delta_softplus=True
+    )
+    torch.testing.assert_close(y.mT, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, ssm_state, rtol=1e-4, atol=1e-4)
