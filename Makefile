@@ -39,8 +39,8 @@ format: $(VENV)/installed
 
 sanitize: $(VENV)/tools
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON -DCONVSCAN_SANITIZE=address,undefined \
-	    $(SANITIZED_ISAS)
+	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON -DCONVSCAN_RUNNER=ON \
+	    -DCONVSCAN_SANITIZE=address,undefined $(SANITIZED_ISAS)
 	$(BIN)/cmake --build $(SANITIZED)
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	    $(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure --progress
@@ -48,7 +48,7 @@ sanitize: $(VENV)/tools
 device-test: $(VENV)/cross
 	$(BIN)/cmake -S . -B $(CROSS) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-zig.cmake -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON
+	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON -DCONVSCAN_RUNNER=ON
 	$(BIN)/cmake --build $(CROSS)
 	$(if $(QEMU),,@echo "not run, only built and disassembled: there is no qemu-aarch64 (Debian's package qemu-user)")
 	$(BIN)/ctest --test-dir $(CROSS) --output-on-failure --progress --parallel 2 $(if $(QEMU),,--tests-regex no_sve)

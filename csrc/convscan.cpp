@@ -40,7 +40,13 @@ bool IsReal(convscan_dtype dtype) {
 int64_t ComputeBytes(convscan_dtype dtype) {
   return dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_WIDE_FLOAT32 ? 8 : 4;
 }
-bool IsKnown(convscan_dtype dtype) { return dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_WIDE_FLOAT32; }
+bool IsKnown(convscan_dtype dtype) {
+#if defined(CONVSCAN_FLOAT32_ONLY)
+  return dtype == CONVSCAN_FLOAT32 || dtype == CONVSCAN_WIDE_FLOAT32;
+#else
+  return dtype >= CONVSCAN_FLOAT32 && dtype <= CONVSCAN_WIDE_FLOAT32;
+#endif
+}
 
 constexpr int64_t kSpectrumAlignment = 64;
 

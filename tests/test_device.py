@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 
-from convscan.device import elf
+from convscan.device import build, elf, grid, results, target
+from convscan.ops.causal_conv import cases as conv_cases
+from convscan.profiler import cli
 
 NOP, CNTD, SMSTART, FMLA = 0xD503201F, 0x04E0E3E0, 0xC0800000, 0x4E21CC00
 
@@ -61,3 +66,232 @@ def test_files_for_other_processors_are_refused(tmp_path: Path) -> None:
     path.write_bytes(aarch64_object([NOP]).replace(struct.pack("<HH", 1, 183), struct.pack("<HH", 1, 62)))
     with pytest.raises(elf.NotAarch64, match=r"x86\.o is not an ELF file for AArch64"):
         elf.vector_extensions(path)
+
+
+# ---- a phone behind a fake adb ----
+
+# Answers as the real runner does, with invented times: fft is the fastest, but misses the tolerance on ones.
+FAKE_RUNNER = r"""#!/bin/sh
+if [ "$1" = machine ]; then
+  printf '%s' '{"system": "Linux 6.1", "architecture": "aarch64", "isa": "neon", "cores": 10, "threads": 10, ' \
+    '"memory_bytes": 8000000000, "load": 0.5, "copy_bandwidth": [[262144, 9e10]], ' \
+    '"triad_bandwidth": [[262144, 9e10]], "peak_flops": 3e11}'
+  echo
+  exit 0
+fi
+case "$3" in 4096) exit 137;; esac
+taps=0; [ "$1" = causal_conv ] && taps=$4
+head='{"op": "%s", "channels": %d, "length": %d, "taps": %d, "implementation": "%s", "status": "%s", '
+errors='"within_tolerance": %s, "max_abs": 1e-6, "max_abs_ones": 0, "relative_rms": 1e-7, "of_bound": 0.1, '
+rest='"peak_bytes": 4096, "workspace_bytes": 512, "latency_us": %s}\n'
+spread='{"min": %d, "p10": %d, "p50": %d, "p90": %d, "max": %d, "avg": %d, "samples": 9}'
+op=$1; channels=$2; length=$3
+line() { printf "$head$errors$rest" $op $channels $length $taps "$@"; }
+same() { printf "$spread" $1 $1 $1 $1 $1 $1; }
+line direct ok true "$(same 200)"
+line fft ok false "$(same 100)"
+line tiled wrong false null
+line "time loop" ok true "$(same 800)"
+"""
+
+
+class Fake:
+    """A phone that is not there: what it is asked, and how it should answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "disk/convscan").mkdir(parents=True)
+        (folder / "out").mkdir()
+        self.connect("R5CX10ABCDE\tdevice")
+        (folder / "out/convscan_runner").write_text(FAKE_RUNNER)
+        self.adb = folder / "adb"
+        self.adb.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("fake_adb.py")}" "$@"\n')
+        self.adb.chmod(0o755)
+
+    def connect(self, *devices: str) -> None:
+        (self.folder / "devices").write_text("\n".join(devices))
+
+    def fail(self, beginning: str, output: str, code: int = 1) -> None:
+        words = beginning.split(" ", 3)
+        (self.folder / "failures").write_text(json.dumps([[words, output, code]]))
+
+    def run(self, *words: str) -> int:
+        return cli.main(["device", *words, "--adb", str(self.adb), "--out", str(self.folder / "out")])
+
+    def commands(self) -> list[str]:
+        return [" ".join(json.loads(line)) for line in (self.folder / "log").read_text().splitlines()]
+
+
+@pytest.fixture
+def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    monkeypatch.setenv("FAKE_ADB", str(tmp_path))
+    return Fake(tmp_path)
+
+
+def test_the_grid_goes_to_the_phone_and_its_results_come_back(
+    phone: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(grid, "QUICK_LENGTHS", (1024, 4096))
+    assert phone.run("push") == 0
+    assert phone.run("run", "--quick", "--cpus", "4-7", "--threads", "4") == 0
+    assert phone.run("pull", "--quick") == 0
+    serial, folder = "-s R5CX10ABCDE", "/data/local/tmp/convscan"
+    commands = phone.commands()
+    asked = ["devices", f"{serial} shell getprop ro.product.cpu.abi"]
+    assert commands[:5] == [
+        *asked,
+        f"{serial} shell rm -rf {folder} && mkdir -p {folder}",
+        f"{serial} push {phone.folder}/out/convscan_runner {folder}/convscan_runner",
+        f"{serial} shell chmod 755 {folder}/convscan_runner",
+    ]
+    keep = "> case.jsonl; code=$?; cat case.jsonl; cat case.jsonl >> results.jsonl; exit $code"
+    options = "--inputs 3 --runs 3 --seconds 120 --threads 4 --cpus 4-7"
+    assert commands[5:10] == [
+        *asked,
+        f"{serial} shell cd {folder} && ./convscan_runner machine --threads 4 --cpus 4-7 {keep}",
+        f"{serial} shell dumpsys thermalservice",
+        f"{serial} shell cd {folder} && ./convscan_runner causal_conv 512 1024 4 {options} {keep}",
+    ]
+    assert f"{serial} pull {folder}/results.jsonl {phone.folder}/out/results.jsonl" in commands
+
+    report = json.loads((phone.folder / "out/device.json").read_text())
+    assert report["schema"] == "convscan-profile/1"
+    assert report["machine"]["processor"] == "SM-S921B (s5e9945), Android 14"
+    records = [r for r in report["records"] if r["case"] == "grid-c512-l1024-k32"]
+    assert [(r["implementation"], r["status"]) for r in records] == [
+        ("convscan", "ok"), ("direct", "ok"), ("fft", "ok"), ("tiled", "wrong"), ("time loop", "ok")
+    ]  # fmt: skip
+    assert records[0]["reason"] == "runs direct"  # fft is faster and misses the tolerance
+    assert records[0]["latency_us"] == {"p10": 200.0, "median": 200.0, "p90": 200.0, "samples": 9}
+    assert records[0]["speedup"] == 4
+    assert records[3]["latency_us"] is None
+    score = report["challenge"]["scores"][0]
+    assert (score["implementation"], score["cases"], score["mean_us"]) == ("convscan", 4, 200)  # L = 4096 was killed
+    assert "grid-c512-l1024-k32" in (phone.folder / "out/device.html").read_text()
+    output = capsys.readouterr().out
+    assert "The challenge's figures" in output
+    assert "Score" in output
+
+
+def test_profiling_waits_for_a_cool_phone_and_cleans_up(
+    phone: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "build", lambda folder, toolchain: folder / "convscan_runner")
+    (phone.folder / "heat").write_text("2 41.5")
+    assert phone.run("profile", "--quick", "--op", "recurrence", "--cool", "0.5") == 0
+    commands = phone.commands()
+    assert commands.count("-s R5CX10ABCDE shell dumpsys thermalservice") == 3 + 1
+    assert commands[-1] == "-s R5CX10ABCDE shell rm -rf /data/local/tmp/convscan"
+    assert not (phone.folder / "disk/convscan").exists()
+    assert "killed by the system, most likely for its memory" in capsys.readouterr().out
+
+
+def test_a_hot_phone_is_measured_in_the_end_and_said(phone: Fake) -> None:
+    class Hot:
+        def thermal(self) -> target.Thermal:
+            return target.Thermal(1, 45.0)
+
+    assert grid.wait_until_cool(Hot(), 0.01) == "hot: status 1, 45 °C"  # type: ignore[arg-type]
+    assert not target.Thermal(0, 34.5).cool
+    assert target.Thermal(0, None).cool
+
+
+@pytest.mark.parametrize(
+    ("devices", "words", "said"),
+    [
+        ([], [], "no device is connected. To go on: connect a phone by USB"),
+        (["A\tunauthorized"], [], "has not authorised this computer. To go on: unlock it, accept the dialog"),
+        (["A\toffline"], [], "the device is offline. To go on: reconnect the cable"),
+        (["A\tno permissions (user in plugdev group)"], [], "may not open the device. To go on: add the udev rule"),
+        (["A\tdevice", "B\tdevice"], [], "several devices are connected. To go on: name one (--serial): A, B"),
+        (["A\tdevice"], ["--serial", "B"], "no device B is connected. To go on: see the serial numbers"),
+    ],
+)
+def test_devices_that_cannot_be_used(
+    phone: Fake, devices: list[str], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone.connect(*devices)
+    assert phone.run("run", "--quick", *words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("beginning", "output", "code", "said"),
+    [
+        (
+            "-s S push",
+            "adb: error: failed to copy: remote No space left on device",
+            1,
+            "has no space left. To go on: free",
+        ),
+        ("-s S push", "adb: error: failed to copy: remote couldn't create file: Permission denied", 1, "--folder"),
+        ("-s S push", "adb: device 'S' not found", 1, "the device has gone. To go on: reconnect"),
+        ("-s S shell", "something new", 1, "something new"),
+        ("-s S shell getprop ro.product.cpu.abi", "", 0, "runs an unknown system; the runner needs arm64-v8a"),
+    ],
+)
+def test_failures_on_the_way_are_told_apart(
+    phone: Fake, beginning: str, output: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone.connect("S\tdevice")
+    phone.fail(beginning, output, code)
+    assert phone.run("push") == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo './convscan_runner: not executable: 64-bit ELF file'; exit 126", "it is for another processor"),
+        ("kill -ILL $$", "lacks an instruction of the runner"),
+        ("echo 'unknown option'; exit 2", "the runner refuses its options"),
+    ],
+)
+def test_runners_that_do_not_run(phone: Fake, script: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    head = FAKE_RUNNER.partition("case")[0]
+    (phone.folder / "out/convscan_runner").write_text(f"{head}\n{script}\n")
+    assert phone.run("push") == 0
+    assert phone.run("run", "--quick") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_adb(phone: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["device", "run", "--adb", str(phone.folder / "no-adb")]) == 2
+    assert "is not installed. To go on: install Android's platform tools" in capsys.readouterr().err
+
+
+def test_what_was_not_built_or_run_is_said(phone: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    (phone.folder / "out/convscan_runner").unlink()
+    assert phone.run("push") == 2
+    assert "To go on: convscan device build" in capsys.readouterr().err
+    (phone.folder / "disk/convscan/results.jsonl").write_text('{"half a li')
+    assert phone.run("pull") == 2
+    assert "nothing has been run since the runner was pushed" in capsys.readouterr().err
+    assert phone.run("build", "--toolchain", "absent.cmake") == 2
+    assert "there is no toolchain file absent.cmake" in capsys.readouterr().err
+
+
+# ---- the real runner, built by hand where the cross compiler is, and run where qemu is ----
+
+
+def test_the_runner_under_emulation(tmp_path: Path) -> None:
+    runner = build.SOURCE / "build/device/convscan_runner"
+    if not runner.exists():
+        pytest.skip("the runner is not built: convscan device build")
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    assert runner.stat().st_size <= build.MOST_BYTES
+    emulator = target.Emulator(tmp_path)
+    emulator.push(runner)
+    current = grid.Settings(inputs=1, runs=1, threads=2)
+    limits = grid.machine(emulator, current)
+    case = next(c for c in conv_cases.CASES if c.name == "grid-c512-l256-k32")
+    chosen: list[tuple[str, grid.GridCase]] = [("causal_conv", grid.narrow(case))]
+    assert grid.run(emulator, chosen, current, lambda *_: None) == []
+    found = target.lines(emulator.pull(tmp_path).read_text())
+    document, challenge = results.report("qemu", limits, chosen, found, True, {}, [])
+    assert {r.implementation: r.reason for r in document.records if r.status == "skipped"} == dict.fromkeys(
+        ("direct", "toeplitz", "fft", "fft, spectrum kept", "fft, high precision", "time loop"), results.NOT_TIMED
+    )
+    assert all(line["within_tolerance"] and line["of_bound"] <= 1 for line in challenge.lines)
+    assert results.write(tmp_path, document, challenge)[0].exists()

@@ -118,11 +118,13 @@ CONVSCAN_INLINE void TransposeNumbers(Numbers<Element, N> (&v)[N]) {
 template <class Function>
 CONVSCAN_INLINE auto WithElement(convscan_dtype dtype, const Function &function) {
   switch (dtype) {
+#if !defined(CONVSCAN_FLOAT32_ONLY)
     case CONVSCAN_FLOAT64: return function(Real<double>{});
     case CONVSCAN_BFLOAT16: return function(Real<BFloat16>{});
     case CONVSCAN_FLOAT16: return function(Real<Float16>{});
     case CONVSCAN_COMPLEX64: return function(Complex<float>{});
     case CONVSCAN_COMPLEX128: return function(Complex<double>{});
+#endif
     default: return function(Real<float>{});
   }
 }

@@ -1,4 +1,4 @@
-"""The ``convscan`` command: profile, tune, explain."""
+"""The ``convscan`` command: profile, tune, explain, device."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from convscan import __version__
+from convscan.device import cli as device
+from convscan.device.errors import DeviceError
 
 from . import session, signal
 from .operators import operators
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="convscan", description="Causal convolutions and linear recurrences, measured.")
     top.add_argument("--version", action="version", version=f"convscan {__version__}")
     commands = top.add_subparsers(
-        dest="command", required=True, parser_class=_Parser, metavar="profile | tune | explain"
+        dest="command", required=True, parser_class=_Parser, metavar="profile | tune | explain | device"
     )
 
     profile = commands.add_parser("profile", help="measure every implementation on real model shapes; who wins")
@@ -69,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--taps", type=_positive, metavar="K", help="filter taps (conv)")
     explain.add_argument("--dtype", default="float32", help="float32, float64, bfloat16, …")
     explain.add_argument("--layout", choices=("BLD", "BDL"), default="BLD", help="which axis is contiguous")
+    device.add_parser(commands)
     return top
 
 
@@ -89,12 +92,12 @@ def _shape(text: str) -> tuple[int, int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, or 2 for a request that cannot be carried out."""
     arguments = parser().parse_args(argv)
-    command = {"profile": _profile, "tune": _tune, "explain": _explain}[arguments.command]
+    command = {"profile": _profile, "tune": _tune, "explain": _explain, "device": _device}[arguments.command]
     try:
         if getattr(arguments, "threads", None):
             torch.set_num_threads(arguments.threads)
         return command(arguments)
-    except (UsageError, signal.SignalError) as error:
+    except (UsageError, signal.SignalError, DeviceError) as error:
         print(f"convscan {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -187,6 +190,10 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     print(ours.explain(current))
     return 0
+
+
+def _device(arguments: argparse.Namespace) -> int:
+    return device.command(arguments, _console())
 
 
 def _dtype(name: str) -> str:
