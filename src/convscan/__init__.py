@@ -7,6 +7,7 @@ from ._version import __version__
 from .ops.cauchy.api import cauchy
 from .ops.causal_conv.api import causal_conv
 from .ops.causal_conv.spectrum import FilterSpectrum
+from .ops.convolve.api import convolve
 from .ops.fft_conv.api import fft_conv
 from .ops.gated_linear_attention.api import (
     gated_linear_attention,
@@ -18,6 +19,7 @@ from .ops.mlstm.api import mlstm, mlstm_step, mlstm_with_state
 from .ops.opt_ssm_forward.api import opt_ssm_forward
 from .ops.selective_scan.api import selective_scan, selective_scan_step, selective_scan_with_state
 from .ops.ssd_scan.api import ssd_scan, ssd_scan_step, ssd_scan_with_state
+from .ops.toeplitz_matmul.api import toeplitz_matmul
 from .ops.vandermonde.api import vandermonde
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "__version__",
     "cauchy",
     "causal_conv",
+    "convolve",
     "explain",
     "fft_conv",
     "force",
@@ -47,6 +50,7 @@ __all__ = [
     "ssd_scan_step",
     "ssd_scan_with_state",
     "stream",
+    "toeplitz_matmul",
     "tuning",
     "vandermonde",
     "workspace_limit",

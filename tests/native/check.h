@@ -138,6 +138,7 @@ class Array {
 
 void TestArguments();
 void TestConvolution();
+void TestOrigins();
 void TestFilterGradient();
 void TestRecurrence();
 void TestRecurrenceGradient();

@@ -307,6 +307,49 @@ void TestConvolution() {
   }
 }
 
+// Every (length, taps, origin) up to 40, two channels of float64, against the double loop.
+void TestOrigins() {
+  constexpr int64_t kMost = 40, kChannels = 2;
+  Random random(5);
+  Array x(CONVSCAN_FLOAT64, 1, kMost, kChannels, Layout::kTimeMajor, 0), h(CONVSCAN_FLOAT64, 1, kMost, kChannels, Layout::kTimeMajor, 0);
+  Array y(CONVSCAN_FLOAT64, 1, kMost, kChannels, Layout::kTimeMajor, 0);
+  x.FillRandom(random);
+  h.FillRandom(random);
+  convscan_conv p{};
+  p.batch = 1;
+  p.channels = kChannels;
+  p.dtype = CONVSCAN_FLOAT64;
+  p.x = x.data();
+  p.x_strides = x.strides();
+  p.h = h.data();
+  p.h_tap_stride = h.strides().time;
+  p.h_channel_stride = h.strides().channel;
+  p.y = y.data();
+  p.y_strides = y.strides();
+  p.threads = 1;
+  for (p.length = 1; p.length <= kMost; ++p.length)
+    for (p.taps = 1; p.taps <= kMost; ++p.taps)
+      for (p.origin = 0; p.origin < p.taps; ++p.origin)
+        for (int kernel = 0; kernel < 3; ++kernel) {
+          const convscan_status status = kernel == 0   ? convscan_conv_direct(&p)
+                                         : kernel == 1 ? convscan_conv_toeplitz(&p)
+                                                       : convscan_conv_fft(&p, 0);
+          context = Describe(kernel == 0 ? "direct" : kernel == 1 ? "toeplitz" : "fft", p.dtype, 1, p.length, kChannels,
+                             p.taps) + " origin " + std::to_string(p.origin);
+          if (!CHECK(status == CONVSCAN_OK)) return;
+          double worst = 0;
+          for (int64_t n = 0; n < kChannels; ++n)
+            for (int64_t i = 0; i < p.length; ++i) {
+              double z = 0;
+              for (int64_t j = 0; j < p.length; ++j)
+                if (i - j + p.origin >= 0 && i - j + p.origin < p.taps)
+                  z += h.At(0, i - j + p.origin, n).real() * x.At(0, j, n).real();
+              worst = std::max(worst, std::fabs(y.At(0, i, n).real() - z));
+            }
+          if (!CHECK(worst <= 1e-13 * kMost)) return;
+        }
+}
+
 void TestFilterGradient() {
   static const auto kDirect = [](const convscan_filter_gradient *p, int64_t) {
     return convscan_filter_gradient_direct(p);

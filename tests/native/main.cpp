@@ -203,6 +203,7 @@ int main() {
     if (!CHECK(convscan_set_isa(convscan_isa_name(i)) == CONVSCAN_OK)) continue;
     fprintf(stderr, "%s\n", convscan_isa());
     TestConvolution();
+    TestOrigins();
     TestFilterGradient();
     TestRecurrence();
     TestRecurrenceGradient();
