@@ -9,6 +9,8 @@
 namespace convscan::CONVSCAN_ISA {
 namespace {
 
+// Rows of the state at a time.
+constexpr int kRows = 4;
 // Below this many bytes of states, waking threads takes longer than the step.
 constexpr int64_t kSmallStates = 1 << 18;
 
@@ -131,65 +133,80 @@ class Step {
     for (int64_t i = 0; i < count; ++i) to[i] = value;
   }
 
-  // Consecutive values: four keys at a time share what is loaded of v and y.
+  // Consecutive values: four keys at a time share what is loaded of v and y. Their numbers are kept in registers, for all
+  // the compiler knows a store to the state may change them.
   void RowsOfValues(const Memory &m, T *state) const {
-    constexpr int kRows = 4;
-    const int64_t row = p_.s_strides[2], values = p_.values;
-    for (int64_t c = 0; c < values; ++c) m.y[c] = 0;
+    for (int64_t c = 0; c < p_.values; ++c) m.y[c] = 0;
     int64_t i = 0;
-    const auto rows = [&]<int N>() {
-      for (; i + N <= p_.keys; i += N) {
-        T *const s = state + i * row;
-        int64_t c = 0;
-        for (; c + W <= values; c += W) {
-          const Vec<T> v = Load<W>(m.v + c);
-          Vec<T> y = Load<W>(m.y + c);
-#pragma GCC unroll 4
-          for (int r = 0; r < N; ++r) {
-            const Vec<T> next = Load<W>(s + r * row + c) * m.a[i + r] + v * m.k[i + r];
-            Store<W>(s + r * row + c, next);
-            y += next * m.q[i + r];
-          }
-          Store<W>(m.y + c, y);
-        }
-        for (; c < values; ++c)
-          for (int r = 0; r < N; ++r) {
-            T &number = s[r * row + c];
-            number = number * m.a[i + r] + m.v[c] * m.k[i + r];
-            m.y[c] += number * m.q[i + r];
-          }
-      }
-    };
-    rows.template operator()<kRows>();
-    rows.template operator()<1>();
+    for (; i + kRows <= p_.keys; i += kRows) KeysOf<kRows>(m, i, state + i * p_.s_strides[2]);
+    for (; i < p_.keys; ++i) KeysOf<1>(m, i, state + i * p_.s_strides[2]);
   }
 
-  // Consecutive keys: a value's sum over them, by two chains.
+  template <int N>
+  void KeysOf(const Memory &m, int64_t i, T *s) const {
+    const int64_t row = p_.s_strides[2], values = p_.values;
+    Vec<T> a[N], k[N], q[N];
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) {
+      a[r] = Broadcast<T>(m.a[i + r]);
+      k[r] = Broadcast<T>(m.k[i + r]);
+      q[r] = Broadcast<T>(m.q[i + r]);
+    }
+    int64_t c = 0;
+    for (; c + W <= values; c += W) {
+      const Vec<T> v = Load<W>(m.v + c);
+      Vec<T> y = Load<W>(m.y + c);
+#pragma GCC unroll 4
+      for (int r = 0; r < N; ++r) {
+        const Vec<T> next = Load<W>(s + r * row + c) * a[r] + v * k[r];
+        Store<W>(s + r * row + c, next);
+        y += next * q[r];
+      }
+      Store<W>(m.y + c, y);
+    }
+    for (; c < values; ++c)
+      for (int r = 0; r < N; ++r) {
+        T &number = s[r * row + c];
+        number = number * m.a[i + r] + m.v[c] * m.k[i + r];
+        m.y[c] += number * m.q[i + r];
+      }
+  }
+
+  // Consecutive keys: four values at a time share what is loaded of decays, keys and queries.
   void RowsOfKeys(const Memory &m, T *state) const {
-    const int64_t keys = p_.keys;
-    for (int64_t c = 0; c < p_.values; ++c) {
-      T *const s = state + c * p_.s_strides[3];
-      Vec<T> sums[2] = {};
-      int64_t i = 0;
-      const auto vector = [&](int chain) {
-        const Vec<T> next = Load<W>(s + i) * Load<W>(m.a + i) + Load<W>(m.k + i) * m.v[c];
-        Store<W>(s + i, next);
-        sums[chain] += next * Load<W>(m.q + i);
-        i += W;
-      };
-      while (i + 2 * W <= keys) {
-        vector(0);
-        vector(1);
+    int64_t c = 0;
+    for (; c + kRows <= p_.values; c += kRows) ValuesOf<kRows>(m, c, state + c * p_.s_strides[3]);
+    for (; c < p_.values; ++c) ValuesOf<1>(m, c, state + c * p_.s_strides[3]);
+  }
+
+  template <int N>
+  void ValuesOf(const Memory &m, int64_t c, T *s) const {
+    const int64_t row = p_.s_strides[3], keys = p_.keys;
+    Vec<T> v[N], sums[N];
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) {
+      v[r] = Broadcast<T>(m.v[c + r]);
+      sums[r] = Vec<T>{};
+    }
+    int64_t i = 0;
+    for (; i + W <= keys; i += W) {
+      const Vec<T> a = Load<W>(m.a + i), k = Load<W>(m.k + i), q = Load<W>(m.q + i);
+#pragma GCC unroll 4
+      for (int r = 0; r < N; ++r) {
+        const Vec<T> next = Load<W>(s + r * row + i) * a + k * v[r];
+        Store<W>(s + r * row + i, next);
+        sums[r] += next * q;
       }
-      if (i + W <= keys) vector(0);
-      const Vec<T> both = sums[0] + sums[1];
+    }
+    for (int r = 0; r < N; ++r) {
       T sum = 0;
-      for (int lane = 0; lane < W; ++lane) sum += both[lane];
-      for (; i < keys; ++i) {
-        s[i] = s[i] * m.a[i] + m.k[i] * m.v[c];
-        sum += s[i] * m.q[i];
+      for (int lane = 0; lane < W; ++lane) sum += sums[r][lane];
+      for (int64_t rest = i; rest < keys; ++rest) {
+        T &number = s[r * row + rest];
+        number = number * m.a[rest] + m.k[rest] * m.v[c + r];
+        sum += number * m.q[rest];
       }
-      m.y[c] = sum;
+      m.y[c + r] = sum;
     }
   }
 
