@@ -19,10 +19,12 @@ from rich.console import Console
 import convscan
 from convscan.ops.cauchy.cases import Case as PolesCase
 from convscan.ops.causal_conv.cases import Case as ConvCase
+from convscan.ops.convolve.cases import Case as SidesCase
 from convscan.ops.fft_conv.cases import Case as EinsumCase
 from convscan.ops.linear_attention.cases import Case as AttentionCase
 from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
 from convscan.ops.opt_ssm_forward.cases import Case as LayerCase
+from convscan.ops.toeplitz_matmul.cases import Case as ToeplitzCase
 from convscan.ops.vandermonde.cases import Case as KernelCase
 from convscan.profiler import cli, machine, measure, ours, peers, runner, session, signal
 from convscan.profiler.operators import operator
@@ -50,6 +52,14 @@ SMALL: dict[str, list[Any]] = {
         RecurrenceCase("time", "test", 1, 40, 3, layout="BDL"),
         RecurrenceCase("constant", "test", 1, 33, 3, "complex64", constant=True),
         RecurrenceCase("step", "test", 1, 1, 4, state=True),
+    ],
+    "convolve": [
+        SidesCase("few", "test", 2, 40, 3, 5, origin=2),
+        SidesCase("around", "test", 1, 33, 2, 40, circular=True, dtype="float64"),
+    ],
+    "toeplitz_matmul": [
+        ToeplitzCase("few", "test", 2, 3, 20, 4),
+        ToeplitzCase("many", "test", 1, 2, 33, 3, dtype="float64"),
     ],
     "fft_conv": [
         EinsumCase("short", "test", 2, 40, 3, 4),

@@ -8,7 +8,6 @@ from typing import Any, overload
 from torch import Tensor
 
 Triple = tuple[int, int, int]
-Quadruple = tuple[int, int, int, int]
 Pair = tuple[int, int]
 Quadruple = tuple[int, int, int, int]
 
