@@ -29,6 +29,7 @@ from convscan.ops.vandermonde.cases import Case as KernelCase
 from convscan.profiler import cli, machine, measure, ours, peers, runner, session, signal
 from convscan.profiler.operators import operator
 from convscan.profiler.operators.fft_conv_s4 import Case as TrainingCase
+from convscan.profiler.operators.gated_conv import Case as GatedCase
 from convscan.profiler.peer import Peer, Prepared
 from convscan.profiler.problem import Problem, truth
 from convscan.profiler.records import STATUSES, Record, Report, award, summarise
@@ -52,6 +53,10 @@ SMALL: dict[str, list[Any]] = {
         RecurrenceCase("time", "test", 1, 40, 3, layout="BDL"),
         RecurrenceCase("constant", "test", 1, 33, 3, "complex64", constant=True),
         RecurrenceCase("step", "test", 1, 1, 4, state=True),
+    ],
+    "gated causal_conv": [
+        GatedCase("few", "test", 2, 40, 3, 4),
+        GatedCase("packed", "test", 1, 60, 2, 20, sequences=5, dtype="float64"),
     ],
     "convolve": [
         SidesCase("few", "test", 2, 40, 3, 5, origin=2),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 import convscan
 from convscan.ops.toeplitz_matmul import cases
 from convscan.ops.toeplitz_matmul.reference import toeplitz_matmul
@@ -25,4 +27,5 @@ OPERATOR = Operator(
     bound=64.0,
     bandwidth="copy",
     explain=lambda inputs: convscan.explain("toeplitz_matmul", **inputs),
+    outputs=lambda inputs: (torch.empty_like(inputs["X"], device="meta"),),
 )
