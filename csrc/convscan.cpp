@@ -481,6 +481,65 @@ convscan_status Check(const convscan_selective *p) {
   return CONVSCAN_OK;
 }
 
+convscan_status Check(const convscan_selective_gradient *p) {
+  if (p == nullptr || p->shard_channels < 1) return CONVSCAN_INVALID_ARGUMENT;
+  const convscan_selective &f = p->forward;
+  // As if du were the output: it may not meet any input either.
+  convscan_selective inputs = f;
+  inputs.y = p->du;
+  inputs.y_strides = p->du_strides;
+  inputs.final_state.data = nullptr;
+  const convscan_status status = Check(&inputs);
+  if (status != CONVSCAN_OK || f.batch == 0 || f.channels == 0) return status;
+  const int64_t element = ElementBytes(f.dtype), part = f.dtype == CONVSCAN_FLOAT64 ? 8 : 4;
+  const int64_t numbers = f.is_complex ? 2 * f.states : f.states;
+  const int64_t shards = (f.channels / f.groups - 1) / p->shard_channels + 1;
+  const auto signal = [&](const void *address, const convscan_strides &strides) {
+    return View(address, element, f.batch, f.length, f.channels, strides);
+  };
+  const auto states = [&](const void *address) {
+    return View(address, part, f.batch, f.channels, numbers, {f.channels * numbers, numbers, 1});
+  };
+  const auto projection = [&](const convscan_projection &b, const void *address) {
+    if (b.is_constant) return states(address);
+    const int64_t row = f.groups * numbers;
+    return View(address, part, shards * f.batch, f.length, row, {f.length * row, row, 1});
+  };
+  const auto channels = [&](const void *address) { return Plane(address, part, f.batch, f.channels, f.channels, 1); };
+  const bool has_signals = f.length > 0, has_states = f.states > 0;
+  struct Output {
+    Array array;
+    bool is_there;
+  };
+  const Output outputs[] = {{signal(p->du, p->du_strides), has_signals},
+                            {signal(p->ddelta, p->ddelta_strides), has_signals},
+                            {signal(p->dz, p->dz_strides), has_signals && f.z != nullptr},
+                            {states(p->da), has_states},
+                            {projection(f.b, p->db), has_states && (has_signals || f.b.is_constant)},
+                            {projection(f.c, p->dc), has_states && (has_signals || f.c.is_constant)},
+                            {channels(p->dd), p->dd != nullptr},
+                            {channels(p->ddelta_bias), p->ddelta_bias != nullptr},
+                            {states(p->dinitial_state), has_states && p->dinitial_state != nullptr}};
+  const Array dy = signal(p->dy, p->dy_strides);
+  const Array dfinal = View(p->dfinal_state.data, part * (f.is_complex ? 2 : 1), f.batch, f.channels, f.states,
+                            {p->dfinal_state.batch, p->dfinal_state.channel, p->dfinal_state.state});
+  const bool has_dfinal = has_states && p->dfinal_state.data != nullptr;
+  if ((has_signals && !IsValid(dy, element)) || (has_dfinal && !IsValid(dfinal, part)) ||
+      (has_signals && has_states && f.checkpoints == nullptr))
+    return CONVSCAN_INVALID_ARGUMENT;
+  for (const Output &output : outputs) {
+    if (!output.is_there) continue;
+    const Array &array = output.array;
+    if (!IsValid(array, array.element) || !array.IsInjective() || (has_signals && Conflicts(array, dy, false)) ||
+        (has_dfinal && Conflicts(array, dfinal, false)))
+      return CONVSCAN_INVALID_ARGUMENT;
+    for (const Output &other : outputs)
+      if (&other != &output && other.is_there && Conflicts(array, other.array, false))
+        return CONVSCAN_INVALID_ARGUMENT;
+  }
+  return CONVSCAN_OK;
+}
+
 convscan_status Check(const convscan_vandermonde *p) {
   if (p == nullptr || !SizesAreValid(p->rows, p->length, p->terms, p->threads) || p->order < 0 || !IsKnown(p->dtype) ||
       !IsKnown(p->a_dtype))
@@ -765,6 +824,7 @@ bool IsEmpty(const convscan_conv_gradient &) { return false; }
 bool IsEmpty(const convscan_scan &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_scan_gradient &p) { return p.forward.batch == 0 || p.forward.channels == 0; }
 bool IsEmpty(const convscan_selective &p) { return p.batch == 0 || p.channels == 0; }
+bool IsEmpty(const convscan_selective_gradient &p) { return IsEmpty(p.forward); }
 bool IsEmpty(const convscan_vandermonde &p) { return p.rows == 0 || p.length == 0; }
 bool IsEmpty(const convscan_cauchy &p) { return p.sides == 0 || p.rows == 0 || p.points == 0; }
 bool IsEmpty(const convscan_vandermonde_adjoint &p) { return p.rows == 0 || p.terms == 0; }
@@ -948,6 +1008,9 @@ convscan_status convscan_selective_over_states(const convscan_selective *p) {
   const convscan_status status = Check(p);
   if (status == CONVSCAN_OK && p->checkpoints != nullptr) return CONVSCAN_UNSUPPORTED;
   return Run(p, status, &Kernels::selective_over_states);
+}
+convscan_status convscan_selective_gradient_over_channels(const convscan_selective_gradient *p) {
+  return Run(p, Check(p), &Kernels::selective_gradient_over_channels);
 }
 int64_t convscan_selective_checkpoints(int64_t length) {
   constexpr int64_t kTile = 64;  // kSelectiveSteps of scan/selective.h

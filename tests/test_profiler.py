@@ -24,6 +24,7 @@ from convscan.ops.fft_conv.cases import Case as EinsumCase
 from convscan.ops.linear_attention.cases import Case as AttentionCase
 from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
 from convscan.ops.opt_ssm_forward.cases import Case as LayerCase
+from convscan.ops.selective_scan.cases import Case as SelectiveCase
 from convscan.ops.toeplitz_matmul.cases import Case as ToeplitzCase
 from convscan.ops.vandermonde.cases import Case as KernelCase
 from convscan.profiler import cli, machine, measure, ours, peers, runner, session, signal
@@ -76,6 +77,10 @@ SMALL: dict[str, list[Any]] = {
     "gated_linear_attention": [
         AttentionCase("key", "test", 2, 40, 2, 3, 4, per_key=True),
         AttentionCase("step", "test", 1, 33, 2, 4, 5, dtype="float64"),
+    ],
+    "selective_scan": [
+        SelectiveCase("few", "test", 2, 40, 6, 3, state=True),
+        SelectiveCase("double", "test", 1, 33, 5, 4, dtype="float64", layout="BDL"),
     ],
     "ssd_scan": [
         AttentionCase("few", "test", 2, 40, 4, 3, 5, groups=2),

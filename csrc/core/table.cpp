@@ -20,6 +20,7 @@ convscan_status ScanParallel(const convscan_scan &);
 convscan_status ScanGradientSequential(const convscan_scan_gradient &);
 convscan_status SelectiveOverChannels(const convscan_selective &);
 convscan_status SelectiveOverStates(const convscan_selective &);
+convscan_status SelectiveGradient(const convscan_selective_gradient &);
 convscan_status Vandermonde(const convscan_vandermonde &);
 convscan_status VandermondeAdjoint(const convscan_vandermonde_adjoint &);
 convscan_status CauchyProduct(const convscan_cauchy &);
@@ -53,6 +54,7 @@ const Kernels kKernels = {
     ScanGradientSequential,
     SelectiveOverChannels,
     SelectiveOverStates,
+    SelectiveGradient,
     Vandermonde,
     VandermondeAdjoint,
     CauchyProduct,

@@ -264,6 +264,31 @@ typedef struct convscan_selective {
 CONVSCAN_API convscan_status convscan_selective_over_channels(const convscan_selective *problem);
 /* Lanes over states, for single steps and few channels. No checkpoints. */
 CONVSCAN_API convscan_status convscan_selective_over_states(const convscan_selective *problem);
+/* Gradients of the scan. `forward` describes the forward call with its checkpoints; its y and final_state are not used.
+ * What inputs have in common is summed in a fixed order over time, but not over batch entries, nor over shards of
+ * `shard_channels` channels of a group (fewer in its last one): the caller adds these up. Arrays without strides are
+ * contiguous, in the type computed in. For complex numbers, gradients are those of real and imaginary parts. */
+typedef struct convscan_selective_gradient {
+  convscan_selective forward;
+  const void *dy;
+  convscan_strides dy_strides;
+  convscan_states dfinal_state;
+  void *du;
+  convscan_strides du_strides;
+  void *ddelta;
+  convscan_strides ddelta_strides;
+  void *dz; /* where there is z */
+  convscan_strides dz_strides;
+  void *da;           /* (batch, channels, states) */
+  void *db, *dc;      /* (shards, batch, length, groups, states), or where constant (batch, channels, states) */
+  void *dd;           /* (batch, channels) or null, as the next */
+  void *ddelta_bias;
+  void *dinitial_state; /* (batch, channels, states) or null */
+  int64_t shard_channels;
+} convscan_selective_gradient;
+
+CONVSCAN_API convscan_status convscan_selective_gradient_over_channels(const convscan_selective_gradient *problem);
+
 /* Numbers of the type of a that checkpoints take for each batch entry, channel and state. */
 CONVSCAN_API int64_t convscan_selective_checkpoints(int64_t length);
 

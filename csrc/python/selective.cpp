@@ -94,8 +94,53 @@ struct SelectiveCall final : NativeCall {
     Run(at.data());
   }
 
-  // The same for parts of the tensors: offsets in bytes.
   void RunAt(const std::array<Address, kAddresses> &at) const { Run(at.data()); }
+};
+
+struct SelectiveGradientCall {
+  SelectiveCall forward;
+  convscan_selective_gradient problem{};
+
+  SelectiveGradientCall(const SelectiveCall &forward, const Triple &dy, const Triple &dfinal_state, const Triple &du,
+                        const Triple &ddelta, const Triple &dz, int64_t shard_channels)
+      : forward(forward) {
+    problem.dy_strides = Strides(dy);
+    problem.dfinal_state = States(dfinal_state);
+    problem.du_strides = Strides(du);
+    problem.ddelta_strides = Strides(ddelta);
+    problem.dz_strides = Strides(dz);
+    problem.shard_channels = shard_channels;
+  }
+
+  // Those of the forward call, then dy, dfinal_state, and the gradients of u, delta, A, B, C, D, z, delta_bias,
+  // initial_state.
+  static constexpr size_t kAddresses = SelectiveCall::kAddresses + 11;
+
+  void Run(nb::args tensors) const {
+    if (tensors.size() != kAddresses) throw nb::type_error("SelectiveGradientCall: expected 23 tensors or None");
+    std::array<Address, kAddresses> addresses;
+    for (size_t i = 0; i < kAddresses; ++i) addresses[i] = TensorAddress(tensors[i]);
+    const Address *const at = addresses.data() + SelectiveCall::kAddresses;
+    convscan_selective_gradient p = problem;
+    p.forward = forward.Bind(addresses.data(), 0);
+    p.dy = Pointer<const void>(at[0]);
+    p.dfinal_state.data = Pointer<void>(at[1]);
+    p.du = Pointer<void>(at[2]);
+    p.ddelta = Pointer<void>(at[3]);
+    p.da = Pointer<void>(at[4]);
+    p.db = Pointer<void>(at[5]);
+    p.dc = Pointer<void>(at[6]);
+    p.dd = Pointer<void>(at[7]);
+    p.dz = Pointer<void>(at[8]);
+    p.ddelta_bias = Pointer<void>(at[9]);
+    p.dinitial_state = Pointer<void>(at[10]);
+    convscan_status status;
+    {
+      const ReleasedGil released;
+      status = convscan_selective_gradient_over_channels(&p);
+    }
+    Raise(status, "selective_scan backward");
+  }
 };
 
 }  // namespace
@@ -111,7 +156,11 @@ void DefineSelectiveCalls(nb::module_ &m) {
            "final_state"_a)
       .def("run_at", &SelectiveCall::RunAt, "addresses"_a)
       .def("__call__", &SelectiveCall::RunOnTensors, "tensors"_a);
-  m.def("selective_checkpoints", &convscan_selective_checkpoints, "length"_a);
+  nb::class_<SelectiveGradientCall>(m, "SelectiveGradientCall", "The gradients of a selective scan.")
+      .def(nb::init<const SelectiveCall &, const Triple &, const Triple &, const Triple &, const Triple &,
+                    const Triple &, int64_t>(),
+           "forward"_a, "dy"_a, "dfinal_state"_a, "du"_a, "ddelta"_a, "dz"_a, "shard_channels"_a)
+      .def("__call__", &SelectiveGradientCall::Run, "tensors"_a);
 }
 
 }  // namespace convscan::python

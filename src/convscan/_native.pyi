@@ -186,7 +186,19 @@ class SelectiveCall(NativeCall):
     def __call__(self, *tensors: Tensor | None) -> None: ...
     def run_at(self, addresses: Sequence[int]) -> None: ...
 
-def selective_checkpoints(length: int) -> int: ...
+class SelectiveGradientCall:
+    def __init__(
+        self,
+        forward: SelectiveCall,
+        dy: Triple,
+        dfinal_state: Triple,
+        du: Triple,
+        ddelta: Triple,
+        dz: Triple,
+        shard_channels: int,
+    ) -> None: ...
+    def __call__(self, *tensors: Tensor | None) -> None: ...
+
 def use_torch(
     tensor: type,
     parameter: type,

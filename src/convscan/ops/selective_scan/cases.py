@@ -74,18 +74,19 @@ def inputs(case: Case, seed: int = 0) -> dict[str, Any]:
     def projection() -> torch.Tensor:
         return torch.randn(case.batch, case.length, case.states, generator=generator).to(dtype)
 
-    # softplus(delta_bias) is log-uniform in [0.001, 0.1].
+    # softplus(delta_bias) is log-uniform in [0.001, 0.1]. Parameters and states have the type computed in.
     dt = torch.exp(torch.rand(case.channels, generator=generator) * 4.6051702 - 6.9077553)
-    start = torch.randn(case.batch, case.channels, case.states, generator=generator) if case.state else None
+    start = torch.randn(case.batch, case.channels, case.states, generator=generator)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     return {
         "u": signal(),
         "delta": signal() * 0.3,
-        "A": -torch.arange(1.0, case.states + 1).repeat(case.channels, 1),
+        "A": -torch.arange(1.0, case.states + 1, dtype=wide).repeat(case.channels, 1),
         "B": projection(),
         "C": projection(),
-        "D": torch.ones(case.channels),
+        "D": torch.ones(case.channels, dtype=wide),
         "z": signal(),
-        "delta_bias": dt + torch.log(-torch.expm1(-dt)),
+        "delta_bias": (dt + torch.log(-torch.expm1(-dt))).to(wide),
         "delta_softplus": True,
-        "initial_state": start,
+        "initial_state": start.to(wide) if case.state else None,
     }

@@ -11,7 +11,7 @@ from ... import _native
 from ..._dispatch import Cost, Implementation
 from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
-from .problem import SelectiveProblem
+from .problem import SelectiveGradientProblem, SelectiveProblem
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # u, delta, A, B, C, D, z, delta_bias, initial_state, final_state, checkpoints, y
@@ -124,4 +124,38 @@ def _prepare(kernel: str) -> Callable[[SelectiveProblem], Run]:
 ROWS: tuple[Implementation, ...] = (
     Implementation("over_channels", "cpu", _refusals, _over_channels_cost, _prepare("over_channels")),
     Implementation("over_states", "cpu", _step_refusals, _over_states_cost, _prepare("over_states")),
+)
+
+
+# ---- gradient ----
+
+
+def _gradient_refusals(problem: SelectiveGradientProblem) -> list[str]:
+    return _refusals(problem.forward)
+
+
+def _gradient_cost(problem: SelectiveGradientProblem) -> Cost:
+    forward = problem.forward
+    parts = 2 if forward.complex else 1
+    # Rows, copies, gates and states of a tile, and six numbers for each channel and state.
+    workspace = part_bytes(forward) * 64 * (14 * 64 + 128 * parts + 7 * parts * forward.states)
+    tasks = forward.batch * forward.groups * problem.shards
+    # States again, and as much work back.
+    return Cost(2.5 * _seconds(forward, "over_channels", tasks), forward.threads * workspace)
+
+
+def _prepare_gradient(problem: SelectiveGradientProblem) -> Run:
+    return _native.SelectiveGradientCall(
+        _call("over_channels", problem.forward),
+        problem.dy,
+        problem.dfinal_state or _ZEROS,
+        problem.du,
+        problem.ddelta,
+        problem.dz or _ZEROS,
+        problem.shard_channels,
+    )
+
+
+GRADIENT_ROWS: tuple[Implementation, ...] = (
+    Implementation("over_channels", "cpu", _gradient_refusals, _gradient_cost, _prepare_gradient),
 )

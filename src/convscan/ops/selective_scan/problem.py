@@ -63,3 +63,27 @@ class SelectiveProblem(NamedTuple):
         parts += [f"{order(self.u)} contiguous"] if order(self.u) != "strided" else ["strided"]
         parts += [f"{self.turns} calls"] if self.turns > 1 else []
         return ", ".join([*parts, f"{self.threads} threads", self.isa])
+
+
+class SelectiveGradientProblem(NamedTuple):
+    """The gradients of a selective scan, whose leading axes are one batch axis.
+
+    Triples are strides of (batch, time, channel), of dfinal_state (batch, channel, state). ``shard_channels`` is how
+    many channels of a group add what B and C get of them to one sum.
+    """
+
+    forward: SelectiveProblem
+    dy: Triple
+    dfinal_state: Triple | None
+    du: Triple
+    ddelta: Triple
+    dz: Triple | None
+    shard_channels: int
+
+    @property
+    def shards(self) -> int:
+        """Sums for each group of B and C."""
+        return -(-self.forward.channels // self.forward.groups // self.shard_channels)
+
+    def __str__(self) -> str:
+        return f"gradient of {self.forward}"
