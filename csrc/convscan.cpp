@@ -252,9 +252,14 @@ convscan_status Check(const convscan_spectrum *p) {
   const int64_t element = ElementBytes(p->dtype);
   const Array h = Plane(p->h, element, p->taps, p->filters, p->h_tap_stride, p->h_filter_stride);
   const Array spectra = Plane(p->spectra, bytes, 1, p->filters, 0, 1);
-  return IsValid(h, element) && IsValid(spectra, kSpectrumAlignment) && !Conflicts(spectra, h, false)
-             ? CONVSCAN_OK
-             : CONVSCAN_INVALID_ARGUMENT;
+  if (!IsValid(h, element) || !IsValid(spectra, kSpectrumAlignment) || Conflicts(spectra, h, false))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (p->keep == nullptr) return CONVSCAN_OK;
+  const Array keep = Plane(p->keep, 1, 1, p->transform_length, 0, 1);
+  const Array pattern = Plane(p->pattern, convscan_pattern_bytes(p->transform_length, p->dtype), 1, 1, 0, 1);
+  const bool is_apart = !Conflicts(pattern, spectra, false) && !Conflicts(pattern, h, false) &&
+                        !Conflicts(pattern, keep, false) && !Conflicts(spectra, keep, false);
+  return IsValid(pattern, kSpectrumAlignment) && is_apart ? CONVSCAN_OK : CONVSCAN_INVALID_ARGUMENT;
 }
 
 bool IsEmpty(const convscan_filter_gradient &p) {
@@ -970,6 +975,23 @@ convscan_status convscan_conv_fft_kept(const convscan_conv *p, int64_t transform
                                        convscan_spectrum_storage storage) {
   const convscan_status status = CheckKept(p, transform_length, spectra, storage);
   return Run(p, status, &Kernels::conv_fft_kept, transform_length, spectra, storage);
+}
+convscan_status convscan_conv_fft_sparse(const convscan_conv *p, int64_t transform_length, const void *spectra,
+                                         convscan_spectrum_storage storage, const void *pattern) {
+  const convscan_status status = CheckKept(p, transform_length, spectra, storage);
+  if (status == CONVSCAN_OK && !IsEmpty(*p)) {
+    const Array y = View(p->y, ElementBytes(p->dtype), p->batch, p->length, p->channels, p->y_strides);
+    const Array all = Plane(pattern, convscan_pattern_bytes(transform_length, p->dtype), 1, 1, 0, 1);
+    if (!IsValid(all, kSpectrumAlignment) || Conflicts(y, all, false) || p->state != nullptr ||
+        p->boundaries != nullptr)
+      return CONVSCAN_INVALID_ARGUMENT;
+    if (2 * transform_length < p->length + p->taps - 1) return CONVSCAN_UNSUPPORTED;
+  }
+  return Run(p, status, &Kernels::conv_fft_sparse, transform_length, spectra, storage, pattern);
+}
+int64_t convscan_pattern_bytes(int64_t transform_length, convscan_dtype dtype) {
+  if (transform_length < 1 || convscan_fft_length(transform_length, dtype) != transform_length) return 0;
+  return ActiveKernels().pattern_bytes(transform_length, dtype);
 }
 convscan_status convscan_filter_spectrum(const convscan_spectrum *p) {
   return Run(p, Check(p), &Kernels::filter_spectrum);

@@ -123,6 +123,7 @@ struct KeptSpectra {
   const char *address = nullptr;
   int64_t step = 0;  // in bytes
   bool is_bfloat16 = false, is_conjugate = false;
+  const void *pattern = nullptr;  // of what they have that is not zero
 };
 
 template <class S>
@@ -373,6 +374,11 @@ class FftConvolution {
 
   template <class Stored>
   void MultiplyByKept(C *data, const Stored *spectrum) const {
+    if (kept_.pattern != nullptr) {
+      const Pattern<T> pattern(const_cast<void *>(kept_.pattern), transform_.Points());
+      if (kept_.is_conjugate) return transform_.template MultiplyBySparse<true>(data, spectrum, pattern);
+      return transform_.MultiplyBySparse(data, spectrum, pattern);
+    }
     if (kept_.is_conjugate) return transform_.template MultiplyBySpectrum<true>(data, spectrum);
     transform_.MultiplyBySpectrum(data, spectrum);
   }
@@ -801,6 +807,8 @@ convscan_status RunBlocks(const Problem &p, int64_t transform_length, const Rest
   return Runner<S>(p, transform, blocks.outputs, rest...).Run();
 }
 
+bool IsDouble(convscan_dtype dtype) { return dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_WIDE_FLOAT32; }
+
 template <class S>
 convscan_status MakeSpectra(const convscan_spectrum &p) {
   using T = Compute<S>;
@@ -830,6 +838,10 @@ convscan_status MakeSpectra(const convscan_spectrum &p) {
     for (int64_t c = 0; c < groups.Size(group); ++c) {
       if (!rounds) data = static_cast<C *>(p.spectra) + (first + c) * elements;
       filters.Transform(0, first, c, copies, taps, data);
+      if (p.keep != nullptr) {
+        Pattern<T> pattern(p.pattern, transform.Points());
+        transform.Drop(p.keep, data, first + c == 0 ? &pattern : nullptr);
+      }
       BFloat16 *const rounded = static_cast<BFloat16 *>(p.spectra) + (first + c) * numbers;
       constexpr int kW = kLanes<float>;
       const T *const exact = reinterpret_cast<const T *>(data);
@@ -856,15 +868,25 @@ convscan_status ConvFft(const convscan_conv &problem, int64_t transform_length) 
   });
 }
 
-convscan_status ConvFftKept(const convscan_conv &problem, int64_t transform_length, const void *spectra,
-                            convscan_spectrum_storage storage) {
+convscan_status ConvFftSparse(const convscan_conv &problem, int64_t transform_length, const void *spectra,
+                              convscan_spectrum_storage storage, const void *pattern) {
   return WithRealStorage(problem.dtype, [&](auto type) {
     using S = typename decltype(type)::Storage;
     const int64_t step = problem.h_channel_stride == 0 ? 0 : SpectrumBytes<S>(transform_length, storage);
     return RunBlocks<S, FftConvolution>(problem, transform_length,
                                         KeptSpectra{static_cast<const char *>(spectra), step,
-                                                    storage == CONVSCAN_SPECTRUM_BFLOAT16, problem.origin != 0});
+                                                    storage == CONVSCAN_SPECTRUM_BFLOAT16, problem.origin != 0,
+                                                    pattern});
   });
+}
+
+convscan_status ConvFftKept(const convscan_conv &problem, int64_t transform_length, const void *spectra,
+                            convscan_spectrum_storage storage) {
+  return ConvFftSparse(problem, transform_length, spectra, storage, nullptr);
+}
+
+int64_t PatternBytes(int64_t transform_length, convscan_dtype dtype) {
+  return IsDouble(dtype) ? Pattern<double>::Bytes(transform_length) : Pattern<float>::Bytes(transform_length);
 }
 
 convscan_status FilterSpectrum(const convscan_spectrum &p) {
@@ -891,7 +913,7 @@ convscan_status ConvGradientFft(const convscan_conv_gradient &problem, int64_t t
 }
 
 int64_t FftLength(int64_t points, convscan_dtype dtype) {
-  return dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_WIDE_FLOAT32 ? TransformLength<double>(points) : TransformLength<float>(points);
+  return IsDouble(dtype) ? TransformLength<double>(points) : TransformLength<float>(points);
 }
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -12,6 +12,9 @@ struct Kernels {
   convscan_status (*conv_fft)(const convscan_conv &, int64_t transform_length);
   convscan_status (*conv_fft_kept)(const convscan_conv &, int64_t transform_length, const void *spectra,
                                    convscan_spectrum_storage);
+  convscan_status (*conv_fft_sparse)(const convscan_conv &, int64_t transform_length, const void *spectra,
+                                     convscan_spectrum_storage, const void *pattern);
+  int64_t (*pattern_bytes)(int64_t transform_length, convscan_dtype);
   convscan_status (*filter_spectrum)(const convscan_spectrum &);
   convscan_status (*conv_recurrence)(const convscan_conv &);
   int64_t (*fft_length)(int64_t points, convscan_dtype);

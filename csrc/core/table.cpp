@@ -8,6 +8,8 @@ convscan_status ConvDirect(const convscan_conv &);
 convscan_status ConvToeplitz(const convscan_conv &);
 convscan_status ConvFft(const convscan_conv &, int64_t);
 convscan_status ConvFftKept(const convscan_conv &, int64_t, const void *, convscan_spectrum_storage);
+convscan_status ConvFftSparse(const convscan_conv &, int64_t, const void *, convscan_spectrum_storage, const void *);
+int64_t PatternBytes(int64_t, convscan_dtype);
 convscan_status FilterSpectrum(const convscan_spectrum &);
 convscan_status ConvRecurrence(const convscan_conv &);
 int64_t FftLength(int64_t, convscan_dtype);
@@ -42,6 +44,8 @@ const Kernels kKernels = {
     ConvToeplitz,
     ConvFft,
     ConvFftKept,
+    ConvFftSparse,
+    PatternBytes,
     FilterSpectrum,
     ConvRecurrence,
     FftLength,

@@ -88,6 +88,19 @@ struct Steps {
     if (twos == 1) radix[count++] = 2;
     return count <= kMost;
   }
+
+  // The lowest of the frequencies k of a group. Its digits, most significant first, are the outputs its steps chose:
+  // k = p1 + r1 p2 + r1 r2 p3 + ...
+  int64_t GroupFrequency(int64_t group) const {
+    int64_t k = 0, weight = 1, rest = group, below = elements / kW;
+    for (int s = 0; s < count; ++s) {
+      below /= radix[s];
+      k += weight * (rest / below);
+      rest %= below;
+      weight *= radix[s];
+    }
+    return k;
+  }
 };
 
 // Twiddle factors of a transform of M points. About 2 M / W complex numbers for the steps and M / W for the lanes.
@@ -146,14 +159,7 @@ struct Twiddles {
     t.lane_offset = offset;
     const int64_t groups = t.steps.elements / kW;
     for (int64_t g = 0; g < groups; ++g) {
-      // The group's digits, most significant first, are the outputs its steps chose: k = p1 + r1 p2 + r1 r2 p3 + ...
-      int64_t k = 0, weight = 1, rest = g, below = groups;
-      for (int s = 0; s < t.steps.count; ++s) {
-        below /= t.steps.radix[s];
-        k += weight * (rest / below);
-        rest %= below;
-        weight *= t.steps.radix[s];
-      }
+      const int64_t k = t.steps.GroupFrequency(g);
       T *lanes = scalars + 2 * (t.lane_offset + g * kW);
       for (int l = 0; l < kW; ++l) {
         UnitRoot(l * (4 * k - 1), 4 * points, re, im);
@@ -173,6 +179,26 @@ struct Twiddles {
         t.fine[p].im[l] = static_cast<T>(im);
       }
   }
+};
+
+// Which numbers of a spectrum are not zero, in its own order: for each group of W x W a bit for each of its vectors, and
+// how many groups before it have any.
+template <class T>
+struct Pattern {
+  static constexpr int kW = kLanes<T>;
+  int64_t groups;
+  int32_t *before;    // [groups + 1]
+  uint16_t *vectors;  // [groups]
+
+  Pattern(void *memory, int64_t points)
+      : groups(points / (kW * kW)),
+        before(static_cast<int32_t *>(memory)),
+        vectors(reinterpret_cast<uint16_t *>(before + groups + 1)) {}
+  static int64_t Bytes(int64_t points) {
+    const int64_t groups = points / (kW * kW);
+    return 4 * (groups + 1) + 2 * groups;
+  }
+  bool IsEmpty(int64_t first, int64_t count) const { return before[first + count] == before[first]; }
 };
 
 // Transforms of one length; holds its twiddle factors while it lives. Data is an array of N elements.
@@ -273,6 +299,70 @@ class Transform {
         GroupBack(v, g, group);
       }, RoundTrip{});
     });
+  }
+
+  // The same with a spectrum of which a pattern says where it is not zero. Blocks that meet only zeros are left out.
+  template <bool kConjugate = false, class Stored>
+  void MultiplyBySparse(C *data, const Stored *spectrum, const Pattern<T> &pattern) const {
+    ForBlocks([&](int64_t from, int64_t elements) {
+      DescendSparse(data + from, elements, 1, from / kW, pattern, [&](C *group, int64_t g) {
+        C v[kW];
+        GroupForwardUntilLast(group, g, v);
+        const unsigned kept = pattern.vectors[g];
+        const Stored *const s = spectrum + 2 * kW * kW * g;
+        const auto product = [&](int i) {
+          const C number = LoadNumber(s + 2 * kW * i);
+          v[i] = kConjugate ? MultiplyConjugate(v[i], number) : v[i] * number;
+        };
+        if constexpr (kW == 8) {
+          // Frequencies below an eighth of the sampling rate: the first and the last of eight outputs.
+          if ((kept & 0x7e) == 0) {
+            DftEnds(v);
+            product(0);
+            product(7);
+            DftFromEnds(v);
+            return GroupBackAfterFirst(v, g, group);
+          }
+        }
+        Dft<false, kW>(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < kW; ++i) {
+          if (kept >> i & 1) {
+            product(i);
+          } else {
+            v[i] = C{};
+          }
+        }
+        GroupBack(v, g, group);
+      });
+    });
+  }
+
+  // Sets what keep drops to zero in a spectrum, and the pattern, if there is one, to what is left. keep has a flag for
+  // each frequency (k + 1/2) / 2M in ascending order.
+  void Drop(const uint8_t *keep, C *spectrum, Pattern<T> *pattern) const {
+    const int64_t groups = Elements() / kW;
+    if (pattern != nullptr) pattern->before[0] = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t lowest = table_->steps.GroupFrequency(g);
+      unsigned kept = 0;
+      for (int q = 0; q < kW; ++q)
+        for (int p = 0; p < kW; ++p) {
+          const int64_t k = lowest + groups * (p + kW * q);
+          // Of the frequencies (k - 1/4) / M, those in the upper half stand for their conjugates.
+          const int64_t ascending = k == 0 ? 0 : 2 * k - 1 < points_ ? 2 * k - 1 : 2 * (points_ - k);
+          if (keep[ascending] != 0) {
+            kept |= 1u << q;
+          } else {
+            C &number = spectrum[g * kW + q];
+            number.re[p] = number.im[p] = T{0};
+          }
+        }
+      if (pattern != nullptr) {
+        pattern->vectors[g] = static_cast<uint16_t>(kept);
+        pattern->before[g + 1] = pattern->before[g] + (kept != 0);
+      }
+    }
   }
 
   // After FirstStep: sum += transform of data times conj(other), and data becomes, before LastStep, the product with
@@ -420,6 +510,22 @@ class Transform {
     if constexpr (Direction::kBack) Step<true>(block, elements, step);
   }
 
+  template <class Group>
+  void DescendSparse(C *block, int64_t elements, int step, int64_t first_group, const Pattern<T> &pattern,
+                     const Group &group) const {
+    if (pattern.IsEmpty(first_group, elements / kW)) {
+      for (int64_t i = 0; i < elements; ++i) block[i] = C{};
+      return;
+    }
+    if (elements == kW) return group(block, first_group);
+    const int radix = table_->steps.radix[step];
+    Step<false>(block, elements, step);
+    const int64_t m = elements / radix;
+    for (int64_t from = 0; from < elements; from += m)
+      DescendSparse(block + from, m, step + 1, first_group + from / kW, pattern, group);
+    Step<true>(block, elements, step);
+  }
+
   template <bool kInverse>
   void Step(C *block, int64_t elements, int step) const {
     switch (table_->steps.radix[step]) {
@@ -472,7 +578,32 @@ class Transform {
     for (int i = 0; i < kW; ++i) v[i].im = part[i];
   }
 
+  // v[0] and v[7] of the transform of 8 points.
+  static CONVSCAN_INLINE void DftEnds(C (&v)[8]) {
+    const C d0 = v[0] - v[4], d1 = v[1] - v[5], d2 = v[2] - v[6], d3 = v[3] - v[7];
+    v[0] = ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+    v[7] = (d0 + QuarterTurn<true>(d2)) + EighthTurn<true>(d1 + QuarterTurn<true>(d3));
+  }
+
+  // The way back where v[1] ... v[6] are zero.
+  static CONVSCAN_INLINE void DftFromEnds(C (&v)[8]) {
+    const C a = v[0], b = v[7], c = EighthTurn<false>(b), d = QuarterTurn<false>(b), e = QuarterTurn<false>(c);
+    v[0] = a + b;
+    v[1] = a + c;
+    v[2] = a + d;
+    v[3] = a + e;
+    v[4] = a - b;
+    v[5] = a - c;
+    v[6] = a - d;
+    v[7] = a - e;
+  }
+
   CONVSCAN_INLINE void GroupForward(const C *group, int64_t g, C (&v)[kW]) const {
+    GroupForwardUntilLast(group, g, v);
+    Dft<false, kW>(v);
+  }
+
+  CONVSCAN_INLINE void GroupForwardUntilLast(const C *group, int64_t g, C (&v)[kW]) const {
 #pragma GCC unroll 16
     for (int i = 0; i < kW; ++i) v[i] = group[i];
     Dft<false, kW>(v);
@@ -480,11 +611,14 @@ class Transform {
 #pragma GCC unroll 16
     for (int i = 0; i < kW; ++i) v[i] = v[i] * (lanes * table_->fine[i]);
     TransposeGroup(v);
-    Dft<false, kW>(v);
   }
 
   CONVSCAN_INLINE void GroupBack(C (&v)[kW], int64_t g, C *group) const {
     Dft<true, kW>(v);
+    GroupBackAfterFirst(v, g, group);
+  }
+
+  CONVSCAN_INLINE void GroupBackAfterFirst(C (&v)[kW], int64_t g, C *group) const {
     TransposeGroup(v);
     const C lanes = LaneTwiddle(g);
 #pragma GCC unroll 16

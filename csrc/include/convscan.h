@@ -100,6 +100,13 @@ CONVSCAN_API convscan_status convscan_conv_fft(const convscan_conv *problem, int
  * of the convolution with origin 0. Blocks of time as above. */
 CONVSCAN_API convscan_status convscan_conv_fft_kept(const convscan_conv *problem, int64_t transform_length,
                                                     const void *spectra, convscan_spectrum_storage storage);
+/* The same with spectra of which only a part was kept, and with the pattern that was made along with them: transforms leave
+ * out what meets nothing. A single block: 2 transform_length >= length + taps - 1;
+ * no state and no boundaries. Without the dropped frequencies a filter
+ * is as long as the transform and neither causal nor finite: this is the product of spectra, modulo X^2M + 1. */
+CONVSCAN_API convscan_status convscan_conv_fft_sparse(const convscan_conv *problem, int64_t transform_length,
+                                                      const void *spectra, convscan_spectrum_storage storage,
+                                                      const void *pattern);
 /* Companion form: one step at a time with taps-1 states per channel. */
 CONVSCAN_API convscan_status convscan_conv_recurrence(const convscan_conv *problem);
 
@@ -113,6 +120,10 @@ typedef struct convscan_spectrum {
   const void *h;
   int64_t h_tap_stride, h_filter_stride;
   void *spectra; /* convscan_spectrum_bytes() of them, aligned to 64 bytes */
+  /* Null keeps all frequencies. Otherwise one flag for each of (k + 1/2) / (2 transform_length) cycles a sample,
+   * 0 <= k < transform_length: the spectrum is zero where the flag is. */
+  const uint8_t *keep;
+  void *pattern; /* where keep is given: convscan_pattern_bytes() in the same opaque order, aligned to 64 bytes */
   int threads;
 } convscan_spectrum;
 
@@ -120,6 +131,8 @@ CONVSCAN_API convscan_status convscan_filter_spectrum(const convscan_spectrum *p
 /* Bytes of the spectrum of one filter; 0 where the length is not supported. */
 CONVSCAN_API int64_t convscan_spectrum_bytes(int64_t transform_length, convscan_dtype dtype,
                                              convscan_spectrum_storage storage);
+
+CONVSCAN_API int64_t convscan_pattern_bytes(int64_t transform_length, convscan_dtype dtype);
 
 /* Smallest supported transform of at least `points` complex points for dtype; 0 when there is none. */
 CONVSCAN_API int64_t convscan_fft_length(int64_t points, convscan_dtype dtype);

@@ -50,23 +50,26 @@ convscan_spectrum_storage ParseStorage(bool is_bfloat16) {
   return is_bfloat16 ? CONVSCAN_SPECTRUM_BFLOAT16 : CONVSCAN_SPECTRUM_FULL;
 }
 
-// Of the kernel fft_kept, h is the address of the kept spectra.
+// Of the kernels fft_kept and fft_sparse, h is the address of the kept spectra; pattern_offset is the number of bytes from
+// there to the pattern.
 struct ConvCall final : NativeCall {
-  enum class Kernel { direct, toeplitz, fft, fft_kept, recurrence } kernel;
+  enum class Kernel { direct, toeplitz, fft, fft_kept, fft_sparse, recurrence } kernel;
   convscan_conv problem{};
   int64_t transform_length;
   convscan_spectrum_storage storage;
+  int64_t pattern_offset;
 
   ConvCall(const std::string &name, const std::string &dtype, int64_t batch, int64_t length, int64_t channels,
            int64_t taps, const Triple &x_strides, const Triple &h_strides, const Triple &y_strides,
            const Pair &bias_strides, const Quadruple &state_strides, const Triple &pre_gate_strides,
            const Triple &post_gate_strides, int64_t filter_group, int64_t origin, const std::string &activation,
-           int64_t transform_length, bool bfloat16_spectra)
-      : transform_length(transform_length), storage(ParseStorage(bfloat16_spectra)) {
+           int64_t transform_length, bool bfloat16_spectra, int64_t pattern_offset)
+      : transform_length(transform_length), storage(ParseStorage(bfloat16_spectra)), pattern_offset(pattern_offset) {
     if (name == "direct") kernel = Kernel::direct;
     else if (name == "toeplitz") kernel = Kernel::toeplitz;
     else if (name == "fft") kernel = Kernel::fft;
     else if (name == "fft_kept") kernel = Kernel::fft_kept;
+    else if (name == "fft_sparse") kernel = Kernel::fft_sparse;
     else if (name == "recurrence") kernel = Kernel::recurrence;
     else throw nb::value_error(("unknown kernel: " + name).c_str());
     problem.batch = batch;
@@ -107,6 +110,10 @@ struct ConvCall final : NativeCall {
         case Kernel::toeplitz: status = convscan_conv_toeplitz(&p); break;
         case Kernel::fft: status = convscan_conv_fft(&p, transform_length); break;
         case Kernel::fft_kept: status = convscan_conv_fft_kept(&p, transform_length, p.h, storage); break;
+        case Kernel::fft_sparse:
+          status = convscan_conv_fft_sparse(&p, transform_length, p.h, storage,
+                                            Pointer<const void>(h + static_cast<Address>(pattern_offset)));
+          break;
         case Kernel::recurrence: status = convscan_conv_recurrence(&p); break;
       }
     }
@@ -123,7 +130,8 @@ struct ConvCall final : NativeCall {
 };
 
 void FilterSpectrum(const std::string &dtype, int64_t filters, int64_t taps, int64_t transform_length,
-                    const Pair &h_strides, bool bfloat16_spectra, Address h, Address spectra, int threads) {
+                    const Pair &h_strides, bool bfloat16_spectra, Address h, Address spectra, Address keep,
+                    Address pattern, int threads) {
   convscan_spectrum p{};
   p.filters = filters;
   p.taps = taps;
@@ -133,6 +141,8 @@ void FilterSpectrum(const std::string &dtype, int64_t filters, int64_t taps, int
   p.h = Pointer<const void>(h);
   std::tie(p.h_tap_stride, p.h_filter_stride) = h_strides;
   p.spectra = Pointer<void>(spectra);
+  p.keep = Pointer<const uint8_t>(keep);
+  p.pattern = Pointer<void>(pattern);
   p.threads = threads;
   convscan_status status;
   {
@@ -406,11 +416,12 @@ NB_MODULE(_native, m) {
   nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
                     const Triple &, const Triple &, const Pair &, const Quadruple &, const Triple &, const Triple &,
-                    int64_t, int64_t, const std::string &, int64_t, bool>(),
+                    int64_t, int64_t, const std::string &, int64_t, bool, int64_t>(),
            "kernel"_a, "dtype"_a, "batch"_a, "length"_a, "channels"_a, "taps"_a, "x_strides"_a, "h_strides"_a,
            "y_strides"_a, "bias_strides"_a = Pair{0, 1}, "state_strides"_a = Quadruple{0, 0, 0, 0},
            "pre_gate_strides"_a = Triple{0, 0, 0}, "post_gate_strides"_a = Triple{0, 0, 0}, "filter_group"_a = 1,
-           "origin"_a = 0, "activation"_a = "identity", "transform_length"_a = 0, "bfloat16_spectra"_a = false)
+           "origin"_a = 0, "activation"_a = "identity", "transform_length"_a = 0, "bfloat16_spectra"_a = false,
+           "pattern_offset"_a = 0)
       .def("__call__", &ConvCall::Run, "x"_a, "h"_a, "bias"_a, "state"_a, "pre_gate"_a, "post_gate"_a, "y"_a,
            "threads"_a = 0, "boundaries"_a = 0, "sequences"_a = 0)
       .def("__call__", &ConvCall::RunOnTensors, "x"_a, "h"_a, "bias"_a.none(), "state"_a.none(), "pre_gate"_a.none(),
@@ -449,7 +460,10 @@ NB_MODULE(_native, m) {
         "lambda_strides"_a, "z_strides"_a, "k_strides"_a, "v"_a, "lambda_"_a, "z"_a, "k"_a, "threads"_a = 0);
 
   m.def("filter_spectrum", &FilterSpectrum, "dtype"_a, "filters"_a, "taps"_a, "transform_length"_a, "h_strides"_a,
-        "bfloat16_spectra"_a, "h"_a, "spectra"_a, "threads"_a = 0);
+        "bfloat16_spectra"_a, "h"_a, "spectra"_a, "keep"_a = 0, "pattern"_a = 0, "threads"_a = 0);
+  m.def("pattern_bytes", [](int64_t transform_length, const std::string &dtype) {
+    return convscan_pattern_bytes(transform_length, ParseDtype(dtype));
+  });
   m.def("spectrum_bytes", [](int64_t transform_length, const std::string &dtype, bool bfloat16_spectra) {
     return convscan_spectrum_bytes(transform_length, ParseDtype(dtype), ParseStorage(bfloat16_spectra));
   });

@@ -34,6 +34,7 @@ class ConvCall(NativeCall):
         activation: str = "identity",
         transform_length: int = 0,
         bfloat16_spectra: bool = False,
+        pattern_offset: int = 0,
     ) -> None: ...
     @overload
     def __call__(
@@ -267,8 +268,11 @@ def filter_spectrum(
     bfloat16_spectra: bool,
     h: int,
     spectra: int,
+    keep: int = 0,
+    pattern: int = 0,
     threads: int = 0,
 ) -> None: ...
+def pattern_bytes(transform_length: int, dtype: str) -> int: ...
 def spectrum_bytes(transform_length: int, dtype: str, bfloat16_spectra: bool) -> int: ...
 def attention(
     dtype: str,

@@ -136,6 +136,8 @@ const ConvBreak kConvBreaks[] = {
 struct SpectrumProblem {
   ConvProblem conv;
   alignas(64) float spectra[3 * 2 * 512];
+  alignas(64) unsigned char pattern[4096] = {};
+  unsigned char keep[512] = {};
   convscan_spectrum s{};
 
   SpectrumProblem() {
@@ -146,6 +148,9 @@ struct SpectrumProblem {
     s.h_tap_stride = 3;
     s.h_filter_stride = 1;
     s.spectra = spectra;
+  }
+  convscan_status ConvolveSparse() const {
+    return convscan_conv_fft_sparse(&conv.p, s.transform_length, s.spectra, s.storage, s.pattern);
   }
   convscan_status Make() const { return convscan_filter_spectrum(&s); }
   convscan_status Convolve() const { return convscan_conv_fft_kept(&conv.p, s.transform_length, s.spectra, s.storage); }
@@ -177,6 +182,15 @@ const SpectrumBreak kSpectrumBreaks[] = {
     {"y over the spectra", [](SpectrumProblem &k) { return k.conv.p.y = k.spectra + 7, k.Convolve(); }},
     {"a length that is none", [](SpectrumProblem &k) { return ++k.s.transform_length, k.Make(); }, CONVSCAN_UNSUPPORTED},
     {"a length of 0", [](SpectrumProblem &k) { return k.s.transform_length = 0, k.Convolve(); }, CONVSCAN_UNSUPPORTED},
+    {"keep without a pattern",
+     [](SpectrumProblem &k) { return k.s.keep = k.keep, k.s.pattern = nullptr, k.Make(); }},
+    {"a pattern inside the spectra",
+     [](SpectrumProblem &k) { return k.s.keep = k.keep, k.s.pattern = k.spectra + 16, k.Make(); }},
+    {"a null pattern to convolve with",
+     [](SpectrumProblem &k) { return k.conv.p.state = nullptr, k.s.pattern = nullptr, k.ConvolveSparse(); }},
+    {"a misaligned pattern to convolve with",
+     [](SpectrumProblem &k) { return k.conv.p.state = nullptr, k.s.pattern = k.pattern + 4, k.ConvolveSparse(); }},
+    {"a state with sparse spectra", [](SpectrumProblem &k) { return k.s.pattern = k.pattern, k.ConvolveSparse(); }},
     {"complex filters", [](SpectrumProblem &k) { return k.s.dtype = CONVSCAN_COMPLEX64, k.Make(); },
      CONVSCAN_UNSUPPORTED},
 };

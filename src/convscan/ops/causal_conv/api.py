@@ -15,7 +15,7 @@ from ..._dispatch import Cost, Implementation, Settings, choose, register, setti
 from ..._errors import message
 from ..._layout import Triple, dtype_name, fold
 from ..._library import below_autograd, define, derivative, is_plain, is_traced, is_watched, needs_gradient
-from . import cpu, reference
+from . import cpu, reference, sparse
 from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic
 from .spectrum import FilterSpectrum
 
@@ -145,6 +145,9 @@ def checked(name: str, operands: Operands, out: Tensor | None, filters: FilterSp
         _checks.output(name, out, x, dtype, needs_gradient(*operands.floats))
     same = [None if tensor is None else tensor.to(dtype) for tensor in operands.floats]
     operands = Operands(*same, *operands[6:])  # type: ignore[arg-type, call-arg]
+    if filters is not None and filters.keep is not None:
+        y = _with_part(filters, operands)
+        return y if out is None else out.copy_(y)
     if filters is not None and _can_keep(filters, operands):
         h = operands.h[: filters.length]
         spectrum = filters.spectrum(h, arithmetic(dtype_name(dtype), operands.precision))
@@ -152,8 +155,24 @@ def checked(name: str, operands: Operands, out: Tensor | None, filters: FilterSp
     if out is not None and is_plain(*operands.floats, operands.cu_seqlens, out):
         _run(operands, out)
         return out
-    y: Tensor = _operator(*operands)
+    y = _operator(*operands)
     return y if out is None else out.copy_(y)
+
+
+def _with_part(filters: FilterSpectrum, operands: Operands) -> Tensor:
+    """The convolution with a part of the filters' spectra."""
+    x, h, bias, state, pre_gate, post_gate, cu_seqlens, activation, *_ = operands
+    _check_length(filters, x)
+    for argument, tensor in (("initial_state", state), ("cu_seqlens", cu_seqlens)):
+        if tensor is not None:
+            expectation = f"{argument} must be None where the FilterSpectrum keeps a part of the frequencies"
+            raise ValueError(message("causal_conv", expectation, _checks.shape_text(tensor.shape)))
+    y = sparse.convolve(filters, x if pre_gate is None else pre_gate * x, h, operands.precision)
+    y = y if bias is None else y + bias.unsqueeze(-2)
+    y = y if post_gate is None else post_gate * y
+    if activation == "silu":
+        return torch.nn.functional.silu(y)
+    return torch.nn.functional.gelu(y) if activation == "gelu" else y
 
 
 def _can_keep(filters: FilterSpectrum, operands: Operands) -> bool:
@@ -161,12 +180,16 @@ def _can_keep(filters: FilterSpectrum, operands: Operands) -> bool:
     if operands.cu_seqlens is not None:  # of sequences of any lengths, each with a transform of its own
         return False
     x, state = operands.x, operands.state
+    _check_length(filters, x)
+    reaches_beyond = state is not None and filters.h.shape[0] > filters.length
+    return x.is_cpu and not reaches_beyond and not is_watched()
+
+
+def _check_length(filters: FilterSpectrum, x: Tensor) -> None:
     if x.shape[-2] > filters.length:
         expectation = f"x must have at most L = {filters.length} samples, the length of the FilterSpectrum"
         remedy = "Make it for the longest signal, or give its h"
         raise ValueError(message("causal_conv", expectation, x.shape[-2], remedy))
-    reaches_beyond = state is not None and filters.h.shape[0] > filters.length
-    return x.is_cpu and not reaches_beyond and not is_watched()
 
 
 def check(name: str, operands: Operands) -> torch.dtype:
@@ -319,6 +342,9 @@ def _describe(
 ) -> ConvProblem:
     """The problem of a call of ``causal_conv``."""
     filters, h = (h, h.h) if isinstance(h, FilterSpectrum) else (None, h)
+    if filters is not None and filters.keep is not None:
+        expectation = "h must have its whole spectrum: there is one implementation for a part of it, fft"
+        raise ValueError(message("explain", expectation, f"{filters.kept_part:.3g} of it"))
     rest = (bias, initial_state, pre_gate, post_gate, cu_seqlens, activation, 0, False, precision)
     return describe_call(Operands(x, h, *rest), out, filters=filters)
 

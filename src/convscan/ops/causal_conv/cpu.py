@@ -299,6 +299,36 @@ def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
     return prepare
 
 
+def prepare_sparse(problem: ConvProblem) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """A convolution with spectra of which a part was kept: takes x, the spectra and y."""
+    kept = problem.kept
+    assert kept is not None
+    call = _native.ConvCall(
+        "fft_sparse",
+        problem.native_dtype,
+        problem.batch,
+        problem.length,
+        problem.channels,
+        problem.taps,
+        problem.x,
+        (0, *problem.h),
+        problem.y,
+        filter_group=problem.group,
+        origin=problem.taps - 1 if problem.transposed else 0,
+        transform_length=kept.points,
+        bfloat16_spectra=kept.is_bfloat16,
+        pattern_offset=kept.pattern_offset,
+    )
+    item = _bytes(problem.dtype)
+    offsets = problem.offsets or ((0, 0, 0),)
+
+    def run(x: Tensor, spectra: Tensor, y: Tensor) -> None:
+        for at_x, _, at_y in offsets:
+            call(x.data_ptr() + item * at_x, spectra.data_ptr(), 0, 0, 0, 0, y.data_ptr() + item * at_y)
+
+    return run
+
+
 ROWS: tuple[Implementation, ...] = (
     Implementation("direct", "cpu", _refusals, _direct_cost, _prepare("direct")),
     Implementation("toeplitz", "cpu", _refusals, _toeplitz_cost, _prepare("toeplitz")),

@@ -8,10 +8,14 @@ from ..._layout import Triple, order
 
 
 class Kept(NamedTuple):
-    """Spectra of the filters that were made before: complex points of each, and whether rounded to bfloat16."""
+    """Spectra of the filters that were made before: complex points of each, and whether rounded to bfloat16.
+
+    Where a part of them is kept, its pattern lies ``pattern_offset`` bytes behind the first of them.
+    """
 
     points: int
     is_bfloat16: bool
+    pattern_offset: int = 0
 
 
 def arithmetic(dtype: str, precision: str) -> str:

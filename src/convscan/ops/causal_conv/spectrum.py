@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +17,25 @@ from . import cpu
 from .problem import Kept
 
 STORAGES = (None, torch.bfloat16)
+_UNIT = 512  # a multiple of every instruction set's unit, so that frequencies are the same on all
+
+Keep = float | tuple[float, float] | Tensor
+
+
+@lru_cache
+def points(taps: int, length: int) -> int:
+    """M, the complex points of transforms of which a part is kept."""
+    least = math.ceil((length + min(taps, length) - 1) / 2 / _UNIT)
+    sizes = (2**a * 3**b * 5**c for a in range(40) for b in range(6) for c in range(4))
+    smallest: int = min(size for size in sizes if size >= least)
+    return _UNIT * smallest
+
+
+def ascending(count: int) -> Tensor:
+    """The place in ascending order of each frequency (k - 1/4) / M of a transform: those of the upper half stand for
+    their conjugates."""
+    k = torch.arange(count)
+    return torch.where(2 * k - 1 < count, (2 * k - 1).clamp(min=0), 2 * (count - k))
 
 
 class FilterSpectrum(torch.nn.Module):
@@ -32,6 +53,13 @@ class FilterSpectrum(torch.nn.Module):
             (L + K) / 2; ``torch.bfloat16`` rounds it to half of these, which errs by 2^-9 of each of its numbers at the
             most: 0.17 % of the result's norm in the mean, measured on white noise. Derivatives with respect to x are
             those of the rounded filter; those with respect to h pass the rounding unchanged.
+        keep: the part of the spectrum that is not zero; None for all of it. A number f: the lowest part f of the
+            frequencies. A pair (low, high): those from low to below high, in cycles per sample, of which 0.5 is the
+            highest. A bool tensor (M,): a flag for each of ``frequencies(K, length)``. Transforms leave out what meets
+            nothing: where whole classes of ``residues`` are dropped, whole transforms; where only the lowest quarter is
+            kept, on processors with vectors of eight, the larger part of their last steps. A filter without some of its
+            frequencies is as long as the transform, so that it is neither causal nor finite; the result is
+            that of multiplying the spectra, modulo X^2M + 1. No initial state then.
 
     Derivatives with respect to x, h and everything else are those of ``causal_conv(x, h)``, of any order. Function
     transforms, compilation and export see ``causal_conv(x, h)`` itself, and transform h in each call. So does a call
@@ -55,7 +83,9 @@ class FilterSpectrum(torch.nn.Module):
 
     h: Tensor
 
-    def __init__(self, h: Tensor, length: int, *, storage: torch.dtype | None = None) -> None:
+    keep: Tensor | None
+
+    def __init__(self, h: Tensor, length: int, *, storage: torch.dtype | None = None, keep: Keep | None = None) -> None:
         super().__init__()
         name = type(self).__name__
         if not isinstance(h, Tensor) or not h.is_floating_point():
@@ -73,11 +103,52 @@ class FilterSpectrum(torch.nn.Module):
             self.register_buffer("h", h)
         self.length = length
         self.storage = storage
+        self.register_buffer("keep", None if keep is None else self._flags(keep), persistent=False)
         # What it was made for and of, the spectrum, and the memory of h, so that no other h gets the same address.
         self._kept: tuple[Any, Tensor, Tensor, Tensor] | None = None
 
+    @staticmethod
+    def frequencies(taps: int, length: int) -> Tensor:
+        """The frequencies, ascending, that ``keep`` has flags for, in cycles per sample: (j + 1/2) / 2M, 0 <= j < M."""
+        count = points(taps, length)
+        return (torch.arange(count, dtype=torch.float64) + 0.5) / (2 * count)
+
+    @staticmethod
+    def residues(taps: int, length: int, modulus: int) -> Tensor:
+        """A class from 0 to modulus - 1 for each of these frequencies; those of a class are a transform of their own.
+
+        Dropping classes saves most for 2, 4 or 8 that divide M, which it is told to divide.
+        """
+        count = points(taps, length)
+        if modulus < 1 or count % modulus != 0:
+            raise ValueError(message("FilterSpectrum", f"modulus must divide M = {count}", modulus))
+        classes = torch.empty(count, dtype=torch.int64)
+        classes[ascending(count)] = torch.arange(count) % modulus
+        return classes
+
+    def _flags(self, keep: Keep) -> Tensor:
+        name, count = type(self).__name__, points(self.h.shape[0], self.length)
+        if isinstance(keep, Tensor):
+            if keep.dtype != torch.bool or keep.shape != (count,):
+                expectation = f"keep must be a bool tensor of the shape (M,) = ({count},)"
+                got = f"{keep.dtype} {shape_text(keep.shape)}"
+                raise ValueError(message(name, expectation, got, "frequencies(K, length) are those it has flags for"))
+            return keep.to(self.h.device, copy=True)
+        low, high = (0.0, keep / 2) if isinstance(keep, (int, float)) else keep
+        if not 0 <= low < high <= 0.5:
+            expectation = "keep must be a part in (0, 1], or (low, high) with 0 <= low < high <= 0.5, or a bool tensor"
+            raise ValueError(message(name, expectation, keep))
+        frequencies = self.frequencies(self.h.shape[0], self.length)
+        return ((low <= frequencies) & (frequencies < high)).to(self.h.device)
+
     def extra_repr(self) -> str:
-        return f"K={self.h.shape[0]}, D={self.h.shape[1]}, length={self.length}, storage={self.storage}"
+        text = f"K={self.h.shape[0]}, D={self.h.shape[1]}, length={self.length}, storage={self.storage}"
+        return text if self.keep is None else f"{text}, keep={self.kept_part:.3g}"
+
+    @property
+    def kept_part(self) -> float:
+        """How much of the spectrum is kept, from 0 to 1."""
+        return 1.0 if self.keep is None else float(self.keep.float().mean())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
@@ -89,18 +160,24 @@ class FilterSpectrum(torch.nn.Module):
 
     def plan(self, native_dtype: str) -> Kept | None:
         """The transform for calls with this arithmetic; None where none is long enough."""
-        points = cpu.kept_transform_length(self.length, min(self.h.shape[0], self.length), native_dtype)
-        return None if points == 0 else Kept(points, self.storage is not None)
+        is_rounded = self.storage is not None
+        if self.keep is not None:
+            count = self.keep.shape[0]
+            return Kept(count, is_rounded, self.h.shape[1] * _native.spectrum_bytes(count, native_dtype, is_rounded))
+        count = cpu.kept_transform_length(self.length, min(self.h.shape[0], self.length), native_dtype)
+        return None if count == 0 else Kept(count, is_rounded)
 
     def spectrum(self, h: Tensor, native_dtype: str) -> Tensor | None:
-        """The spectra of h, (filters, 2 M) in an order of their own; None where no transform is long enough.
+        """The spectra of h, (filters, 2 M) in an order of their own, or bytes of them with the pattern of what is kept;
+        None where no transform is long enough.
 
         h is the first ``length`` taps of ``self.h`` in the dtype of a call, ``native_dtype`` the call's arithmetic.
         """
-        source = self.h
+        source, keep = self.h, self.keep
         key = None
-        if not source.is_inference():
-            key = (native_dtype, _native.isa(), source._version, source.data_ptr(), self.length, self.storage)
+        if not source.is_inference() and not (keep is not None and keep.is_inference()):
+            part = None if keep is None else (keep._version, keep.data_ptr())
+            key = (native_dtype, _native.isa(), source._version, source.data_ptr(), self.length, self.storage, part)
             kept = self._kept
             if kept is not None and kept[0] == key and kept[1] is source:
                 return kept[2]
@@ -109,17 +186,26 @@ class FilterSpectrum(torch.nn.Module):
             return None
         h = h.detach().resolve_neg()
         taps, filters = h.shape
-        compute = torch.float64 if native_dtype in ("float64", "wide_float32") else torch.float32
-        made = in_huge_pages(torch.empty(filters, 2 * plan.points, dtype=self.storage or compute))
+        flags = pattern = 0
+        if keep is None:
+            compute = torch.float64 if native_dtype in ("float64", "wide_float32") else torch.float32
+            made = in_huge_pages(torch.empty(filters, 2 * plan.points, dtype=self.storage or compute))
+        else:
+            size = plan.pattern_offset + _native.pattern_bytes(plan.points, native_dtype)
+            made = in_huge_pages(torch.empty(size, dtype=torch.uint8))
+            flags, pattern = keep.data_ptr(), made.data_ptr() + plan.pattern_offset
+        strides = (h.stride(0), h.stride(1))
         _native.filter_spectrum(
             native_dtype,
             filters,
             taps,
             plan.points,
-            (h.stride(0), h.stride(1)),
+            strides,
             plan.is_bfloat16,
             h.data_ptr(),
             made.data_ptr(),
+            flags,
+            pattern,
         )
         self._kept = None if key is None else (key, source, made, source.detach())
         return made
