@@ -48,6 +48,7 @@ SMALL: dict[str, list[Any]] = {
         ConvCase("longer", "test", 1, 12, 3, 30),
         ConvCase("step", "test", 2, 1, 5, 3, state=True),
         ConvCase("double", "test", 1, 33, 4, 7, dtype="float64"),
+        ConvCase("kept", "test", 1, 1200, 3, 1200),
     ],
     "linear_recurrence": [
         RecurrenceCase("few", "test", 2, 50, 6, state=True),
@@ -133,6 +134,7 @@ def test_ours_are_rivals_among_rivals(op: str, direction: str) -> None:
     dispatched = operator(op).explain is not None
     registered = {row.name for row in convscan.implementations(op)} - {"reference"} if dispatched else set()
     usual = {"convscan", "convscan, fresh output"} if operator(op).takes_out else {"convscan"}
+    usual |= {"convscan, spectrum kept"} if operator(op).kept is not None else set()
     assert names == usual | {f"convscan {name}" for name in registered}
     if direction not in operator(op).directions(SMALL[op][0]):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -86,9 +87,30 @@ def _prepare_backward(problem: Problem, name: str | None) -> Prepared:
     return Prepared(run, lambda g: g, workspace_bytes=_workspace, note=_note(problem, name))
 
 
+def _kept(problem: Problem) -> Mapping[str, Any] | None:
+    keep = problem.operator.kept
+    return None if keep is None else keep(problem.inputs)
+
+
+def _prepare_kept(problem: Problem) -> Prepared:
+    inputs = _kept(problem)
+    assert inputs is not None
+    y = torch.empty_like(problem.outputs[0], device="cpu")
+    run = partial(problem.operator.function, **inputs, out=y)
+    run()  # prepares what is kept
+    kept = [value.nbytes for value in inputs.values() if isinstance(value, convscan.FilterSpectrum)]
+    return Prepared(run, as_tuple, kept_bytes=sum(kept), fresh=False, workspace_bytes=_workspace)
+
+
+def _nothing_kept(problem: Problem) -> list[str]:
+    if problem.direction == "backward":
+        return ["is compared forwards"]
+    return ["keeps nothing that would be used"] if _kept(problem) is None else []
+
+
 def peers(op: str) -> tuple[Peer, ...]:
-    """`convscan` (what a user gets, with ``out=`` if it takes that), the same with a fresh output, and a row for each
-    implementation.
+    """`convscan` (what a user gets, with ``out=`` if it takes that), the same with a fresh output, with a spectrum kept
+    where there is one, and a row for each implementation.
 
     The reference loop is left out: it is the statement's loop, which is the baseline already.
     """
@@ -104,6 +126,8 @@ def peers(op: str) -> tuple[Peer, ...]:
                 ours=True,
             )
         )
+    if operator(op).kept is not None:
+        rows.append(Peer("convscan, spectrum kept", op, "convscan", _nothing_kept, _prepare_kept, ours=True))
     for row in convscan.implementations(op) if operator(op).explain is not None else ():
         if row.name != "reference":
             rows.append(

@@ -82,7 +82,8 @@ class Operator:
     heading under which they summarise it. ``bandwidth`` names the limit of the machine that counts, that of a copy or
     that of a triad. ``directions(case)`` are those in which it makes sense; backward is run where it is asked for, or
     where there is no other. ``signal_cases`` are those for a user's own signal, and ``own_case(shape, taps, dtype,
-    layout)`` is one for a user's own shape, None without the taps that it needs.
+    layout)`` is one for a user's own shape, None without the taps that it needs. ``kept(inputs)`` are arguments of
+    which something is prepared once for all calls, such as a spectrum, None where these have no such thing.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Operator:
     directions: Callable[[Any], tuple[str, ...]] = lambda case: DIRECTIONS
     own_case: Callable[[tuple[int, int, int], int | None, str, str], Any] | None = None
     signal_cases: Callable[[Tensor, int, str], Sequence[tuple[Any, dict[str, Any]]]] = lambda signal, seed, source: ()
+    kept: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,14 @@ def _signal_cases(signal: Tensor, seed: int, source: str) -> list[tuple[cases.Ca
 
 def _own_case(shape: tuple[int, int, int], taps: int | None, dtype: str, layout: str) -> cases.Case | None:
     return None if taps is None else cases.Case("own", "your shape", *shape, taps, dtype=dtype, layout=layout)
+
+
+def _kept(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The filters with a kept spectrum, where that is what runs."""
+    length = inputs["x"].shape[-2]
+    if length == 0 or convscan.explain("causal_conv", **inputs).chosen != "fft":
+        return None
+    return {**inputs, "h": convscan.FilterSpectrum(inputs["h"], length)}
 
 
 # ---- truth ----
@@ -150,6 +159,7 @@ OPERATOR = Operator(
     bandwidth="copy",
     explain=lambda inputs: convscan.explain("causal_conv", **inputs),
     takes_out=True,
+    kept=_kept,
     sampled=True,
     directions=_directions,
     own_case=_own_case,
