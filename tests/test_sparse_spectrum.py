@@ -82,6 +82,10 @@ def test_options_of_the_call() -> None:
     torch.testing.assert_close(y.double(), torch.nn.functional.silu(z), rtol=0.02, atol=0.1)
     y = causal_conv(x, filters, bias=bias, activation="gelu", precision="high")
     torch.testing.assert_close(y.double(), torch.nn.functional.gelu(z), rtol=0.02, atol=0.1)
+    gates = normal(3, 2, 200, 4), normal(3, 2, 200, 4, seed=1)
+    y = causal_conv(x, filters, bias=bias, pre_gate=gates[0], post_gate=gates[1])
+    z = gates[1].double() * (masked(gates[0] * x, h, filters.keep) + bias.double())
+    torch.testing.assert_close(y.double(), z, rtol=0.02, atol=0.2)
     exact = FilterSpectrum(h, 200, keep=0.3)
     error = causal_conv(x, exact, precision="high").double() - masked(x, h, filters.keep)
     assert float(error.abs().max()) < 1e-5
