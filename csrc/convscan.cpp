@@ -545,6 +545,30 @@ convscan_status Check(const convscan_selective_gradient *p) {
   return CONVSCAN_OK;
 }
 
+convscan_status Check(const convscan_allpole *p) {
+  if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads) || !IsKnown(p->dtype) ||
+      p->order < 1 || p->order > 1024)
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsReal(p->dtype)) return CONVSCAN_UNSUPPORTED;
+  if (p->batch == 0 || p->length == 0 || p->channels == 0) return CONVSCAN_OK;
+  const int64_t element = ElementBytes(p->dtype);
+  const Array x = View(p->x, element, p->batch, p->length, p->channels, p->x_strides);
+  const Array y = View(p->y, element, p->batch, p->length, p->channels, p->y_strides);
+  if (!IsValid(x, element) || !IsValid(y, element)) return CONVSCAN_INVALID_ARGUMENT;
+  if (!y.IsInjective() || Conflicts(y, x, true)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->state != nullptr) {
+    const Array state = View(p->state, element, p->batch, p->order, p->channels, p->state_strides);
+    if (p->transposed || !IsValid(state, element) || Conflicts(y, state, false)) return CONVSCAN_INVALID_ARGUMENT;
+  }
+  for (int64_t k = 0; k < p->order; ++k) {
+    int64_t offset;
+    if (__builtin_mul_overflow(k * element, p->a_order_stride, &offset)) return CONVSCAN_INVALID_ARGUMENT;
+    const Array a = View(static_cast<const char *>(p->a) + offset, element, p->batch, p->length, p->channels,
+                         p->a_strides);
+    if (p->a == nullptr || !IsValid(a, element) || Conflicts(y, a, false)) return CONVSCAN_INVALID_ARGUMENT;
+  }
+  return CONVSCAN_OK;
+}
 convscan_status Check(const convscan_vandermonde *p) {
   if (p == nullptr || !SizesAreValid(p->rows, p->length, p->terms, p->threads) || p->order < 0 || !IsKnown(p->dtype) ||
       !IsKnown(p->a_dtype))
@@ -830,6 +854,7 @@ bool IsEmpty(const convscan_scan &p) { return p.batch == 0 || p.length == 0 || p
 bool IsEmpty(const convscan_scan_gradient &p) { return p.forward.batch == 0 || p.forward.channels == 0; }
 bool IsEmpty(const convscan_selective &p) { return p.batch == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_selective_gradient &p) { return IsEmpty(p.forward); }
+bool IsEmpty(const convscan_allpole &p) { return p.batch == 0 || p.length == 0 || p.channels == 0; }
 bool IsEmpty(const convscan_vandermonde &p) { return p.rows == 0 || p.length == 0; }
 bool IsEmpty(const convscan_cauchy &p) { return p.sides == 0 || p.rows == 0 || p.points == 0; }
 bool IsEmpty(const convscan_vandermonde_adjoint &p) { return p.rows == 0 || p.terms == 0; }
@@ -1038,6 +1063,7 @@ int64_t convscan_selective_checkpoints(int64_t length) {
   constexpr int64_t kTile = 64;  // kSelectiveSteps of scan/selective.h
   return length <= 0 ? 0 : (length - 1) / kTile + 1;
 }
+convscan_status convscan_allpole_filter(const convscan_allpole *p) { return Run(p, Check(p), &Kernels::allpole); }
 convscan_status convscan_vandermonde_product(const convscan_vandermonde *p) {
   return Run(p, Check(p), &Kernels::vandermonde);
 }

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 import convscan
+from convscan.ops.allpole_filter.cases import Case as FilterCase
 from convscan.ops.cauchy.cases import Case as PolesCase
 from convscan.ops.causal_conv.cases import Case as ConvCase
 from convscan.ops.convolve.cases import Case as SidesCase
@@ -73,6 +74,10 @@ SMALL: dict[str, list[Any]] = {
         EinsumCase("long", "test", 1, 33, 2, 50, dtype="float64"),
     ],
     "vandermonde": [KernelCase("few", "test", 3, 4, 50), KernelCase("many", "test", 2, 7, 33, dtype="complex128")],
+    "allpole_filter": [
+        FilterCase("varying", "test", 2, 40, 3, 4),
+        FilterCase("constant", "test", 2, 33, 2, 3, True, dtype="float64"),
+    ],
     "cauchy": [PolesCase("few", "test", 2, 3, 4, 50), PolesCase("many", "test", 1, 2, 7, 33, dtype="complex128")],
     "FFTConvS4": [TrainingCase("few", "test", 2, 3, 50), TrainingCase("many", "test", 1, 4, 33, dtype="float64")],
     "gated_linear_attention": [

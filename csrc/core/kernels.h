@@ -28,6 +28,7 @@ struct Kernels {
   convscan_status (*selective_over_channels)(const convscan_selective &);
   convscan_status (*selective_over_states)(const convscan_selective &);
   convscan_status (*selective_gradient_over_channels)(const convscan_selective_gradient &);
+  convscan_status (*allpole)(const convscan_allpole &);
   convscan_status (*vandermonde)(const convscan_vandermonde &);
   convscan_status (*vandermonde_adjoint)(const convscan_vandermonde_adjoint &);
   convscan_status (*cauchy)(const convscan_cauchy &);

@@ -23,6 +23,7 @@ convscan_status ScanGradientSequential(const convscan_scan_gradient &);
 convscan_status SelectiveOverChannels(const convscan_selective &);
 convscan_status SelectiveOverStates(const convscan_selective &);
 convscan_status SelectiveGradient(const convscan_selective_gradient &);
+convscan_status AllpoleFilter(const convscan_allpole &);
 convscan_status Vandermonde(const convscan_vandermonde &);
 convscan_status VandermondeAdjoint(const convscan_vandermonde_adjoint &);
 convscan_status CauchyProduct(const convscan_cauchy &);
@@ -59,6 +60,7 @@ const Kernels kKernels = {
     SelectiveOverChannels,
     SelectiveOverStates,
     SelectiveGradient,
+    AllpoleFilter,
     Vandermonde,
     VandermondeAdjoint,
     CauchyProduct,

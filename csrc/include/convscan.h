@@ -305,6 +305,28 @@ CONVSCAN_API convscan_status convscan_selective_gradient_over_channels(const con
 /* Numbers of the type of a that checkpoints take for each batch entry, channel and state. */
 CONVSCAN_API int64_t convscan_selective_checkpoints(int64_t length);
 
+/* y[b,i,n] = x[b,i,n] + sum_k a[b,i,k-1,n] y[b,i-k,n], 1 <= k <= order; outputs before the first one are zeros or those
+ * of `state`, y[b,j-order,n] = state[b,j,n], 0 <= j < order. With transposed, without state,
+ * y[b,i,n] = x[b,i,n] + sum_k a[b,i+k,k-1,n] y[b,i+k,n], the transpose of that matrix. Any stride of a may be zero:
+ * that of time where coefficients are constant. Real dtypes; y may be x. */
+typedef struct convscan_allpole {
+  int64_t batch, length, channels, order; /* 1 <= order <= 1024 */
+  convscan_dtype dtype;
+  int transposed;
+  const void *x;
+  convscan_strides x_strides;
+  const void *a;
+  convscan_strides a_strides;
+  int64_t a_order_stride;
+  const void *state;
+  convscan_strides state_strides;
+  void *y;
+  convscan_strides y_strides;
+  int threads;
+} convscan_allpole;
+
+CONVSCAN_API convscan_status convscan_allpole_filter(const convscan_allpole *problem);
+
 /* y[r,l] = Re sum_n c[r,n] l (l-1) ... (l-order+1) a[r,n]^(l-order), 0 <= l < length: the kernel of a diagonal
  * state-space layer, and with order > 0 its derivatives. dtype is that of c, COMPLEX64 or COMPLEX128; y is real, of its
  * precision, with consecutive steps. a has a dtype of its own: powers are computed in double precision, and a rounded

@@ -78,5 +78,6 @@ inline convscan_dtype ParseDtype(const std::string &name) {
 
 // Each defines an operator's native calls, in a file of its own.
 void DefineAttention(nanobind::module_ &m);
+void DefineAllpole(nanobind::module_ &m);
 
 }  // namespace convscan::python

@@ -4,6 +4,8 @@ from . import nn, stream, tuning
 from ._dispatch import explain, force, implementations, workspace_limit
 from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
+from .ops.allpole_filter.api import allpole_filter
+from .ops.allpole_filter.companion import fir_to_recurrence
 from .ops.cauchy.api import cauchy
 from .ops.causal_conv.api import causal_conv
 from .ops.causal_conv.spectrum import FilterSpectrum
@@ -25,11 +27,13 @@ from .ops.vandermonde.api import vandermonde
 __all__ = [
     "FilterSpectrum",
     "__version__",
+    "allpole_filter",
     "cauchy",
     "causal_conv",
     "convolve",
     "explain",
     "fft_conv",
+    "fir_to_recurrence",
     "force",
     "gated_linear_attention",
     "gated_linear_attention_step",

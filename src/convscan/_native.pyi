@@ -104,6 +104,26 @@ class ConvGradientCall:
     ) -> None: ...
     def __call__(self, x: int, h: int, dz: int, state: int, dx: int, dh: int, threads: int = 0) -> None: ...
 
+class AllpoleCall(NativeCall):
+    def __init__(
+        self,
+        dtype: str,
+        batch: int,
+        length: int,
+        channels: int,
+        order: int,
+        transposed: bool,
+        x_strides: Triple,
+        a_strides: Triple,
+        a_order_stride: int,
+        state_strides: Triple,
+        y_strides: Triple,
+    ) -> None: ...
+    @overload
+    def __call__(self, x: int, a: int, state: int, y: int, threads: int = 0) -> None: ...
+    @overload
+    def __call__(self, x: Tensor, a: Tensor, state: Tensor | None, y: Tensor) -> None: ...
+
 class ScanCall(NativeCall):
     def __init__(
         self,

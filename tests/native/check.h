@@ -142,6 +142,8 @@ void TestOrigins();
 void TestFilterGradient();
 void TestRecurrence();
 void TestRecurrenceGradient();
+void TestAllpole();
+void TestAllpoleArguments();
 void TestStateSpaceArguments();
 void TestVandermonde();
 void TestCauchy();

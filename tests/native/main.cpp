@@ -197,6 +197,7 @@ void Array::CopyElements(const Array &other) {
 int main() {
   using namespace tests;
   TestArguments();
+  TestAllpoleArguments();
   TestStateSpaceArguments();
   TestOnlineArguments();
   for (int i = 0; i < convscan_isa_count(); ++i) {
@@ -208,6 +209,7 @@ int main() {
     TestRecurrence();
     TestRecurrenceGradient();
     TestVandermonde();
+    TestAllpole();
     TestCauchy();
     TestOnline();
     TestAttention();

@@ -83,6 +83,27 @@ def _why_not_lfilter_recurrence(problem: Problem) -> list[str]:
     return reasons
 
 
+def _lfilter_allpole(problem: Problem) -> Prepared:
+    from scipy.signal import lfilter
+
+    x, a = time_last(problem["x"]).numpy(), problem["a"].numpy()
+    one = np.ones(1, dtype=x.dtype)
+    denominators = [np.concatenate([one, -a[:, n]]) for n in range(a.shape[1])]
+
+    def run() -> np.ndarray:
+        y = np.empty_like(x)
+        for n, denominator in enumerate(denominators):
+            y[:, n] = lfilter(one, denominator, x[:, n])
+        return y
+
+    return Prepared(run, _views)
+
+
+def _why_not_lfilter_allpole(problem: Problem) -> list[str]:
+    reasons = missing("scipy") + unsupported(problem, dtypes=DTYPES)
+    return reasons + (["coefficients vary in time"] if problem["a"].ndim > 2 else [])
+
+
 PEERS = (
     Peer(
         "scipy oaconvolve",
@@ -100,4 +121,5 @@ PEERS = (
         estimate=lambda problem: problem["x"].numel() * problem.size("K") / MULTIPLY_ADDS_PER_SECOND,
     ),
     Peer("scipy lfilter", "linear_recurrence", "scipy", _why_not_lfilter_recurrence, _lfilter_recurrence),
+    Peer("scipy lfilter", "allpole_filter", "scipy", _why_not_lfilter_allpole, _lfilter_allpole),
 )

@@ -1,4 +1,5 @@
-"""torchlpc's ``sample_wise_lpc`` of order one: a compiled loop, one row (batch × channel) after the other, threaded.
+"""torchlpc's ``sample_wise_lpc``: a compiled loop, one row (batch × channel) after the other, threaded; of order one
+for recurrences.
 
 It wants (rows, time) memory and the coefficients negated; both are prepared once and not timed.
 """
@@ -47,4 +48,36 @@ def _why_not(problem: Problem) -> list[str]:
     return reasons
 
 
-PEERS = (Peer("torchlpc", "linear_recurrence", "torchlpc", _why_not, _prepare),)
+def _prepare_allpole(problem: Problem) -> Prepared:
+    from torchlpc import sample_wise_lpc
+
+    batch, length, channels = problem["x"].shape
+    order = problem.size("P")
+    x = time_last(problem["x"]).reshape(batch * channels, length)
+    a = problem["a"].expand(batch, length, order, channels)
+    a = -a.permute(0, 3, 1, 2).reshape(batch * channels, length, order)
+
+    def unfold(t: Tensor) -> Tensor:
+        return t.reshape(batch, channels, length).transpose(1, 2)
+
+    return from_torch(
+        problem,
+        lambda x, a: sample_wise_lpc(x, a),
+        (x, a),
+        result=unfold,
+        gradients=lambda g: (unfold(g[0]), -g[1].reshape(batch, channels, length, order).permute(0, 2, 3, 1)),
+        cotangent=lambda g: time_last(g).reshape(batch * channels, length),
+    )
+
+
+def _why_not_allpole(problem: Problem) -> list[str]:
+    reasons = missing("torchlpc") + unsupported(problem, dtypes=DTYPES, backward=True)
+    if problem.direction == "backward" and problem["a"].ndim < 4:
+        reasons.append("takes full-size coefficients only")
+    return reasons
+
+
+PEERS = (
+    Peer("torchlpc", "linear_recurrence", "torchlpc", _why_not, _prepare),
+    Peer("torchlpc", "allpole_filter", "torchlpc", _why_not_allpole, _prepare_allpole),
+)
