@@ -52,6 +52,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 DOCUMENTS_WITH_EXAMPLES = (
     "README",
+    "docs/compat",
     "docs/convolutions",
     "docs/layers",
     "docs/linear-attention",

@@ -18,7 +18,7 @@ from torch import Tensor
 import convscan
 import oracle
 from convscan import _native, causal_conv, linear_recurrence
-from convscan.stream import BlockConvStream, ConvStream, LayerStream, RecurrenceStream, Stream
+from convscan.stream import BlockConvStream, ConvStream, LayerStream, OperatorStream, RecurrenceStream, Stream
 
 Judge = Callable[[Tensor, Tensor], None]
 TAPS = (1, 2, 9, 256, 257, 700, 2500)
@@ -496,6 +496,9 @@ def test_errors_name_what_to_do() -> None:
         (ValueError, "take a ConvStream", lambda: BlockConvStream(h, 16, (2,)).step(x[:, 0])),
         (TypeError, "a or y_init must be given", lambda: RecurrenceStream()),
         (ValueError, r"a must have the shape \(D,\)", lambda: RecurrenceStream(x)),
+        (ValueError, "operator must be one of", lambda: OperatorStream("fft", x)),
+        (TypeError, "constants must be arguments of mlstm", lambda: OperatorStream("mlstm", x, bias=x)),
+        (TypeError, "inputs must be at most q, k, v", lambda: OperatorStream("mlstm", x).extend(*8 * (x,))),
         (TypeError, "a must be given once", lambda: RecurrenceStream(x[0, 0], (2,)).extend(x, x)),
         (ValueError, r"the state must have the shape \(2, 3\)", lambda: _assign(RecurrenceStream(x[0, 0], (2,)), x)),
     ]
@@ -553,6 +556,51 @@ def test_gradients_flow_from_chunk_to_chunk() -> None:
     y = torch.cat([stream.extend(x[:, :4]), stream.step(x[:, 4]).unsqueeze(1), stream.extend(x[:, 5:])], 1)
     for ours, theirs in zip(torch.autograd.grad(y.square().sum(), (x, a)), expected, strict=True):
         assert torch.allclose(ours, theirs)
+
+
+OPERATOR_CASES: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    # Shapes of inputs after batch and time, of the state after the batch, and of constants.
+    "selective_scan": ([(4,), (4,), (3,), (3,), (4,)], [(4, 3)], {"A": (4, 3), "D": (4,)}),
+    "ssd_scan": ([(2, 4), (2,), (1, 3), (1, 3), (2, 4)], [(2, 4, 3)], {"A": (2,)}),
+    "gated_linear_attention": ([(2, 3), (2, 3), (2, 4), (2, 3)], [(2, 3, 4)], {}),
+    "mlstm": ([(2, 3), (2, 3), (2, 4), (2,), (2,)], [(2, 3, 4), (2, 3), (2,)], {}),
+}
+
+
+@pytest.mark.parametrize("operator", OPERATOR_CASES)
+def test_operators_with_a_state(operator: str) -> None:
+    draw = oracle.Draw(6)
+    inner, states, fixed = OPERATOR_CASES[operator]
+    inputs = [draw.normal(2, 60, *shape) for shape in inner]
+    if operator == "gated_linear_attention":
+        inputs[3] = -inputs[3].abs()
+    if operator in ("selective_scan", "ssd_scan"):
+        inputs[1] = inputs[1].abs()
+    constants = {name: -draw.normal(*shape).abs() for name, shape in fixed.items()}
+    zeros = tuple(torch.zeros(2, *shape, dtype=torch.float64) for shape in states)
+    stream = OperatorStream(operator, zeros if len(zeros) > 1 else zeros[0], (2,), **constants)
+    expected = getattr(convscan, operator)(**constants, **dict(zip(stream._names, inputs, strict=True)))
+
+    def part(begin: int, end: int) -> list[Tensor]:
+        return [tensor[:, begin:end] for tensor in inputs]
+
+    pieces = [stream.extend(*part(0, 30))]
+    stream.checkpoint()
+    stream.extend(*part(5, 20))
+    stream.step(*(tensor[:, 7] for tensor in inputs))
+    stream.rollback(16)
+    stream.extend(*part(30, 40))
+    stream.rollback(3)
+    pieces.append(expected[:, 30:37])
+    stream = pickle.loads(pickle.dumps(stream)).clone()
+    pieces += [stream.step(*(tensor[:, t] for tensor in inputs)).unsqueeze(1) for t in range(37, 42)]
+    pieces.append(stream.extend(*part(42, 42)))
+    turned = stream.select([1, 0])
+    y = turned.extend(*(tensor.flip(0) for tensor in part(42, 60)))
+    assert torch.allclose(y, expected.flip(0)[:, 42:], atol=1e-9)
+    both = OperatorStream.merge([stream.drop([1]), stream.drop([0])])
+    pieces.append(both.extend(*part(42, 60)))
+    assert torch.allclose(torch.cat(pieces, 1), expected, atol=1e-9)
 
 
 def test_layers_with_time_last() -> None:

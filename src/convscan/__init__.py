@@ -1,6 +1,6 @@
 """Sequence operators for PyTorch: causal convolutions of any length and linear recurrences."""
 
-from . import nn, stream, tuning
+from . import compat, nn, stream, tuning
 from ._dispatch import explain, force, implementations, workspace_limit
 from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
@@ -30,6 +30,7 @@ __all__ = [
     "allpole_filter",
     "cauchy",
     "causal_conv",
+    "compat",
     "convolve",
     "explain",
     "fft_conv",

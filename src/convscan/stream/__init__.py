@@ -3,6 +3,7 @@
 from ._stream import Stream
 from .conv import BlockConvStream, ConvStream
 from .layer import LayerStream
+from .operator import OperatorStream
 from .recurrence import RecurrenceStream
 
-__all__ = ["BlockConvStream", "ConvStream", "LayerStream", "RecurrenceStream", "Stream"]
+__all__ = ["BlockConvStream", "ConvStream", "LayerStream", "OperatorStream", "RecurrenceStream", "Stream"]

@@ -134,7 +134,8 @@ def tree_map(function: Callable[..., Tensor], *trees: Any) -> Any:
     first = trees[0]
     if isinstance(first, Tensor):
         return function(*trees)
-    return type(first)(tree_map(function, *parts) for parts in zip(*trees, strict=True))
+    make = getattr(type(first), "_make", type(first))  # of named tuples
+    return make(tree_map(function, *parts) for parts in zip(*trees, strict=True))
 
 
 class StateStream(Stream):
