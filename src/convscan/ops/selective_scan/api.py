@@ -449,6 +449,7 @@ def _run(
         checkpoints,
         y,
         problem=lambda: _problem(arguments, is_softplus, final_state, checkpoints, y),
+        strict=checkpoints is None,  # checkpoints are part of a gradient, which passes over what cannot keep them
     )
 
 
