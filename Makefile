@@ -39,7 +39,7 @@ format: $(VENV)/installed
 
 sanitize: $(VENV)/tools
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON -DCONVSCAN_RUNNER=ON \
+	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON \
 	    -DCONVSCAN_SANITIZE=address,undefined $(SANITIZED_ISAS)
 	$(BIN)/cmake --build $(SANITIZED)
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \

@@ -289,6 +289,17 @@ def test_the_runner_under_emulation(tmp_path: Path) -> None:
     chosen: list[tuple[str, grid.GridCase]] = [("causal_conv", grid.narrow(case))]
     assert grid.run(emulator, chosen, current, lambda *_: None) == []
     found = target.lines(emulator.pull(tmp_path).read_text())
+    plugin = build.build_counter(tmp_path)
+    if plugin is not None:
+        line = next(one for one in found if one.get("implementation") == "direct")
+        grid.count(emulator, plugin, [line], lambda *_: None)
+        once = line["instructions"]
+        products = (
+            16 * 256 * 32 / 4
+        )  # per output and tap, four in a vector; those with zeros before the signal left out
+        assert 0.9 * products <= once["multiply_adds"] <= products
+        grid.count(emulator, plugin, [line], lambda *_: None)
+        assert line["instructions"] == once
     document, challenge = results.report("qemu", limits, chosen, found, True, {}, [])
     assert {r.implementation: r.reason for r in document.records if r.status == "skipped"} == dict.fromkeys(
         ("direct", "toeplitz", "fft", "fft, spectrum kept", "fft, high precision", "time loop"), results.NOT_TIMED

@@ -27,8 +27,27 @@
 
 #include "convscan.h"
 #include "core/parallel.h"
+#include "core/workspace.h"
+
+// The kernels themselves, without the C interface's table: the linker leaves out those that nothing here names. Their
+// problems are valid, which that interface would check.
+namespace convscan::CONVSCAN_ISA {
+convscan_status ConvDirect(const convscan_conv &);
+convscan_status ConvToeplitz(const convscan_conv &);
+convscan_status ConvFft(const convscan_conv &, int64_t);
+convscan_status ConvFftKept(const convscan_conv &, int64_t, const void *, convscan_spectrum_storage);
+convscan_status FilterSpectrum(const convscan_spectrum &);
+int64_t FftLength(int64_t, convscan_dtype);
+convscan_status ScanSequential(const convscan_scan &);
+convscan_status ScanTiled(const convscan_scan &);
+convscan_status ScanParallel(const convscan_scan &);
+}  // namespace convscan::CONVSCAN_ISA
 
 namespace {
+
+namespace kernels = convscan::CONVSCAN_ISA;
+#define CONVSCAN_STRING_(x) #x
+#define CONVSCAN_STRING(x) CONVSCAN_STRING_(x)
 
 constexpr double kRoundoff = 0x1p-24;
 constexpr double kChallengeTolerance = 1e-3;
@@ -76,7 +95,7 @@ class Buffer {
       exit(3);
     }
     data_ = static_cast<float *>(memory);
-    convscan_advise_huge_pages(memory, bytes_);
+    madvise(memory, bytes_, MADV_HUGEPAGE);
     memset(memory, 0, bytes_);
   }
   Buffer(const Buffer &) = delete;
@@ -225,20 +244,20 @@ convscan_status TimeLoop(Case &c) {
   return CONVSCAN_OK;
 }
 
-convscan_status Direct(Case &c) { return convscan_conv_direct(&c.conv); }
-convscan_status Toeplitz(Case &c) { return convscan_conv_toeplitz(&c.conv); }
-convscan_status Fft(Case &c) { return convscan_conv_fft(&c.conv, c.transform); }
+convscan_status Direct(Case &c) { return kernels::ConvDirect(c.conv); }
+convscan_status Toeplitz(Case &c) { return kernels::ConvToeplitz(c.conv); }
+convscan_status Fft(Case &c) { return kernels::ConvFft(c.conv, c.transform); }
 convscan_status FftKept(Case &c) {
-  return convscan_conv_fft_kept(&c.conv, c.transform, c.spectra, CONVSCAN_SPECTRUM_FULL);
+  return kernels::ConvFftKept(c.conv, c.transform, c.spectra, CONVSCAN_SPECTRUM_FULL);
 }
 convscan_status FftHigh(Case &c) {
   convscan_conv wide = c.conv;
   wide.dtype = CONVSCAN_WIDE_FLOAT32;
-  return convscan_conv_fft(&wide, c.transform);
+  return kernels::ConvFft(wide, c.transform);
 }
-convscan_status Sequential(Case &c) { return convscan_scan_sequential(&c.scan); }
-convscan_status Tiled(Case &c) { return convscan_scan_tiled(&c.scan); }
-convscan_status Parallel(Case &c) { return convscan_scan_parallel(&c.scan); }
+convscan_status Sequential(Case &c) { return kernels::ScanSequential(c.scan); }
+convscan_status Tiled(Case &c) { return kernels::ScanTiled(c.scan); }
+convscan_status Parallel(Case &c) { return kernels::ScanParallel(c.scan); }
 
 bool MakeSpectra(Case &c) {
   convscan_spectrum p{};
@@ -249,11 +268,11 @@ bool MakeSpectra(Case &c) {
   p.h_tap_stride = 1;
   p.h_filter_stride = c.conv.taps;
   p.threads = c.options.threads;
-  c.spectra_bytes = p.filters * convscan_spectrum_bytes(c.transform, p.dtype, p.storage);
+  c.spectra_bytes = p.filters * 2 * c.transform * static_cast<int64_t>(sizeof(float));
   if (c.spectra == nullptr)
     c.spectra = static_cast<float *>(aligned_alloc(64, static_cast<size_t>((c.spectra_bytes + 63) / 64 * 64)));
   p.spectra = c.spectra;
-  return c.spectra != nullptr && convscan_filter_spectrum(&p) == CONVSCAN_OK;
+  return c.spectra != nullptr && kernels::FilterSpectrum(p) == CONVSCAN_OK;
 }
 
 // ---- truth: sums and loops in double precision ----
@@ -337,12 +356,12 @@ double Predict(Case &c, Implementation &one) {
 
 // Complex points of the transform: one block, or where the filter is much shorter the faster of a few.
 void ChooseTransform(Case &c) {
-  const int64_t taps = c.options.taps, whole = convscan_fft_length((c.options.length + taps) / 2, CONVSCAN_FLOAT32);
+  const int64_t taps = c.options.taps, whole = kernels::FftLength((c.options.length + taps) / 2, CONVSCAN_FLOAT32);
   Implementation fft{"fft", Kind::kTransform, Fft};
   double best = HUGE_VAL;
   int64_t chosen = whole;
   for (int64_t factor : {1, 2, 4, 8, 16}) {
-    c.transform = std::min(convscan_fft_length(std::max<int64_t>(factor * taps, 256), CONVSCAN_FLOAT32), whole);
+    c.transform = std::min(kernels::FftLength(std::max<int64_t>(factor * taps, 256), CONVSCAN_FLOAT32), whole);
     const double seconds = Predict(c, fft);
     if (seconds < best) {
       best = seconds;
@@ -354,11 +373,12 @@ void ChooseTransform(Case &c) {
 }
 
 void Weigh(Case &c, Implementation &one) {
-  convscan_workspace_reset_peak();
+  convscan::OnEveryThread(convscan::ReleaseWorkspace);
+  convscan::ResetWorkspacePeak();
   const bool reset = ResetPeak();
   const int64_t before = ReadMemory().resident;
   if (one.status == CONVSCAN_OK) one.status = one.run(c);
-  one.workspace = convscan_workspace_peak();
+  one.workspace = convscan::WorkspacePeak();
   one.kept = one.prepare == nullptr ? 0 : c.spectra_bytes;
   if (reset) one.peak = std::max<int64_t>(0, ReadMemory().peak - before) + one.kept;
 }
@@ -379,7 +399,9 @@ void PrintCase(const Case &c, const Implementation &one) {
 void Print(const Case &c, Implementation &one) {
   PrintCase(c, one);
   if (one.cut_off != nullptr || one.status != CONVSCAN_OK) {
-    const char *reason = one.cut_off != nullptr ? one.cut_off : convscan_status_message(one.status);
+    const char *reason = one.cut_off != nullptr ? one.cut_off
+                         : one.status == CONVSCAN_OUT_OF_MEMORY ? "out of memory"
+                                                                : "does not run this problem";
     printf("\"status\": \"%s\", \"reason\": \"%s\"}\n", one.cut_off != nullptr ? "cut off" : "skipped", reason);
     return;
   }
@@ -424,7 +446,7 @@ void RunCase(Case &c) {
     std::erase_if(all, [&](const Implementation &one) { return strcmp(one.name, c.options.only) != 0; });
   c.Fill(1);
   if (c.options.calls > 0) {
-    if (c.is_conv) c.transform = convscan_fft_length((c.options.length + c.options.taps) / 2, CONVSCAN_FLOAT32);
+    if (c.is_conv) c.transform = kernels::FftLength((c.options.length + c.options.taps) / 2, CONVSCAN_FLOAT32);
     for (Implementation &one : all) {
       if (one.prepare != nullptr) one.prepare(c);
       for (int call = 0; call < c.options.calls; ++call) one.status = one.run(c);
@@ -477,7 +499,7 @@ void RunCase(Case &c) {
 
 // Bytes per second of y = x and y = x + s·z over a working set, and multiplications and additions per second.
 void PrintMachine(int threads) {
-  const int count = threads > 0 ? threads : convscan_thread_count();
+  const int count = threads > 0 ? threads : convscan::ThreadCount();
   utsname system{};
   uname(&system);
   double load = 0;
@@ -487,7 +509,7 @@ void PrintMachine(int threads) {
   }
   printf("{\"system\": \"%s %s\", \"architecture\": \"%s\", \"isa\": \"%s\", \"cores\": %ld, \"threads\": %d, "
          "\"memory_bytes\": %lld, \"load\": %.2f, ",
-         system.sysname, system.release, system.machine, convscan_isa(), sysconf(_SC_NPROCESSORS_CONF), count,
+         system.sysname, system.release, system.machine, CONVSCAN_STRING(CONVSCAN_ISA), sysconf(_SC_NPROCESSORS_CONF), count,
          static_cast<long long>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE), load);
   constexpr int64_t kSets[] = {256 << 10, 2 << 20, 16 << 20, 192 << 20};
   for (int arrays : {2, 3}) {

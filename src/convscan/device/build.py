@@ -50,7 +50,7 @@ def build(folder: Path, toolchain: Path | None = None, source: Path = SOURCE) ->
     else:  # what an NDK's file reads; others ignore it
         options = ["-DANDROID_ABI=arm64-v8a", "-DANDROID_PLATFORM=android-26", "-DANDROID_STL=c++_static"]
     cmake, ninja = _tool("cmake"), _tool("ninja")
-    switches = ["PYTHON=OFF", "OPENMP=OFF", "TESTS=OFF", "FLOAT32_ONLY=ON", "RUNNER=ON"]
+    switches = ["PYTHON=OFF", "OPENMP=OFF", "TESTS=OFF", "RUNNER=ON"]
     _run(
         [
             cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
@@ -60,13 +60,23 @@ def build(folder: Path, toolchain: Path | None = None, source: Path = SOURCE) ->
         ]
     )  # fmt: skip
     _run([cmake, "--build", str(folder), "--target", RUNNER])
-    return check(folder / RUNNER, folder / "libconvscan.a")
+    return check(folder / RUNNER, sorted(folder.glob(f"CMakeFiles/{RUNNER}.dir/**/*.o*")))
 
 
-def check(runner: Path, library: Path) -> Path:
-    """The runner, if every 64-bit Arm processor can run its kernels."""
+def build_counter(folder: Path, source: Path = SOURCE) -> Path | None:
+    """The plugin of qemu that counts instructions, built by this machine's C compiler; None without one."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    plugin = folder / "count_plugin.so"
+    _run([compiler, "-O2", "-shared", "-fPIC", str(source / "csrc/tools/count_plugin.c"), "-o", str(plugin)])
+    return plugin
+
+
+def check(runner: Path, objects: list[Path]) -> Path:
+    """The runner, if every 64-bit Arm processor can run what was compiled into it."""
     try:
-        found = elf.vector_extensions(library)
+        found = [line for path in objects for line in elf.vector_extensions(path)]
         elf.vector_extensions(runner)  # its C++ runtime has some, which asks first; but it must be for this processor
     except elf.NotAarch64 as error:
         raise DeviceError(f"{error}. To go on: name a toolchain file for 64-bit Arm (--toolchain FILE)") from None

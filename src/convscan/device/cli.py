@@ -95,6 +95,8 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
             limits = next((line for line in reversed(found) if "peak_flops" in line), None)
             if limits is None:
                 raise DeviceError("nothing has been run since the runner was pushed. To go on: convscan device run")
+            if isinstance(target, Emulator):
+                _count(target, out, found, console)
             options = {"quick": current.quick, "inputs": current.inputs, "runs": current.runs, "cpus": current.cpus}
             document, challenge = results.report(
                 target.describe(), limits, chosen, found, target.emulated, options, remarks
@@ -109,10 +111,29 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _count(target: Emulator, out: Path, found: list[dict[str, Any]], console: Console) -> None:
+    plugin = build.build_counter(out)
+    if plugin is None:
+        console.print("instructions are not counted: there is no C compiler for qemu's plugin", style="yellow")
+        return
+    with _progress(console) as bar:
+        task = bar.add_task("")
+        grid.count(
+            target,
+            plugin,
+            found,
+            lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+        )
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
 def _run(target: Target, chosen: list[tuple[str, grid.GridCase]], current: Settings, console: Console) -> list[str]:
     grid.machine(target, current)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _progress(console) as bar:
         task = bar.add_task("", total=len(chosen))
         return grid.run(
             target, chosen, current, lambda text, done, total: bar.update(task, description=text, completed=done)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from convscan.ops.causal_conv import cases as conv_cases
@@ -13,7 +14,7 @@ from convscan.ops.linear_recurrence import cases as recurrence_cases
 from convscan.profiler.problem import CaseLike
 
 from .errors import DeviceError, explain
-from .target import Target, lines
+from .target import Emulator, Target, lines
 
 OPERATORS = ("causal_conv", "linear_recurrence")
 # A short run keeps the narrower half and three of the seven lengths.
@@ -109,6 +110,17 @@ def run(
                 raise explain(f"running {case.name}", done.output)
             remarks.append(f"{case.name}: {failure}")
     return remarks
+
+
+def count(
+    target: Emulator, plugin: Path, found: list[dict[str, Any]], progress: Callable[[str, int, int], None]
+) -> None:
+    """Adds ``instructions``, those of one call by kind, to the lines of implementations that ran."""
+    ran = [line for line in found if line.get("status") == "ok"]
+    for index, line in enumerate(ran):
+        progress(f"counting {line['op']} {line['implementation']}", index, len(ran))
+        shape = [str(line[k]) for k in ("channels", "length", "taps") if line[k]]
+        line["instructions"] = target.count(plugin, [line["op"], *shape, "--only", line["implementation"]])
 
 
 def _failure(code: int, output: str) -> str | None:

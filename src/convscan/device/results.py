@@ -194,7 +194,10 @@ def print_all(console: Console, document: Report, challenge: Challenge) -> None:
         console.print(Text(remark, style="yellow"))
     if challenge.emulated:
         console.print(
-            Text("Emulated: answers and workspace are those of a device, times would not be.", style="yellow")
+            Text(
+                "Emulated: no times. Instructions are those of one call, per output, exact; the rest is a device's.",
+                style="yellow",
+            )
         )
 
 
@@ -203,21 +206,18 @@ def challenge_table(challenge: Challenge) -> Table:
     table = Table(title="The challenge's figures", title_justify="left", header_style="dim", box=None)
     table.add_column("C, L, K", no_wrap=True)
     table.add_column("implementation", no_wrap=True)
-    for name in ("min – max", "average", "memory", "workspace", "error", "on ones", "≤ 1e-3"):
+    measured = ("instructions", "FMA share") if challenge.emulated else ("min – max", "average", "memory")
+    for name in (*measured, "workspace", "error", "on ones", "≤ 1e-3"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in challenge.lines:
         shape = ", ".join(str(line[k]) for k in ("channels", "length", "taps") if line[k])
         if "max_abs" not in line:
             table.add_row(shape, line["implementation"], line["status"], style="dim")
             continue
-        t = line["latency_us"]
-        peak = -1 if challenge.emulated else line["peak_bytes"]
-        times = ("", "") if t is None else (interval(t["min"], t["max"]), duration(t["avg"]))
         table.add_row(
             shape,
             line["implementation"],
-            *times,
-            "" if peak < 0 else size(peak),
+            *(_counted(line) if challenge.emulated else _measured(line)),
             size(line["workspace_bytes"]),
             f"{line['max_abs']:.1e}",
             f"{line['max_abs_ones']:.1e}",
@@ -225,6 +225,22 @@ def challenge_table(challenge: Challenge) -> Table:
             style="red" if line["status"] == "wrong" else None,
         )
     return table
+
+
+def _measured(line: dict[str, Any]) -> tuple[str, str, str]:
+    """Least and most latency, its average, peak memory."""
+    t, peak = line["latency_us"], line["peak_bytes"]
+    memory = "" if peak < 0 else size(peak)
+    return ("", "", memory) if t is None else (interval(t["min"], t["max"]), duration(t["avg"]), memory)
+
+
+def _counted(line: dict[str, Any]) -> tuple[str, str]:
+    """Instructions per output, and the share of multiply-adds among vector arithmetic."""
+    counts = line.get("instructions")
+    if counts is None:
+        return ("", "")
+    each = counts["instructions"] / (line["channels"] * line["length"])
+    return (f"{each:.2f}", f"{counts['multiply_adds'] / max(1, counts['vector']):.0%}")
 
 
 def write(folder: Path, document: Report, challenge: Challenge) -> list[Path]:

@@ -231,6 +231,22 @@ class Emulator:
         """An emulated processor stays cool."""
         return None
 
+    def count(self, plugin: Path, arguments: Sequence[str]) -> dict[str, int] | None:
+        """Instructions of one call, by kind: those of two calls less those of one, so that nothing else is in it. None
+        where this qemu takes no plugins."""
+        found = []
+        for calls in ("1", "2"):
+            written = self.folder / "counts.txt"
+            written.unlink(missing_ok=True)
+            options = ["-plugin", str(plugin), "-d", "plugin", "-D", str(written)]
+            words = [*arguments, "--threads", "1", "--calls", calls]
+            done = _call([*self.command, *options, str(self.folder / RUNNER), *words], CASE_SECONDS)
+            if done.code != 0 or not written.exists():
+                return None
+            lines_of = (line.split() for line in written.read_text(encoding="utf-8").splitlines())
+            found.append({name: int(number) for name, number in lines_of})
+        return {name: found[1][name] - found[0][name] for name in found[0]}
+
     def clean(self) -> None:
         """The runner's copy."""
         (self.folder / RUNNER).unlink(missing_ok=True)
