@@ -229,9 +229,8 @@ convscan_status CheckKept(const convscan_conv *p, int64_t transform_length, cons
                           convscan_spectrum_storage storage) {
   const convscan_status status = Check(p, true);
   if (status != CONVSCAN_OK) return status;
-  if (!IsKnown(storage) || (p->origin != 0 && p->origin != p->taps - 1) ||
-      p->boundaries != nullptr || p->h_batch_stride != 0)
-    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsKnown(storage) || (p->origin != 0 && p->origin != p->taps - 1)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p->boundaries != nullptr || p->h_batch_stride != 0) return CONVSCAN_UNSUPPORTED;
   const int64_t bytes = convscan_spectrum_bytes(transform_length, p->dtype, storage);
   if (bytes == 0) return CONVSCAN_UNSUPPORTED;
   if (p->batch == 0 || p->length == 0 || p->channels == 0) return CONVSCAN_OK;
