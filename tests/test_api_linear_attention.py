@@ -451,6 +451,19 @@ def test_gradients_of_long_sequences(operator: Operator, dtype: torch.dtype, isa
 
 
 @EACH
+def test_gradients_of_nothing(operator: Operator) -> None:
+    for lead, length, sizes in (((2,), 0, (1, 2, 3, 4)), ((0,), 5, (1, 2, 3, 4)), ((2,), 5, (1, 2, 3, 0))):
+        arguments = operator.arguments(Draw(19, torch.float32), lead, length, *sizes)
+        state = operator.state(Draw(19, torch.float32), lead, *sizes)
+        leaves = state if isinstance(state, tuple) else (state,)
+        after = parts(operator.call(**arguments, initial_state=tuple(leaf.requires_grad_() for leaf in leaves)
+                                    if isinstance(state, tuple) else state.requires_grad_()))  # fmt: skip
+        gradients = torch.autograd.grad(sum(part.sum() for part in after), leaves)
+        if length == 0:
+            assert all(bool((gradient == 1).all()) for gradient in gradients)
+
+
+@EACH
 def test_transforms(operator: Operator) -> None:
     leaves, function = small(operator, 5)
     expected = function(*leaves)

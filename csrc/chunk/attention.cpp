@@ -35,7 +35,7 @@ class Forward {
     while (heads_ > 1 && lines * CeilDiv(in_group, heads_) < wanted) heads_ /= 2;
     blocks_ = CeilDiv(in_group, heads_);
     parts_ = Max(1, Min(CeilDiv(wanted, Max(1, lines * blocks_)), p_.values / kFewestColumns));
-    columns_ = CeilDiv(CeilDiv(p_.values, parts_), kLanes<T>) * kLanes<T>;
+    columns_ = CeilDiv(Max(1, CeilDiv(p_.values, parts_)), kLanes<T>) * kLanes<T>;
     parts_ = Max(1, CeilDiv(p_.values, columns_));
     threads_ = is_small ? 1 : p_.threads;
     sizes_ = SizesOf<T>(p_.length, p_.keys, Min(columns_, p_.values) + (p_.sums != nullptr), kPerKey);

@@ -41,7 +41,7 @@ inline constexpr int64_t kKeyMultiple = 4;
 template <class T>
 TileSizes SizesOf(int64_t length, int64_t keys, int64_t values, bool per_key) {
   const auto whole = [](int64_t count, int64_t multiple) { return CeilDiv(count, multiple) * multiple; };
-  const int64_t steps = per_key ? kStepsPerKey : Min(kSteps, whole(length, kBlock));
+  const int64_t steps = per_key ? kStepsPerKey : Min(kSteps, Max(kBlock, whole(length, kBlock)));
   return {steps, whole(keys, Max(kLanes<T>, kKeyMultiple)), whole(values, kLanes<T>)};
 }
 
