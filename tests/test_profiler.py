@@ -80,6 +80,10 @@ SMALL: dict[str, list[Any]] = {
     ],
     "cauchy": [PolesCase("few", "test", 2, 3, 4, 50), PolesCase("many", "test", 1, 2, 7, 33, dtype="complex128")],
     "FFTConvS4": [TrainingCase("few", "test", 2, 3, 50), TrainingCase("many", "test", 1, 4, 33, dtype="float64")],
+    "gated_delta_rule": [
+        AttentionCase("few", "test", 2, 40, 2, 5, 6),
+        AttentionCase("keys", "test", 1, 33, 3, 4, 3, per_key=True, dtype="float64"),
+    ],
     "gated_linear_attention": [
         AttentionCase("key", "test", 2, 40, 2, 3, 4, per_key=True),
         AttentionCase("step", "test", 1, 33, 2, 4, 5, dtype="float64"),

@@ -39,6 +39,8 @@ struct Kernels {
   convscan_status (*attention_chunked)(const convscan_attention &);
   convscan_status (*attention_gradient_chunked)(const convscan_attention_gradient &);
   convscan_status (*attention_step)(const convscan_attention_step &);
+  convscan_status (*delta_rule_chunked)(const convscan_delta_rule &);
+  convscan_status (*delta_rule_gradient_chunked)(const convscan_delta_rule_gradient &);
 };
 
 }  // namespace convscan

@@ -34,6 +34,8 @@ convscan_status OnlineRewind(const convscan_online &, int64_t);
 convscan_status AttentionChunked(const convscan_attention &);
 convscan_status AttentionGradientChunked(const convscan_attention_gradient &);
 convscan_status AttentionStep(const convscan_attention_step &);
+convscan_status DeltaRuleChunked(const convscan_delta_rule &);
+convscan_status DeltaRuleGradientChunked(const convscan_delta_rule_gradient &);
 
 #define CONVSCAN_STRING_(x) #x
 #define CONVSCAN_STRING(x) CONVSCAN_STRING_(x)
@@ -71,6 +73,8 @@ const Kernels kKernels = {
     AttentionChunked,
     AttentionGradientChunked,
     AttentionStep,
+    DeltaRuleChunked,
+    DeltaRuleGradientChunked,
 };
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -537,6 +537,48 @@ typedef struct convscan_attention_step {
 
 CONVSCAN_API convscan_status convscan_attention_step_in_place(const convscan_attention_step *problem);
 
+/* The gated delta rule: for every batch b, sequence and head h, a state S of keys x values,
+ *
+ *   S[t] = (I - beta[t] k[t] k[t]^T) diag(exp(g[t])) S[t-1] + beta[t] k[t] v[t]^T,   y[t] = scale S[t]^T q[t]
+ *
+ * g may be minus infinity. Sequences lie behind one another along time, the s-th one at
+ * boundaries[s] <= t < boundaries[s+1], and may be empty; without boundaries there is one. q, k, v and y have the dtype,
+ * which is real; g, beta (at channel 0) and states that of its arithmetic: float32 for half types. Strides of states are
+ * those of (batch, sequence, head, key, value). The last state may be the initial one. */
+typedef struct convscan_delta_rule {
+  int64_t batch, length, heads, keys, values, sequences;
+  const int64_t *boundaries; /* sequences + 1, or null for one sequence */
+  convscan_dtype dtype;
+  double scale;
+  int per_key; /* whether g has one number for each key, or one a step, at channel 0 */
+  const void *q, *k, *v, *g, *beta;
+  convscan_head_strides q_strides, k_strides, v_strides, g_strides, beta_strides;
+  const void *initial; /* null for zeros */
+  int64_t initial_strides[5];
+  void *y;
+  convscan_head_strides y_strides;
+  void *last; /* null when not needed */
+  int64_t last_strides[5];
+  int threads; /* 0: convscan_thread_count() */
+} convscan_delta_rule;
+
+CONVSCAN_API convscan_status convscan_delta_rule_chunked(const convscan_delta_rule *problem);
+
+/* Its gradients. `forward` describes the forward call; its y and last are not read. dq, dk and dv have the dtype, dg,
+ * dbeta and the gradients of states that of its arithmetic. */
+typedef struct convscan_delta_rule_gradient {
+  convscan_delta_rule forward;
+  const void *dy, *dlast; /* dlast: null for zeros */
+  convscan_head_strides dy_strides;
+  int64_t dlast_strides[5];
+  void *dq, *dk, *dv, *dg, *dbeta;
+  convscan_head_strides dq_strides, dk_strides, dv_strides, dg_strides, dbeta_strides;
+  void *dinitial; /* null when not needed */
+  int64_t dinitial_strides[5];
+} convscan_delta_rule_gradient;
+
+CONVSCAN_API convscan_status convscan_delta_rule_gradient_chunked(const convscan_delta_rule_gradient *problem);
+
 /* Instruction sets. The best one the processor supports is used until convscan_set_isa names another. */
 CONVSCAN_API const char *convscan_isa(void);                  /* in use: "baseline", "avx2", "avx512", "neon" */
 CONVSCAN_API int convscan_isa_count(void);                    /* how many this build has and this processor runs */

@@ -13,24 +13,6 @@ namespace nb = nanobind;
 namespace convscan::python {
 namespace {
 
-using Described = nb::object;  // (address, strides) or None
-
-template <size_t N>
-void *Read(const Described &array, int64_t (&strides)[N]) {
-  for (int64_t &stride : strides) stride = 0;
-  if (array.is_none()) return nullptr;
-  const nb::tuple pair = nb::cast<nb::tuple>(array), steps = nb::cast<nb::tuple>(pair[1]);
-  for (size_t i = 0; i < N && i < steps.size(); ++i) strides[i] = nb::cast<int64_t>(steps[i]);
-  return Pointer<void>(nb::cast<Address>(pair[0]));
-}
-
-void *Read(const Described &array, convscan_head_strides &strides) {
-  int64_t steps[4];
-  void *const address = Read(array, steps);
-  strides = {steps[0], steps[1], steps[2], steps[3]};
-  return address;
-}
-
 // With the axis of blocks behind all others.
 void *ReadBlocks(const Described &array, convscan_head_strides &strides, int64_t &block_stride) {
   int64_t steps[5];

@@ -76,8 +76,28 @@ inline convscan_dtype ParseDtype(const std::string &name) {
   throw nanobind::value_error(("unknown dtype: " + name).c_str());
 }
 
+// An array as Python describes it: (address, strides), or None where it is not given.
+using Described = nanobind::object;
+
+template <size_t N>
+void *Read(const Described &array, int64_t (&strides)[N]) {
+  for (int64_t &stride : strides) stride = 0;
+  if (array.is_none()) return nullptr;
+  const nanobind::tuple pair = nanobind::cast<nanobind::tuple>(array), steps = nanobind::cast<nanobind::tuple>(pair[1]);
+  for (size_t i = 0; i < N && i < steps.size(); ++i) strides[i] = nanobind::cast<int64_t>(steps[i]);
+  return Pointer<void>(nanobind::cast<Address>(pair[0]));
+}
+
+inline void *Read(const Described &array, convscan_head_strides &strides) {
+  int64_t steps[4];
+  void *const address = Read(array, steps);
+  strides = {steps[0], steps[1], steps[2], steps[3]};
+  return address;
+}
+
 // Each defines an operator's native calls, in a file of its own.
 void DefineAttention(nanobind::module_ &m);
 void DefineAllpole(nanobind::module_ &m);
+void DefineDeltaRule(nanobind::module_ &m);
 
 }  // namespace convscan::python

@@ -414,6 +414,7 @@ NB_MODULE(_native, m) {
   convscan::python::DefineAttention(m);
   convscan::python::DefineSelectiveCalls(m);
   convscan::python::DefineAllpole(m);
+  convscan::python::DefineDeltaRule(m);
   nb::class_<ConvCall, NativeCall>(m, "ConvCall", "A convolution, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, int64_t, const Triple &,
                     const Triple &, const Triple &, const Pair &, const Quadruple &, const Triple &, const Triple &,

@@ -11,6 +11,7 @@ from .ops.causal_conv.api import causal_conv
 from .ops.causal_conv.spectrum import FilterSpectrum
 from .ops.convolve.api import convolve
 from .ops.fft_conv.api import fft_conv
+from .ops.gated_delta_rule.api import gated_delta_rule, gated_delta_rule_step, gated_delta_rule_with_state
 from .ops.gated_linear_attention.api import (
     gated_linear_attention,
     gated_linear_attention_step,
@@ -36,6 +37,9 @@ __all__ = [
     "fft_conv",
     "fir_to_recurrence",
     "force",
+    "gated_delta_rule",
+    "gated_delta_rule_step",
+    "gated_delta_rule_with_state",
     "gated_linear_attention",
     "gated_linear_attention_step",
     "gated_linear_attention_with_state",

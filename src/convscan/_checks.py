@@ -27,14 +27,14 @@ def signal(function: str, name: str, tensor: Tensor) -> None:
         raise ValueError(message(function, f"{name} must have the shape (..., L, D)", shape_text(tensor.shape), remedy))
 
 
-def tensor_like(function: str, name: str, tensor: Tensor, x: Tensor) -> None:
-    """An argument beside x is a tensor on the device of x."""
+def tensor_like(function: str, name: str, tensor: Tensor, x: Tensor, of: str = "x") -> None:
+    """An argument beside x is a tensor on the device of x, which the function calls ``of``."""
     if not isinstance(tensor, Tensor):
         remedy = f"Convert it with torch.as_tensor({name})"
         raise TypeError(message(function, f"{name} must be a torch.Tensor", type(tensor).__name__, remedy))
     if tensor.device != x.device:
-        remedy = f"Move it with {name}.to(x.device)"
-        raise ValueError(message(function, f"{name} must be on the device of x, {x.device}", tensor.device, remedy))
+        remedy = f"Move it with {name}.to({of}.device)"
+        raise ValueError(message(function, f"{name} must be on the device of {of}, {x.device}", tensor.device, remedy))
 
 
 def common_dtype(function: str, allowed: Sequence[torch.dtype], **tensors: Tensor | None) -> torch.dtype:

@@ -96,9 +96,12 @@ def needs_gradient(*tensors: torch.Tensor | None) -> bool:
 
 def is_recorded(*tensors: torch.Tensor | None) -> bool:
     """Inside an Autograd kernel: whether this level differentiates the call, in either mode."""
-    return needs_gradient(*tensors) or any(
-        tensor is not None and forward_ad.unpack_dual(tensor, level=0).tangent is not None for tensor in tensors
-    )
+    return needs_gradient(*tensors) or has_tangent(*tensors)
+
+
+def has_tangent(*tensors: torch.Tensor | None) -> bool:
+    """Inside an Autograd kernel: whether this level differentiates the call in forward mode."""
+    return any(tensor is not None and forward_ad.unpack_dual(tensor, level=0).tangent is not None for tensor in tensors)
 
 
 def use_exchange_table(table: object) -> None:

@@ -332,6 +332,37 @@ class AttentionStepCall(NativeCall):
     ) -> None: ...
     def __call__(self, *tensors: Tensor | None) -> None: ...
 
+def delta_rule(
+    dtype: str,
+    sizes: tuple[int, ...],
+    boundaries: int,
+    scale: float,
+    per_key: bool,
+    inputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    outputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+) -> None: ...
+def delta_rule_gradient(
+    dtype: str,
+    sizes: tuple[int, ...],
+    boundaries: int,
+    scale: float,
+    per_key: bool,
+    inputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    gradients: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    outputs: tuple[tuple[int, tuple[int, ...]] | None, ...],
+) -> None: ...
+
+class DeltaRuleStepCall(NativeCall):
+    def __init__(
+        self,
+        dtype: str,
+        sizes: tuple[int, ...],
+        scale: float,
+        per_key: bool,
+        strides: tuple[tuple[int, tuple[int, ...]], ...],
+    ) -> None: ...
+    def __call__(self, v: Tensor, state: Tensor, q: Tensor, k: Tensor, g: Tensor, beta: Tensor, y: Tensor) -> None: ...
+
 def fft_length(points: int, dtype: str) -> int: ...
 def isa() -> str: ...
 def isa_names() -> list[str]: ...

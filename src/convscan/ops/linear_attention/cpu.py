@@ -90,7 +90,7 @@ def _sizes(problem: AttentionProblem, batch: int) -> tuple[int, ...]:
     )
 
 
-def _turns(leading: int, tensors: Sequence[Tensor | None]) -> tuple[int, Iterator[list[Described]]]:
+def turns_of(leading: int, tensors: Sequence[Tensor | None]) -> tuple[int, Iterator[list[Described]]]:
     """The batch axis that ``leading`` axes of all tensors merge into, and the tensors as (address, strides) for every
     call that the others take."""
     present = [tensor for tensor in tensors if tensor is not None]
@@ -111,7 +111,7 @@ def _pointer(boundaries: Tensor | None) -> int:
     return 0 if boundaries is None else boundaries.data_ptr()
 
 
-def _with_sequences(states: Optionals, packed: bool) -> list[Tensor | None]:
+def with_sequences(states: Optionals, packed: bool) -> list[Tensor | None]:
     """States and sums of keys with an axis of sequences, also where there is one sequence."""
     axes = (-4, -3)
     return [
@@ -132,9 +132,9 @@ def _prepare(problem: AttentionProblem) -> Run:
         q, k, v, g, w, *initial = inputs
         y, sums, *final = outputs
         assert v is not None
-        tensors = [q, k, v, g, w, *_with_sequences(initial, packed)]
-        tensors += [y, sums, *_with_sequences(final, packed)]
-        batch, turns = _turns(v.ndim - 3, tensors)
+        tensors = [q, k, v, g, w, *with_sequences(initial, packed)]
+        tensors += [y, sums, *with_sequences(final, packed)]
+        batch, turns = turns_of(v.ndim - 3, tensors)
         shared = None if skip is None else (skip.data_ptr(), skip.stride())
         for turn in turns:
             _native.attention(
@@ -167,12 +167,12 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         assert v is not None
         assert dq is not None
         assert dk is not None
-        tensors = [q, k, v, g, w, *_with_sequences(initial, packed)]
-        tensors += [dy, dsums, *_with_sequences(dfinal, packed)]
+        tensors = [q, k, v, g, w, *with_sequences(initial, packed)]
+        tensors += [dy, dsums, *with_sequences(dfinal, packed)]
         block = heads_together(forward)
         # dq and dk have one sum for each block of heads, whose axis the kernel wants behind the others.
-        tensors += [dq.movedim(0, -1), dk.movedim(0, -1), dv, dg, dw, *_with_sequences(dinitial, packed)]
-        batch, turns = _turns(v.ndim - 3, tensors)
+        tensors += [dq.movedim(0, -1), dk.movedim(0, -1), dv, dg, dw, *with_sequences(dinitial, packed)]
+        batch, turns = turns_of(v.ndim - 3, tensors)
         for turn in turns:
             _native.attention_gradient(
                 forward.dtype,

@@ -1,0 +1,597 @@
+"""gated_delta_rule: signatures, checks, registration with PyTorch, derivatives, and steps of generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ... import _checks, _native
+from ..._calls import Calls, empty_like, in_huge_pages, run_prepared
+from ..._dispatch import Cost, Implementation, choose, register
+from ..._errors import message
+from ..._layout import dtype_name
+from ..._library import (
+    below_autograd,
+    define,
+    derivative,
+    has_tangent,
+    is_plain,
+    is_recorded,
+    is_traced,
+    needs_gradient,
+)
+from ..gated_linear_attention.api import default_scale
+from ..linear_attention.api import DTYPES, arithmetic
+from ..linear_attention.cpu import Optionals
+from . import composed, cpu, reference
+from .problem import DeltaRuleProblem
+
+_NAME = "gated_delta_rule"
+_Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_step_calls = Calls("gated_delta_rule_step")
+_prepared_steps = _step_calls.prepared
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """y[t] = scale S[t]^T q[t], S[t] = (I - beta[t] k[t] k[t]^T) diag(exp(g[t])) S[t-1] + beta[t] k[t] v[t]^T.
+
+    Linear attention whose memory is corrected: what the decayed state answers to k[t] moves by beta[t] towards v[t], in
+    every head. With g of one number a step it is Gated DeltaNet (Qwen3-Next, OLMo hybrid), with one for each key Kimi
+    Delta Attention, with g = 0 the delta rule. ``gated_delta_rule_with_state`` also returns the last state, and
+    ``gated_delta_rule_step`` computes one step of generation.
+
+    Args:
+        q, k: (..., L, H, K), any number of leading axes, any strides. L and every other size may be 0. Models normalise
+            k to length 1: with beta (k k) beyond 2 the memory grows.
+        v: (..., L, H, V).
+        g: logarithms of decays, (..., L, H) by step or (..., L, H, K) by key, at most zero for a memory that fades;
+            minus infinity forgets exactly.
+        beta: (..., L, H), from 0, which ignores a step, to 1, which replaces the answer, or 2, which reflects it.
+        scale: factor of q, by default 1 / sqrt(K).
+        initial_state: (..., H, K, V), the state before the first step; None for zeros. With ``cu_seqlens``
+            (..., S, H, K, V).
+        cu_seqlens: (S+1,) int32 or int64, from 0 to L: the boundaries of S sequences that lie behind one another along
+            time, between which nothing passes. They may be empty.
+
+    Returns:
+        y, with the shape of v.
+
+    dtypes: float32, float64, bfloat16, float16; those of q, k and v are promoted as in any PyTorch operator. Half types
+    are computed in float32, which g, beta and states are converted to.
+
+    Raises:
+        ValueError: a shape or device that does not fit, or boundaries that decrease or do not span the time axis.
+        TypeError: an argument that is not a tensor, or has a dtype that is not supported.
+        MemoryError: no workspace, or none within ``workspace_limit``.
+
+    Cost: some 3 K V multiply-adds a step and head, as dense products over tiles of 16 steps in WY form with the state
+    in the cache between them. Nothing but the arguments is kept for the gradient, which takes some eleven such products
+    and sqrt(L) / 2 states of workspace a thread. Differentiable any number of times in both modes.
+
+    Reference: S. Yang, J. Kautz, A. Hatamizadeh, Gated Delta Networks: Improving Mamba2 with Delta Rule, 2024.
+
+    >>> import torch, convscan
+    >>> q = k = torch.ones(3, 1, 1)
+    >>> v = torch.tensor([[[1.0]], [[2.0]], [[4.0]]])
+    >>> g, beta = torch.zeros(3, 1), torch.full((3, 1), 0.5)
+    >>> convscan.gated_delta_rule(q, k, v, g, beta).flatten().tolist()
+    [0.5, 1.25, 2.625]
+    """
+    return _attend(_NAME, q, k, v, g, beta, scale, initial_state, cu_seqlens)[0]
+
+
+def gated_delta_rule_with_state(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y of ``gated_delta_rule``, and the state behind the last step, the next call's ``initial_state``.
+
+    Returns:
+        y, with the shape of v, and the last state, (..., H, K, V), with ``cu_seqlens`` (..., S, H, K, V); float32 where
+        v has a half type. Both are differentiable.
+
+    Arguments, dtypes, errors and cost as in ``gated_delta_rule``.
+
+    >>> import torch, convscan
+    >>> q = k = v = torch.ones(3, 1, 1)
+    >>> convscan.gated_delta_rule_with_state(q, k, v, torch.zeros(3, 1), torch.full((3, 1), 0.5))[1].tolist()
+    [[[0.875]]]
+    """
+    return _attend(f"{_NAME}_with_state", q, k, v, g, beta, scale, initial_state, cu_seqlens)
+
+
+def gated_delta_rule_step(
+    state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """y = scale S^T q with S = (I - beta k k^T) diag(exp(g)) S + beta k v^T, which overwrites ``state``.
+
+    One step of generation, what ``gated_delta_rule_with_state`` does to a sequence of one step.
+
+    Args:
+        state: (..., H, K, V), of the type of arithmetic (float32 for half types); becomes the next state in place.
+        q, k: (..., H, K).
+        v: (..., H, V).
+        g: (..., H) by step or (..., H, K) by key.
+        beta: (..., H).
+        scale: factor of q, by default 1 / sqrt(K).
+
+    Returns:
+        y, with the shape of v.
+
+    Raises:
+        RuntimeError: where a gradient is needed.
+        ValueError, TypeError: as ``gated_delta_rule``, and a state of another dtype.
+
+    Cost: two passes over the state.
+
+    >>> import torch, convscan
+    >>> state, one = torch.zeros(1, 1, 1), torch.ones(1, 1)
+    >>> convscan.gated_delta_rule_step(state, one, one, one, torch.zeros(1), torch.tensor([0.5])).item(), state.item()
+    (0.5, 0.5)
+    """
+    if not is_traced():
+        y = run_prepared(_prepared_steps, scale, v, state, q, k, g, beta, None)
+        if y is not None:
+            return y
+    return _checked_step(state, q, k, v, g, beta, scale)
+
+
+# ---- checks ----
+
+
+def _check(
+    name: str, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None, time: str
+) -> torch.dtype:
+    """Shapes and dtypes of a sequence (time is "L, ") or of one step (empty); returns the dtype of the output."""
+    _checks.tensor_like(name, "v", v, v, "v")
+    if v.ndim < (3 if time else 2):
+        expectation = f"v must have the shape (..., {time}H, V)"
+        raise ValueError(message(name, expectation, _checks.shape_text(v.shape), "Add the missing axis with unsqueeze"))
+    _checks.tensor_like(name, "q", q, v, "v")
+    keys = q.shape[-1] if q.ndim else 0
+    for argument, tensor in (("q", q), ("k", k)):
+        _checks.tensor_like(name, argument, tensor, v, "v")
+        _checks.has_shape(name, argument, tensor, (*v.shape[:-1], keys), f"(..., {time}H, K)")
+    _checks.tensor_like(name, "g", g, v, "v")
+    by_step, by_key = tuple(v.shape[:-1]), tuple(q.shape)
+    # No `in`: of symbolic sizes it knows only whether they are one object.
+    if tuple(g.shape) != by_step and tuple(g.shape) != by_key:
+        expectation = f"g must have the shape (..., {time}H) = {by_step} or (..., {time}H, K) = {by_key}"
+        raise ValueError(message(name, expectation, _checks.shape_text(g.shape)))
+    _checks.tensor_like(name, "beta", beta, v, "v")
+    _checks.has_shape(name, "beta", beta, v.shape[:-1], f"(..., {time}H)")
+    _checks.common_dtype(name, DTYPES, g=g, beta=beta, initial_state=initial_state)
+    return _checks.common_dtype(name, DTYPES, q=q, k=k, v=v)
+
+
+def _check_sequence(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> torch.dtype:
+    dtype = _check(name, q, k, v, g, beta, initial_state, "L, ")
+    sequences = () if cu_seqlens is None else (_checks.packed(name, cu_seqlens, v),)
+    if initial_state is not None:
+        _checks.tensor_like(name, "initial_state", initial_state, v, "v")
+        shape = (*v.shape[:-3], *sequences, v.shape[-2], q.shape[-1], v.shape[-1])
+        meaning = "(..., S, H, K, V)" if sequences else "(..., H, K, V)"
+        _checks.has_shape(name, "initial_state", initial_state, shape, meaning)
+    return dtype
+
+
+def _attend(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    scale: float | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Checks, promotes dtypes and calls the operator that is registered with PyTorch."""
+    dtype = _check_sequence(name, q, k, v, g, beta, initial_state, cu_seqlens)
+    wide = arithmetic(dtype)
+    arguments = (
+        q.to(dtype),
+        k.to(dtype),
+        v.to(dtype),
+        g.to(wide),
+        beta.to(wide),
+        None if initial_state is None else initial_state.to(wide),
+        cu_seqlens,
+        default_scale(q) if scale is None else float(scale),
+    )
+    # Past the dispatcher where nothing watches the call.
+    call = _kernel if is_plain(*arguments[:7]) else _operator
+    return cast("tuple[Tensor, Tensor]", call(*arguments))
+
+
+# ---- problem and call ----
+
+
+def _problem(
+    q: Tensor, v: Tensor, g: Tensor, cu_seqlens: Tensor | None, *, is_gradient: bool, trailing: int = 3
+) -> DeltaRuleProblem:
+    return DeltaRuleProblem(
+        device=v.device.type,
+        dtype=dtype_name(v.dtype),
+        batch=v.shape[: v.ndim - trailing].numel(),
+        length=v.shape[-3] if trailing == 3 else 1,
+        heads=v.shape[-2],
+        keys=q.shape[-1],
+        values=v.shape[-1],
+        sequences=1 if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+        per_key=g.ndim == v.ndim,
+        is_gradient=is_gradient,
+        threads=_native.thread_count(),
+        isa=_native.isa(),
+    )
+
+
+def _describe(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> DeltaRuleProblem:
+    """The problem of a call of ``gated_delta_rule``, for ``explain``."""
+    dtype = _check_sequence(_NAME, q, k, v, g, beta, initial_state, cu_seqlens)
+    return _problem(q, v, g, cu_seqlens, is_gradient=False)._replace(dtype=dtype_name(dtype))
+
+
+def _state_shape(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[int, ...]:
+    sequences = () if cu_seqlens is None else (cu_seqlens.shape[0] - 1,)
+    return (*v.shape[:-3], *sequences, v.shape[-2], q.shape[-1], v.shape[-1])
+
+
+def _fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), g.new_empty(_state_shape(q, v, cu_seqlens))
+
+
+def _kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    y, last = _fake(q, k, v, g, beta, state, cu_seqlens, scale)
+    problem = _problem(q, v, g, cu_seqlens, is_gradient=False)
+    run = choose(_NAME, problem).prepare(problem)
+    run((q, k, v, g, beta, state), cu_seqlens, (), (in_huge_pages(y), last), scale)
+    return y, last
+
+
+# ---- derivatives ----
+
+
+def _gradient_fake(
+    dy: Tensor,
+    dlast: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> _Six:
+    dstate = g.new_empty(_state_shape(q, v, cu_seqlens))
+    return (
+        torch.empty_like(q),
+        torch.empty_like(k),
+        torch.empty_like(v),
+        torch.empty_like(g),
+        torch.empty_like(beta),
+        dstate,
+    )
+
+
+def _gradient_kernel(
+    dy: Tensor,
+    dlast: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> _Six:
+    results = _gradient_fake(dy, dlast, q, k, v, g, beta, state, cu_seqlens, scale)
+    problem = _problem(q, v, g, cu_seqlens, is_gradient=True)
+    run = choose(f"{_NAME}_gradient", problem, strict=False).prepare(problem)
+    run((q, k, v, g, beta, state), cu_seqlens, (dy, dlast), results, scale)
+    return results
+
+
+def _composed_gradient(
+    dy: Tensor,
+    dlast: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> _Six:
+    wide = g.dtype
+    found = composed.gradients(
+        dy.to(wide), dlast, q.to(wide), k.to(wide), v.to(wide), g, beta, state, cu_seqlens, scale
+    )
+    return found[0].to(q.dtype), found[1].to(k.dtype), found[2].to(v.dtype), *found[3:]
+
+
+def _gradient_autograd(*arguments: Any) -> _Six:
+    """Native where nobody differentiates the gradient; composed of differentiable operators where someone does."""
+    if is_recorded(*(argument for argument in arguments if isinstance(argument, Tensor))):
+        return _composed_gradient(*arguments)
+    with below_autograd():
+        return cast(_Six, _gradient(*arguments))
+
+
+class _GatedDeltaRule(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        with below_autograd():
+            return cast("tuple[Tensor, Tensor]", _operator(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.scale = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if dy is None and dlast is None:
+            return (None,) * 8
+        tensors = ctx.saved_tensors
+        dy = torch.zeros_like(tensors[2]) if dy is None else dy
+        results = _gradient(dy, dlast, *tensors, ctx.scale)
+        needed = ctx.needs_input_grad[:6]
+        return (*(result if need else None for result, need in zip(results, needed, strict=True)), None, None)
+
+
+_recorded = derivative(_GatedDeltaRule)
+
+
+def _autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """In forward mode, composed of operators that have it; else recorded for backward."""
+    *tensors, cu_seqlens, scale = arguments
+    if has_tangent(*tensors):
+        q, k, v, g, beta, state = tensors
+        y, last = composed.forward(q.to(g.dtype), k.to(g.dtype), v.to(g.dtype), g, beta, state, cu_seqlens, scale)
+        return y.to(v.dtype), last
+    return cast("tuple[Tensor, Tensor]", _recorded(*arguments))
+
+
+# ---- vmap: one more leading axis ----
+
+
+def _mapped(operator: Any, at: int, info: Any, axes: tuple[int | None, ...], arguments: tuple[Any, ...]) -> Any:
+    """The operator on arguments with the mapped axis in front; one by one where the boundaries, argument ``at``, are
+    mapped."""
+    size = info.batch_size
+    if axes[at] is not None:
+        results = [operator(*call) for call in _each(size, axes, arguments)]
+        return tuple(torch.stack(each) for each in zip(*results, strict=True))
+    return operator(
+        *(
+            argument
+            if i == at or not isinstance(argument, Tensor)
+            else (argument.expand(size, *argument.shape) if axis is None else argument.movedim(axis, 0))
+            for i, (argument, axis) in enumerate(zip(arguments, axes, strict=True))
+        )
+    )
+
+
+def _each(size: int, axes: tuple[int | None, ...], arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    for i in range(size):
+        yield tuple(each if axis is None else each.select(axis, i) for each, axis in zip(arguments, axes, strict=True))
+
+
+def _vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    return _mapped(_operator, 6, info, axes, arguments), (0, 0)
+
+
+def _gradient_vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[_Six, tuple[int, ...]]:
+    return _mapped(_gradient, 8, info, axes, arguments), (0,) * 6
+
+
+_operator = define(
+    "gated_delta_rule(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? state, Tensor? cu_seqlens, "
+    "float scale) -> (Tensor, Tensor)",
+    _kernel,
+    fake=_fake,
+    autograd=_autograd,
+    vmap=_vmap,
+)
+_gradient = define(
+    "gated_delta_rule_gradient(Tensor dy, Tensor? dlast, Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, "
+    "Tensor? state, Tensor? cu_seqlens, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _gradient_kernel,
+    fake=_gradient_fake,
+    autograd=_gradient_autograd,
+    vmap=_gradient_vmap,
+)
+
+
+# ---- one step ----
+
+
+class _StepProblem(NamedTuple):
+    """A step on tensors like (v, state, q, k, g, beta, y) with these strides; more than one leading axis is a loop."""
+
+    sizes: DeltaRuleProblem
+    scale: float
+    leading: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        return f"one step of {self.sizes}"
+
+
+def _checked_step(
+    state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None
+) -> Tensor:
+    name = f"{_NAME}_step"
+    dtype = _check(name, q, k, v, g, beta, None, "")
+    wide = arithmetic(dtype)
+    _checks.tensor_like(name, "state", state, v, "v")
+    _checks.has_shape(name, "state", state, (*v.shape[:-1], q.shape[-1], v.shape[-1]), "(..., H, K, V)")
+    if state.dtype != wide:
+        expectation = f"state must have the dtype of the arithmetic, {dtype_name(wide)}"
+        raise TypeError(message(name, expectation, dtype_name(state.dtype), f"Convert it with state.to({wide})"))
+    if needs_gradient(state, q, k, v, g, beta):
+        expectation = f"state is overwritten, which cannot be differentiated; use {_NAME}_with_state where it must be"
+        raise RuntimeError(message(name, expectation, "a tensor that requires grad", "Call under torch.no_grad()"))
+    q, k, v, g, beta = q.to(dtype), k.to(dtype), v.to(dtype), g.to(wide), beta.to(wide)
+    if not is_plain(state, q, k, v, g, beta):
+        return _composed_step(state, q, k, v, g, beta, default_scale(q) if scale is None else float(scale))
+    y = empty_like(v)
+    factor = default_scale(q) if scale is None else float(scale)
+    tensors = (v, state, q, k, g, beta, y)
+    _step_calls.run(
+        scale,
+        *tensors,
+        problem=lambda: _StepProblem(
+            _problem(q, v, g, None, is_gradient=False, trailing=2),
+            factor,
+            tuple(v.shape[:-2]),
+            tuple(tensor.stride() for tensor in tensors),
+        ),
+    )
+    return y
+
+
+def _composed_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float) -> Tensor:
+    """In PyTorch's operators, which compilation and transforms look into."""
+    wide = state.dtype
+    q, k, rest = q.to(wide), k.to(wide), v.to(wide)
+    decay = g.exp() if g.ndim == q.ndim else g.exp().unsqueeze(-1)
+    decayed = decay.unsqueeze(-1) * state
+    u = beta.unsqueeze(-1) * (rest - (decayed * k.unsqueeze(-1)).sum(-2))
+    state.copy_(decayed + k.unsqueeze(-1) * u.unsqueeze(-2))
+    return (scale * (state * q.unsqueeze(-1)).sum(-2)).to(v.dtype)
+
+
+def _prepare_step(problem: _StepProblem) -> Any:
+    if len(problem.leading) <= 1:
+        return cpu.step(problem.sizes, problem.scale, len(problem.leading), problem.strides)
+    inner = _prepare_step(
+        problem._replace(
+            sizes=problem.sizes._replace(batch=math.prod(problem.leading[1:])),
+            leading=problem.leading[1:],
+            strides=tuple(strides[1:] for strides in problem.strides),
+        )
+    )
+
+    def run(*tensors: Tensor) -> None:
+        for each in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
+            inner(*each)
+
+    return run
+
+
+# ---- registry ----
+
+
+def _prepare_reference(problem: DeltaRuleProblem) -> cpu.Run:
+    def run(
+        inputs: Optionals,
+        cu_seqlens: Tensor | None,
+        gradients: Optionals,
+        results: Optionals,
+        scale: float,
+    ) -> None:
+        q, k, v, g, beta = cast("Sequence[Tensor]", inputs[:5])
+        state = inputs[5]
+        if cu_seqlens is not None:
+            _checks.boundaries(_NAME, cu_seqlens, problem.length)
+        found: tuple[Tensor, ...]
+        if problem.is_gradient:
+            dy, dlast = gradients
+            assert dy is not None
+            found = reference.gradient(dy, dlast, q, k, v, g, beta, scale, state, cu_seqlens)
+        else:
+            found = reference.gated_delta_rule(q, k, v, g, beta, scale, state, cu_seqlens)
+        for result, value in zip(results, found, strict=True):
+            assert result is not None
+            result.copy_(value)
+
+    return run
+
+
+def _reference_cost(problem: DeltaRuleProblem) -> Cost:
+    # Ten PyTorch operators a step forward, some thirty with the gradients, on states in double precision.
+    state = problem.batch * problem.heads * problem.keys * problem.values
+    factor, kept = (3, 4 + problem.length) if problem.is_gradient else (1, 4)
+    return Cost(factor * (1 + problem.length) * (1e-4 + 1e-8 * state), 8 * kept * state)
+
+
+_REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
+register(_NAME, (*cpu.ROWS, _REFERENCE), _describe)
+register(f"{_NAME}_gradient", (*cpu.ROWS, _REFERENCE), _describe)
+register(
+    f"{_NAME}_step",
+    (
+        Implementation(
+            "chunked",
+            "cpu",
+            lambda problem: cpu.ROWS[0].why_not(problem.sizes),
+            lambda problem: cpu.ROWS[0].cost(problem.sizes),
+            _prepare_step,
+        ),
+    ),
+    _describe,
+)
