@@ -90,7 +90,7 @@ def test_explain_takes_functions_and_names() -> None:
         row.name for row in convscan.implementations("causal_conv")
     }
     assert "B=2 L=64 D=8 K=4 float32, channel contiguous, silu" in str(by_function)
-    with pytest.raises(ValueError, match="the operator must be one of causal_conv"):
+    with pytest.raises(ValueError, match=r"the operator must be one of .*\bcausal_conv\b"):
         convscan.explain("convolution", X, H)
 
 

@@ -13,7 +13,7 @@ import oracle
 def test_convolution_impostor_fails(impostor: str, dtype: torch.dtype) -> None:
     """Every impostor fails wherever its answer differs from the truth by more than rounding, and that is often."""
     caught = 0
-    for p in oracle.convolutions(dtype, count=20, seed=7, limit=100_000):
+    for p in oracle.convolutions(dtype, count=32, seed=7, limit=100_000):
         wrong, truth = oracle.CONVOLUTION_IMPOSTORS[impostor](p), p.truth()
         for is_transform in (False, True):
             p.check(truth.to(dtype), is_transform=is_transform)
