@@ -530,6 +530,29 @@ def test_going_back_twice_is_no_further_than_was_kept() -> None:
     assert torch.equal(stream.extend(torch.ones(1, 1)), torch.tensor([[16.0]]))
 
 
+@pytest.mark.parametrize("schedule", ["growing", "spread", "uniform"])
+@pytest.mark.parametrize("back", [16, 48, 64, 128, 192, 400])
+def test_going_back_beyond_what_was_made_anew(schedule: str, back: int) -> None:
+    """A long chunk goes through causal_conv and leaves outputs of its last block alone: earlier ones are to be made."""
+    draw = oracle.Draw(7)
+    h, x = draw.normal(700, 3), draw.normal(1100, 3)
+    expected = causal_conv(x, h)
+    for length in (416, 464, 512, 528):
+        if schedule == "uniform":
+            stream: Stream = BlockConvStream(h, 16, max_rollback=500)
+        else:
+            stream = ConvStream(h, schedule=schedule, max_rollback=500)
+        stream.checkpoint()
+        stream.extend(x[:length])
+        stream.rollback(back)
+        at = length - back
+        stream.checkpoint()
+        assert torch.allclose(stream.extend(x[at : at + 32]), expected[at : at + 32], atol=1e-10)
+        stream.rollback(32)  # and once more from what has been made anew by going back
+        pieces = [stream.extend(chunk) for chunk in x[at : at + 288].split(96)]
+        assert torch.allclose(torch.cat(pieces), expected[at : at + 288], atol=1e-10)
+
+
 # ---- recurrences ----
 
 

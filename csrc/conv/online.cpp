@@ -115,8 +115,10 @@ struct Plan {
   }
 };
 
-// The clock: position, the highest position since the oldest row of history still known, and for each level the highest
-// block reached and the units of work done, counted from the beginning.
+// The clock: position, the highest position since the oldest row of history still known, and for each level the block
+// behind the first one whose outputs are still known, and the units of work done, counted from the beginning. Outputs are
+// kept for a block and the one before: that is the highest block reached, or, where the level was made anew (Rebuild),
+// one more.
 struct Clock {
   int64_t *at;
   int64_t &Position() const { return at[0]; }
@@ -435,7 +437,7 @@ convscan_status Extend(const convscan_online &p, const Plan &plan) {
       clock.Block(l) = Max(clock.Block(l), block);
       clock.Work(l) = Max(clock.Work(l), last * units + units * (end - last * level.points) / level.points);
     } else {
-      clock.Block(l) = block;
+      clock.Block(l) = block + 1;
       clock.Work(l) = (block + 1) * level.Units();
     }
   }
@@ -447,7 +449,6 @@ template <class T, int kRow>
 convscan_status Rewind(const convscan_online &p, const Plan &plan, int64_t steps) {
   const Clock clock{p.clock};
   const int64_t position = clock.Position() - steps;
-  // A level keeps what it needs for this block and for the one before the highest it has reached.
   const auto is_lost = [&](int l) { return position / plan.level[l].points < clock.Block(l) - 1; };
   bool is_any_lost = false;
   for (int l = 0; l < plan.levels; ++l) is_any_lost = is_any_lost || is_lost(l);
@@ -462,7 +463,7 @@ convscan_status Rewind(const convscan_online &p, const Plan &plan, int64_t steps
   for (int l = 0; l < plan.levels; ++l) {
     const int64_t block = position / plan.level[l].points, done = (block + 1) * plan.level[l].Units();
     clock.Work(l) = is_lost(l) ? done : Min(clock.Work(l), done);
-    if (is_lost(l)) clock.Block(l) = block;
+    if (is_lost(l)) clock.Block(l) = block + 1;
   }
   clock.Position() = position;
   return CONVSCAN_OK;
