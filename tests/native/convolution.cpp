@@ -66,7 +66,7 @@ convscan_status ConvolveKept(const convscan_conv *p, int64_t transform_length) {
   if (p->origin != 0 && p->origin != p->taps - 1) return CONVSCAN_UNSUPPORTED;
   if (transform_length == 0) transform_length = convscan_fft_length((p->length + p->taps) / 2, p->dtype);
   convscan_spectrum s{};
-  s.filters = p->h_channel_stride == 0 ? 1 : p->channels;
+  s.filters = p->h_channel_stride == 0 ? 1 : (p->channels - 1) / (p->filter_group > 0 ? p->filter_group : 1) + 1;
   s.taps = p->taps;
   s.transform_length = transform_length;
   s.dtype = p->dtype;
