@@ -115,6 +115,17 @@ CONVSCAN_INLINE Vec<T, W> Exp(Vec<T, W> x) {
   return e.mantissa * e.first * e.second;
 }
 
+// a b + c, rounded once where the processor can. GCC contracts the plain expression; Clang does not where it has use for
+// the product, too.
+template <class V>
+CONVSCAN_INLINE V MultiplyAdd(V a, V b, V c) {
+#if defined(__clang__) && (defined(__FMA__) || defined(__aarch64__))
+  return __builtin_elementwise_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // A number as the unevaluated sum of two.
 template <int W, class T>
 struct Split {
@@ -131,7 +142,7 @@ CONVSCAN_INLINE Vec<T, W> Exp2OfProduct(Vec<T, W> x, const Split<W, T> &rate) {
   constexpr T kRound = C::kRound + C::kBias;  // leaves the biased exponent in the lowest bits
   const Vec<T, W> shifted = x * rate.high + kRound;
   const Vec<T, W> n = shifted - kRound;
-  const Vec<T, W> r = x * rate.low + (x * rate.high - n);
+  const Vec<T, W> r = x * rate.low + MultiplyAdd(x, rate.high, -n);
   const Vec<T, W> power = r * Horner<W, T>(r, C::kExp2) + 1;
   const Vec<T, W> scaled = power * BitCast<Vec<T, W>>(BitCast<U>(shifted) << C::kMantissa);
   const Vec<T, W> capped = shifted >= kRound + C::kBias + 1 ? Broadcast<T, W>(__builtin_inf()) : scaled;
@@ -146,7 +157,7 @@ CONVSCAN_INLINE void CosSinOfProduct(Vec<T, W> x, const Split<W, T> &rate, Vec<T
   using U = Vec<Unsigned<T>, W>;
   const Vec<T, W> shifted = x * rate.high + C::kRound;  // the quadrant in its lowest bits
   const Vec<T, W> n = shifted - C::kRound;
-  const Vec<T, W> rest = x * rate.low + (x * rate.high - n);
+  const Vec<T, W> rest = x * rate.low + MultiplyAdd(x, rate.high, -n);
   const Vec<T, W> r = rest * rest <= 1 ? rest : Vec<T, W>{};
   const Vec<T, W> s = r * Horner<W, T>(r * r, C::kSin), c = Horner<W, T>(r * r, C::kCos);
   const U quadrant = BitCast<U>(shifted);
