@@ -18,6 +18,7 @@ from convscan.compat.accelerated_scan import scan
 from convscan.compat.causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
 from convscan.compat.flashfftconv import FlashDepthWiseConv1d, FlashFFTConv
 from convscan.compat.mamba_ssm import mamba_inner_fn, selective_scan_fn, selective_state_update
+from convscan.compat.torchlpc import sample_wise_lpc
 
 WIDTHS = (1, 2, 3, 4, 7, 31)
 
@@ -362,6 +363,22 @@ def test_selective_state_update(heads: int | None, picked: bool) -> None:
     assert torch.equal(cache[others], before[others])
 
 
+def test_selective_state_update_passes_over_sequences_without_a_state() -> None:
+    draw = oracle.Draw(12)
+    x, dt, B = draw.normal(3, 4), draw.normal(3, 4), draw.normal(3, 5)
+    A, cache = -torch.rand(4, 5, dtype=torch.float64), draw.normal(6, 4, 5)
+    alone, expected = cache.clone(), cache.clone()
+    out = selective_state_update(cache, x, dt, A, B, B, state_batch_indices=torch.tensor([4, -1, 0]))
+    for row, i in ((4, 0), (0, 2)):
+        one = selective_state_update(
+            expected[row : row + 1], x[i : i + 1], dt[i : i + 1], A, B[i : i + 1], B[i : i + 1]
+        )
+        assert torch.allclose(out[i], one[0])
+    assert torch.equal(out[1], torch.zeros(4, dtype=torch.float64))
+    assert torch.allclose(cache, expected)
+    assert torch.equal(cache[5], alone[5])
+
+
 def test_selective_state_update_of_a_state_in_another_order() -> None:
     draw = oracle.Draw(10)
     x, dt, B = draw.normal(2, 3, 4), draw.normal(2, 3, 4), draw.normal(2, 1, 5)
@@ -399,6 +416,89 @@ def test_mamba_inner_fn() -> None:
     assert torch.allclose(mamba_inner_fn(*given, B=fixed, delta_bias=bias), (out_proj @ y).mT)
 
 
+def test_mamba_inner_fn_with_norms() -> None:
+    draw, dim, rank, states = oracle.Draw(13), 6, 2, 3
+    xz = draw.normal(2, 2 * dim, 9)
+    conv_weight, x_proj, delta_proj = (
+        draw.normal(dim, 1, 4),
+        draw.normal(rank + 2 * states, dim),
+        draw.normal(dim, rank),
+    )
+    out_proj, A = draw.normal(5, dim), -torch.rand(dim, states, dtype=torch.float64)
+    weights = draw.normal(states), draw.normal(states), draw.normal(dim)
+    x, z = xz.chunk(2, 1)
+    signal = conv(torch.nn.functional.pad(x, (3, 0)), conv_weight[:, 0], None, "silu")
+    mixed = x_proj @ signal
+    parts = *mixed[:, rank:].chunk(2, 1), delta_proj @ mixed[:, :rank]
+    B, C, delta = (
+        part / (part.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight[:, None]
+        for part, weight in zip(parts, weights, strict=True)
+    )
+    B, C = (part[:, None].expand(-1, dim, -1, -1) for part in (B, C))
+    y = selective_loop(signal, torch.nn.functional.softplus(delta), A, B, C)[0] * torch.nn.functional.silu(z)
+    ours = mamba_inner_fn(
+        xz,
+        conv_weight,
+        None,
+        x_proj,
+        delta_proj,
+        out_proj,
+        None,
+        A,
+        b_rms_weight=weights[0],
+        c_rms_weight=weights[1],
+        dt_rms_weight=weights[2],
+        b_c_dt_rms_eps=1e-5,
+    )
+    assert torch.allclose(ours, (out_proj @ y).mT)
+
+
+# ---- torchlpc ----
+
+
+@pytest.mark.parametrize("order", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 3, 20])
+@pytest.mark.parametrize("varying", [False, True])
+def test_sample_wise_lpc(order: int, length: int, varying: bool) -> None:
+    draw = oracle.Draw(14)
+    x, zi = draw.normal(2, length), draw.normal(2, order)
+    a = 0.2 * draw.normal(2, length if varying else 1, order)
+    a = a.expand(2, length, order)
+    for initial in (None, zi):
+        past = torch.zeros_like(zi) if initial is None else zi
+        outputs: list[Tensor] = []
+        for t in range(length):
+            y = x[:, t] - (a[:, t] * past).sum(1)
+            past = torch.cat([y[:, None], past[:, :-1]], 1)
+            outputs.append(y)
+        y, last = sample_wise_lpc(x, a, initial, return_zf=True)
+        assert torch.allclose(y, torch.stack(outputs, 1))
+        assert torch.allclose(last, past)
+        alone = sample_wise_lpc(x, a, initial)
+        assert isinstance(alone, Tensor)
+        assert torch.equal(alone, y)
+
+
+def test_sample_wise_lpc_against_the_original() -> None:
+    torchlpc = pytest.importorskip("torchlpc", reason="torchlpc is not installed")
+    draw = oracle.Draw(15)
+    leaves = [draw.normal(3, 50), 0.1 * draw.normal(3, 50, 4), draw.normal(3, 4)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    ours, theirs = sample_wise_lpc(*leaves), torchlpc.sample_wise_lpc(*leaves)
+    assert isinstance(ours, Tensor)
+    assert torch.allclose(ours, theirs)
+    weight = draw.normal(3, 50)
+    for mine, original in zip(
+        torch.autograd.grad((ours * weight).sum(), leaves),
+        torch.autograd.grad((theirs * weight).sum(), leaves),
+        strict=True,
+    ):
+        assert torch.allclose(mine, original)
+    nothing, state = sample_wise_lpc(leaves[0], leaves[1][..., :0], return_zf=True)
+    assert torch.equal(nothing, leaves[0])
+    assert state.shape == (3, 0)
+
+
 # ---- errors, and names ----
 
 
@@ -433,6 +533,13 @@ def test_errors_name_what_to_do() -> None:
         (ValueError, "B must have two axes", lambda: selective_scan_fn(x, x, weight, bias, weight)),
         (ValueError, "state must have the shape", lambda: selective_state_update(bias, x, x, weight, x, x)),
         (ValueError, "x must have the shape of the state", lambda: selective_state_update(x, x, x, weight, x, x)),
+        (ValueError, r"x must have the shape \(B, T\)", lambda: sample_wise_lpc(x, x)),
+        (
+            ValueError,
+            r"a must have the shape \(B, T, order\) = \(2, 6, order\)",
+            lambda: sample_wise_lpc(x[..., 0], x[:1]),
+        ),
+        (ValueError, "zi must have the shape", lambda: sample_wise_lpc(x[..., 0], x, x[:, 0, :3])),
         (ValueError, "libraries must be among causal_conv1d", lambda: compat.install("einops")),
     ]
     for error, text, action in cases:
@@ -441,7 +548,7 @@ def test_errors_name_what_to_do() -> None:
 
 
 def test_stand_ins_are_found_under_the_original_names_and_taken_back() -> None:
-    names = ("causal_conv1d", "flashfftconv", "mamba_ssm")
+    names = ("causal_conv1d", "flashfftconv", "mamba_ssm", "fla")
     if any(importlib.util.find_spec(name) is not None for name in names):
         pytest.skip("an original is installed")
     done = compat.install(*names)
@@ -457,8 +564,14 @@ def test_stand_ins_are_found_under_the_original_names_and_taken_back() -> None:
             ("flashfftconv.conv", "FlashFFTConv"),
             ("mamba_ssm.ops.selective_scan_interface", "mamba_inner_fn"),
             ("mamba_ssm.ops.triton.selective_state_update", "selective_state_update"),
+            ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"),
+            ("fla.ops", "chunk_kda"),
+            ("fla.ops.gated_delta_rule", "fused_recurrent_gdn"),
+            ("fla.ops.simple_gla", "chunk_simple_gla"),
+            ("fla.ops.gla", "fused_recurrent_gla"),
         ):
             assert hasattr(importlib.import_module(name), attribute)
+        assert not hasattr(importlib.import_module("fla.ops.gla"), "chunk_simple_gla")
         assert sys.modules["causal_conv1d"].causal_conv1d_varlen is sys.modules["causal_conv1d.causal_conv1d_varlen"]
         again = compat.install("causal_conv1d")
         assert again.registered == ()

@@ -5,7 +5,16 @@ its documentation promises, so that a program changes its import and nothing els
 original names for programs that cannot be changed.
 """
 
-from . import accelerated_scan, causal_conv1d, flashfftconv, mamba_ssm
+from . import accelerated_scan, causal_conv1d, fla, flashfftconv, mamba_ssm, torchlpc
 from ._install import Installation, install
 
-__all__ = ["Installation", "accelerated_scan", "causal_conv1d", "flashfftconv", "install", "mamba_ssm"]
+__all__ = [
+    "Installation",
+    "accelerated_scan",
+    "causal_conv1d",
+    "fla",
+    "flashfftconv",
+    "install",
+    "mamba_ssm",
+    "torchlpc",
+]

@@ -10,7 +10,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from .._errors import message
-from . import accelerated_scan, causal_conv1d, flashfftconv, mamba_ssm
+from . import accelerated_scan, causal_conv1d, fla, flashfftconv, mamba_ssm, torchlpc
 
 Names = Mapping[str, Mapping[str, Any]]
 
@@ -27,6 +27,32 @@ _long, _depthwise = (
 
 _mamba = {"mamba_inner_fn": mamba_ssm.mamba_inner_fn, "selective_scan_fn": mamba_ssm.selective_scan_fn}
 _update = {"selective_state_update": mamba_ssm.selective_state_update}
+_dual = {
+    "mamba_chunk_scan_combined": mamba_ssm.mamba_chunk_scan_combined,
+    "mamba_split_conv1d_scan_combined": mamba_ssm.mamba_split_conv1d_scan_combined,
+}
+
+# The modules below fla.ops, and how the names of the functions in them end.
+_fla_modules = {
+    "delta_rule": ("_delta_rule",),
+    "gated_delta_rule": ("_gated_delta_rule", "_gdn"),
+    "gla": ("_gla",),
+    "hgrn": ("_hgrn",),
+    "kda": ("_kda",),
+    "lightning_attn": ("_lightning_attn",),
+    "linear_attn": ("_linear_attn",),
+    "retention": ("_retention",),
+    "simple_gla": ("_simple_gla",),
+}
+_fla = {name: getattr(fla, name) for name in fla.__all__}
+
+
+def _ending(endings: Iterable[str]) -> dict[str, Any]:
+    """The functions of fla called chunk, fused_chunk or fused_recurrent with one of these endings."""
+    beginnings = ("chunk", "fused_chunk", "fused_recurrent")
+    names = {beginning + ending for beginning in beginnings for ending in endings}
+    return {name: function for name, function in _fla.items() if name in names}
+
 
 # Of each library the modules that programs import from, with what is found in them.
 LIBRARIES: Mapping[str, Names] = {
@@ -43,6 +69,13 @@ LIBRARIES: Mapping[str, Names] = {
         "ops.selective_scan_interface": _mamba,
         "ops.triton": {},
         "ops.triton.selective_state_update": _update,
+        "ops.triton.ssd_combined": _dual,
+    },
+    "torchlpc": {"": {"sample_wise_lpc": torchlpc.sample_wise_lpc}},
+    "fla": {
+        "": {},
+        "ops": _fla,
+        **{f"ops.{module}": _ending(endings) for module, endings in _fla_modules.items()},
     },
 }
 

@@ -3,7 +3,7 @@
 Wherever the original has a limit this has none: any width (it stops at 4), any memory order, any length of a cache,
 ``seq_idx`` together with states. The last tap of ``weight`` multiplies the current sample, as in ``nn.Conv1d``.
 
-Source: T. Dao, github.com/Dao-AILab/causal-conv1d, 1.5.
+Source: T. Dao, github.com/Dao-AILab/causal-conv1d, 1.6.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from .._checks import has_shape, shape_text, tensor_like
 from .._errors import message
 from ..ops.causal_conv.api import causal_conv
+from ._sequences import rows_of
 
 __all__ = ["causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states"]
 
@@ -216,20 +217,13 @@ def _packed(
     that is no padding."""
     past = h.shape[0] - 1
     rows, ends = [], []
-    for b in range(x.shape[0]):
-        numbers = seq_idx[b]
-        cuts = (numbers[1:] != numbers[:-1]).nonzero().flatten() + 1
-        bounds = torch.nn.functional.pad(cuts, (1, 1))
-        bounds[-1] = x.shape[1]
+    for b, (bounds, begin, end) in enumerate(rows_of(seq_idx)):
         states = None
         if before is not None:
-            fresh = x.new_zeros(len(cuts), past, x.shape[2])
+            fresh = x.new_zeros(len(bounds) - 2, past, x.shape[2])
             states = torch.cat([before[b].unsqueeze(0), fresh.to(before.dtype)])
         y = causal_conv(x[b], h, bias=bias, activation=activation, initial_state=states, cu_seqlens=bounds)
-        rows.append(torch.where((numbers >= 0).unsqueeze(-1), y, torch.zeros_like(y)))
-        real = (numbers >= 0).nonzero().flatten()
-        end = int(real[-1]) + 1 if len(real) else 0
-        begin = int(bounds[bounds < end].max()) if end else 0
+        rows.append(torch.where((seq_idx[b] >= 0).unsqueeze(-1), y, torch.zeros_like(y)))
         first = states[0] if states is not None and begin == 0 else None
         ends.append(_last(x[b, begin:end], first, past))
     if not rows:
