@@ -16,12 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import convscan
+
 REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex64, torch.complex128)
 ORDERS = ("channels contiguous", "time contiguous", "every second channel", "offset rows", "batch innermost")
 LENGTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 500, 1021)
 CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 130)
 TAPS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 127, 129, 257, 600)
+
+
+def rows(op: str) -> list[str]:
+    """The implementations that run on tensors of the CPU by themselves; tests/gpu has the others interpreted."""
+    return [row.name for row in convscan.implementations(op) if row.target != "triton"]
 
 
 class Mismatch(AssertionError):

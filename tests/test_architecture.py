@@ -19,7 +19,7 @@ SURFACE = Path(__file__).with_name("public_surface.txt")
 # Layers from the bottom up. A module imports from its own layer and from those below it.
 LAYERS = [
     {"_errors", "_version", "_native"},
-    {"_calls", "_layout", "_dispatch", "_library", "_targets"},
+    {"_calls", "_layout", "_dispatch", "_library", "_targets", "_gpu", "_triton"},
     {"_checks", "tuning"},
     {"ops"},
     {"nn", "stream"},

@@ -14,7 +14,7 @@ import oracle
 from convscan import FilterSpectrum, causal_conv
 from convscan.ops.causal_conv import reference
 
-ROWS = [row.name for row in convscan.implementations("causal_conv_gradients")]
+ROWS = oracle.rows("causal_conv_gradients")
 gradients = torch.ops.convscan.causal_conv_gradients.default
 
 

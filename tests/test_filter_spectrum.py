@@ -40,7 +40,7 @@ def test_kept_spectra_on_problems_of_hostile_sizes(dtype: torch.dtype, isa: str)
         assert torch.equal(*answers), f"kept spectra depend on the number of threads: {p}"
 
 
-@pytest.mark.parametrize("name", [row.name for row in convscan.implementations("causal_conv")])
+@pytest.mark.parametrize("name", oracle.rows("causal_conv"))
 def test_every_implementation_takes_a_spectrum(name: str) -> None:
     x, h = normal(2, 70, 5), normal(20, 5)
     with convscan.force(name):
@@ -230,7 +230,7 @@ def high(p: oracle.Convolution, name: str) -> Tensor:
         return causal_conv(p.x, p.h, precision="high", **p.options())
 
 
-@pytest.mark.parametrize("name", [row.name for row in convscan.implementations("causal_conv")])
+@pytest.mark.parametrize("name", oracle.rows("causal_conv"))
 def test_high_precision_rounds_once(name: str, isa: str) -> None:
     for p in oracle.convolutions(torch.float32, count=25, seed=8):
         truth = p.truth()

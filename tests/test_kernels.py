@@ -18,8 +18,8 @@ from convscan import _native
 from convscan.ops.causal_conv import cases as conv_cases
 from convscan.ops.linear_recurrence import cases as scan_cases
 
-CONVOLUTIONS = [row.name for row in convscan.implementations("causal_conv")]
-RECURRENCES = [row.name for row in convscan.implementations("linear_recurrence")]
+CONVOLUTIONS = oracle.rows("causal_conv")
+RECURRENCES = oracle.rows("linear_recurrence")
 
 
 def convolve(p: oracle.Convolution, name: str) -> Tensor | None:

@@ -18,7 +18,7 @@ from convscan import selective_scan, selective_scan_step, selective_scan_with_st
 from convscan._calls import run_prepared
 from convscan.ops.selective_scan.api import _prepared
 
-ROWS = [row.name for row in convscan.implementations("selective_scan")]
+ROWS = oracle.rows("selective_scan")
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._dispatch import choose, prepared_cache
+from ._dispatch import choose, prepared_cache, settings
 
 _HUGE_PAGE = 2 << 20  # bytes
 _LIMIT = 4096
@@ -35,6 +35,12 @@ def empty_like(x: Tensor) -> Tensor:
     return in_huge_pages(torch.empty_like(x))
 
 
+def _device_key(variant: Any, tensors: tuple[Tensor | None, ...]) -> Any:
+    """What a prepared call depends on, of tensors that the native module does not look at."""
+    shapes = (None if t is None else (t.device, t.dtype, t.shape, t.stride()) for t in tensors)
+    return (variant, settings(), *shapes)
+
+
 class Calls:
     """The prepared calls of one operator.
 
@@ -49,6 +55,8 @@ class Calls:
     def run(self, variant: Any, *tensors: Tensor | None, problem: Callable[[], Any], strict: bool = True) -> None:
         """Selects, prepares and runs; remembers what it prepared."""
         key = _native.call_key(variant, *tensors)
+        if key is None and tensors[0] is not None and not tensors[0].is_cpu:
+            key = _device_key(variant, tensors)
         known = self.prepared.get(key)
         if known is not None:
             return known[0](*tensors)
@@ -63,7 +71,7 @@ class Calls:
         x, y = tensors[0], tensors[-1]
         assert x is not None
         assert y is not None
-        if y.stride() == torch.empty_like(x, device="meta").stride():
+        if y.is_cpu and y.stride() == torch.empty_like(x, device="meta").stride():
             fresh = empty_like if y.nbytes >= _HUGE_PAGE else torch.empty_like
             self.prepared[_native.call_key(variant, *tensors[:-1], None)] = (run, fresh)
         return None

@@ -3,6 +3,10 @@
 ``CONVSCAN_ISA``     name of the instruction set whose kernels to use (``baseline``, ``avx2``, ``avx512``, ``neon``);
                      by default the best one that the processor has.
 ``CONVSCAN_TUNING``  path of the tuning table to use instead of the one that ``convscan tune`` stored.
+``CONVSCAN_GPU``     name of the graphics processor to predict for where there is none, such as ``NVIDIA H200`` (the
+                     default), one of those in tuning/gpu.json.
+``TRITON_INTERPRET`` Triton's own: with ``1`` its kernels also run, interpreted and very slowly, on tensors of the CPU.
+                     It has to be set before anything imports Triton.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +34,59 @@ class Target:
     why_not: Callable[[], str | None]
 
 
-TARGETS: tuple[Target, ...] = (Target("cpu", "cpu", lambda: None),)
+def interprets() -> bool:
+    """Whether Triton's interpreter is asked for, which runs kernels on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+@lru_cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _triton_why_not() -> str | None:
+    if not _has_triton():
+        return "Triton is not installed"
+    if not interprets() and not torch.cuda.is_available():
+        return "PyTorch finds no GPU"
+    return None
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("cpu", "cpu", lambda: None),
+    Target("triton", "cuda", _triton_why_not),
+)
+
+
+@lru_cache
+def _gpu_name(index: int | None) -> str:
+    if not torch.cuda.is_available():
+        return os.environ.get("CONVSCAN_GPU", "NVIDIA H200")
+    return torch.cuda.get_device_name(index)
+
+
+def processor(device: torch.device) -> str:
+    """What the cost of work on a device depends on: the instruction set of a processor, the name of a GPU."""
+    return _gpu_name(device.index) if device.type == "cuda" else _native.isa()
+
+
+@lru_cache
+def _is_too_old(name: str) -> bool:
+    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0)
+
+
+def gpu_refusals(device: str, dtype: str, dtypes: tuple[str, ...], other_dtype: str = "does not compute") -> list[str]:
+    """Why Triton kernels for ``dtypes`` cannot run a problem, as ``cpu_refusals`` of native ones."""
+    reasons = []
+    if not _has_triton():
+        reasons.append("Triton is not installed")
+    if device != "cuda" and not (device == "cpu" and interprets()):
+        reasons.append(f"runs on cuda, not on {device}")
+    elif device == "cuda" and _is_too_old(_gpu_name(None)):
+        reasons.append("needs compute capability 8.0")
+    if dtype not in dtypes:
+        reasons.append(f"{other_dtype} {dtype}")
+    return reasons
 
 
 def cpu_refusals(device: str, dtype: str, dtypes: tuple[str, ...], other_dtype: str = "does not compute") -> list[str]:

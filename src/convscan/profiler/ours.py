@@ -11,6 +11,7 @@ import torch
 
 import convscan
 from convscan._dispatch import Candidate, Explanation
+from convscan._targets import TARGETS
 
 from .operators import operator
 from .peer import Peer, Prepared
@@ -114,6 +115,7 @@ def peers(op: str) -> tuple[Peer, ...]:
 
     The reference loop is left out: it is the statement's loop, which is the baseline already.
     """
+    present = {"any", *(target.name for target in TARGETS if target.why_not() is None)}
     rows = [Peer("convscan", op, "convscan", lambda problem: [], _prepare, ours=True)]
     if operator(op).takes_out:
         rows.append(
@@ -129,7 +131,7 @@ def peers(op: str) -> tuple[Peer, ...]:
     if operator(op).kept is not None:
         rows.append(Peer("convscan, spectrum kept", op, "convscan", _nothing_kept, _prepare_kept, ours=True))
     for row in convscan.implementations(op) if operator(op).explain is not None else ():
-        if row.name != "reference":
+        if row.name != "reference" and row.target in present:
             rows.append(
                 Peer(
                     f"convscan {row.name}",

@@ -44,6 +44,11 @@ def _tables() -> tuple[Mapping[str, Any], ...]:
         raise ValueError(message("convscan", "the tuning file must be readable JSON", error, remedy)) from error
 
 
+def stored() -> Mapping[str, Any]:
+    """The user's own measurements, by instruction set and GPU."""
+    return _tables()[0] if len(_tables()) > 1 else {}
+
+
 @lru_cache
 def constants(isa: str) -> Constants:
     """Seconds per unit of work on one instruction set; see default.json for the names."""

@@ -15,7 +15,8 @@ from ..._dispatch import Cost, Implementation, Settings, choose, register, setti
 from ..._errors import message
 from ..._layout import Triple, dtype_name, fold
 from ..._library import below_autograd, define, derivative, is_plain, is_traced, is_watched, needs_gradient
-from . import cpu, reference, sparse
+from ..._targets import processor
+from . import cpu, reference, sparse, triton
 from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic
 from .spectrum import FilterSpectrum
 
@@ -59,7 +60,8 @@ def causal_conv(
         initial_state: (..., K-1, D), the samples before x, oldest first; leading axes as x. They have had the gate:
             what a sequence hands on is the end of ``pre_gate * x``.
         cu_seqlens: (S+1,), int32 or int64, from 0 to L: sequence s has the steps cu_seqlens[s] <= t < cu_seqlens[s+1]
-            and meets no sample of another. ``initial_state`` is then (..., S, K-1, D).
+            and meets no sample of another. ``initial_state`` is then (..., S, K-1, D). On a GPU the values are not
+            checked, which would wait for the device.
         precision: ``"default"`` computes in the type of x; ``"high"`` computes float32 in float64 and rounds the result
             once, derivatives too, in about twice the time and workspace (``explain`` predicts it). Of other dtypes,
             both are the same.
@@ -287,7 +289,7 @@ def _problem(
         transposed=transposed,
         offsets=leading.offsets,
         threads=_native.thread_count(),
-        isa=_native.isa(),
+        isa=processor(x.device),
         precision=precision,
         kept=kept,
         origin=origin,
@@ -309,8 +311,11 @@ def _packed(cu_seqlens: Tensor | None, length: int) -> tuple[list[int] | None, T
     """The boundaries of packed sequences, as numbers and as native kernels read them."""
     if cu_seqlens is None:
         return None, None
+    if not cu_seqlens.is_cpu:
+        # Looking at them would wait for the device. Sequences of any lengths: one may be as long as all.
+        return [0] + [length] * (cu_seqlens.shape[0] - 1), cu_seqlens.to(torch.int64).contiguous()
     boundaries = _checks.boundaries("causal_conv", cu_seqlens, length)
-    return boundaries, cu_seqlens.to("cpu", torch.int64).contiguous()
+    return boundaries, cu_seqlens.to(torch.int64).contiguous()
 
 
 def describe_call(
@@ -440,7 +445,7 @@ def _describe_filter_gradient(
         offsets=leading.offsets,
         threads=_native.thread_count(),
         dh=(dh.stride(-2), dh.stride(-1)),
-        isa=_native.isa(),
+        isa=processor(x.device),
         precision=precision,
         origin=origin,
         x_gate=steps(3),
@@ -977,8 +982,12 @@ _GRADIENT_REFERENCE = Implementation(
     "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
 )
 
-ROWS = (*cpu.ROWS, _REFERENCE)
+ROWS = (*cpu.ROWS, *triton.ROWS, _REFERENCE)
 
 register("causal_conv", ROWS, _describe)
-register("causal_conv_filter_gradient", (*cpu.GRADIENT_ROWS, _GRADIENT_REFERENCE), _describe_filter_gradient)
+register(
+    "causal_conv_filter_gradient",
+    (*cpu.GRADIENT_ROWS, *triton.GRADIENT_ROWS, _GRADIENT_REFERENCE),
+    _describe_filter_gradient,
+)
 register("causal_conv_gradients", cpu.BOTH_ROWS, _describe_gradients, _gradients_ask)

@@ -99,7 +99,8 @@ def _checked(
         _run(x, y_init, a, cu_seqlens, bool(reverse), y)
         return y
     # One axis of a for each of x: those of size 1 are constant.
-    y = _operator(x, y_init, a[(None,) * (x.ndim - a.ndim)], cu_seqlens, bool(reverse))
+    a = a if a.ndim == x.ndim else a[(None,) * (x.ndim - a.ndim)]
+    y = _operator(x, y_init, a, cu_seqlens, bool(reverse))
     return y if out is None else out.copy_(y)
 
 

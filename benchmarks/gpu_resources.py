@@ -1,0 +1,126 @@
+"""Compiles every Triton kernel for devices that are not there, and shows what each takes of them.
+
+    python benchmarks/gpu_resources.py [--targets sm_90,sm_89,sm_80,gfx942] [--only NAME] [--json FILE]
+
+The kernels are those that the rows of the operators would launch on tensors of real models, with the specialisation
+that they would get there. Registers and spills are read from machine code, shared memory from Triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import convscan
+from convscan import _dispatch, _gpu
+from convscan.ops.causal_conv import api as conv
+
+DEVICE = "NVIDIA H200"
+TARGETS = ("sm_90", "sm_89", "sm_80", "gfx942")
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32, time_contiguous: bool = False) -> Tensor:
+    """A tensor without memory."""
+    if time_contiguous:
+        return torch.empty(*shape[:-2], shape[-1], shape[-2], dtype=dtype, device="meta").mT
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def rows(op: str, problem: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The Triton rows that can run a problem, as if it were on the device."""
+    problem = on_device(problem)
+    for row in _dispatch.implementations(op):
+        if row.target == "triton" and not row.why_not(problem):
+            yield row.name, row.prepare(problem)
+
+
+def on_device(problem: Any) -> Any:
+    """A problem of meta tensors, moved to the device."""
+    fields = problem._asdict()
+    moved = {name: on_device(value) for name, value in fields.items() if hasattr(value, "_asdict")}
+    if "device" in fields:
+        moved |= {"device": "cuda", "isa": DEVICE}
+    return problem._replace(**moved)
+
+
+def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What causal_conv launches: name of the case and of the row, and the call."""
+    shapes = {
+        "channels": meta(8, 4096, 2048),
+        "time": meta(8, 4096, 2048, time_contiguous=True),
+        "half": meta(8, 4096, 2048, dtype=torch.bfloat16),
+    }
+    for kind, x in shapes.items():
+        for taps in (4, 32):
+            h, b = x.new_empty(taps, 2048), x.new_empty(2048)
+            gates = {"pre_gate": x, "post_gate": x} if taps == 4 else {}
+            state = x.new_empty(8, taps - 1, 2048)
+            operands = conv.Operands(x, h, b, state, **gates, activation="silu")
+            problem = conv._problem(operands, x)
+            for name, run in rows("causal_conv", problem):
+                yield f"{name}, {kind} contiguous, K = {taps}", lambda run=run, o=operands, x=x: run(*o.floats, x)
+            dh = torch.empty(taps, 2048, device="meta")
+            gradient = conv._describe_filter_gradient(x, x, None, None, None, dh)
+            for name, run in rows("causal_conv_filter_gradient", gradient):
+                call = lambda run=run, x=x, dh=dh: run(x, x, None, None, None, dh)  # noqa: E731
+                yield f"{name} gradient, {kind} contiguous, K = {taps}", call
+
+
+SPECIMENS = (convolutions,)
+
+
+def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:
+    """Every launch by a name of its own."""
+    for specimens in SPECIMENS:
+        for name, call in specimens():
+            if only not in name:
+                continue
+            with _gpu.recorded() as launches:
+                call()
+            for launch in launches:
+                yield f"{name}: {launch.kernel.__name__}", launch
+
+
+def measure(name: str, launch: _gpu.Launch, target: str) -> dict[str, Any]:
+    """What a kernel takes on a target; of AMD's only that it compiles, and how it spills."""
+    from triton.backends.compiler import GPUTarget
+
+    if target.startswith("sm_"):
+        used = _gpu.resources(_gpu.compiled(launch, GPUTarget("cuda", int(target[3:]), 32)))
+        return {"kernel": name, "target": target, **used._asdict()}
+    built = _gpu.compiled(launch, GPUTarget("hip", target, 64))
+    text = built.asm["amdgcn"]
+    registers, spilled = (
+        int(next(line for line in text.splitlines() if f".{key}:" in line).split(":")[1])
+        for key in ("vgpr_count", "vgpr_spill_count")
+    )
+    shared = int(built.metadata.shared)
+    return {"kernel": name, "target": target, "registers": registers, "spilled": 4 * spilled, "shared": shared}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--json", default="")
+    options = parser.parse_args()
+    jobs = [(name, launch, t) for name, launch in compiled(options.only) for t in options.targets.split(",")]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda job: measure(*job), jobs))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"version": convscan.__version__, "kernels": found}, file, indent=1)
+    print(f"{'kernel':<72}{'target':>8}{'registers':>11}{'spilled':>9}{'shared':>9}")
+    for one in found:
+        print(f"{one['kernel']:<72}{one['target']:>8}{one['registers']:>11}{one['spilled']:>9}{one['shared']:>9}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What is known of graphics processors: peaks from their data sheets and tile sizes, which ``convscan tune`` replaces
+by what it measures.
+
+gpu.json has an entry for each device, of bytes and operations a second, and a "default" one of the configurations that
+hold wherever a device has none of its own. Nothing in it was measured: bandwidths and rates are the makers' (dense, at
+boost clock), the cost of a launch and the rate of cached bytes are estimates, the configurations follow from sizes of
+registers and memory transactions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from .._dispatch import Cost
+from .table import stored
+
+# What of a data sheet's peak programs reach that do nothing but move, or multiply in tiles.
+_REACHED_BANDWIDTH, _REACHED_RATE = 0.9, 0.6
+# Programs of four warps that a multiprocessor holds before it moves bytes as fast as it can.
+_PROGRAMS_TO_FILL = 4
+
+
+@lru_cache
+def _shipped() -> Mapping[str, Any]:
+    table: Mapping[str, Any] = json.loads(files(__package__).joinpath("gpu.json").read_text())
+    return table
+
+
+@lru_cache
+def peaks(gpu: str) -> Mapping[str, Any]:
+    """Rates and sizes of a device: measured where ``convscan tune`` ran, else of the device whose name is the longest
+    beginning of this one's, else of the slowest."""
+    shipped = _shipped()
+    known = max((name for name in shipped if gpu.startswith(name)), key=len, default="NVIDIA A100")
+    return {**shipped[known], **stored().get(gpu, {}).get("peaks", {})}
+
+
+@lru_cache
+def configuration(gpu: str, kernel: str) -> Mapping[str, int]:
+    """Tile sizes, warps and stages of a kernel on a device."""
+    shipped = _shipped()
+    known = max((name for name in shipped if gpu.startswith(name)), key=len, default="default")
+    chosen: Mapping[str, int] = {
+        **shipped["default"][kernel],
+        **shipped[known].get(kernel, {}),
+        **stored().get(gpu, {}).get("configurations", {}).get(kernel, {}),
+    }
+    return chosen
+
+
+class Work(NamedTuple):
+    """What one launch does: bytes that it reads and writes, operations by the unit that does them, programs."""
+
+    moved: float
+    flops: float = 0.0
+    unit: str = "float32"
+    programs: float = math.inf
+    again: float = 0.0  # bytes that it reads once more, from the cache where they fit
+
+
+def seconds(gpu: str, *launches: Work) -> float:
+    """Predicted time: of each launch the slowest of what it moves and computes, a launch after the other."""
+    known = peaks(gpu)
+    total = 0.0
+    for work in launches:
+        share = min(1.0, max(1.0, work.programs) / (_PROGRAMS_TO_FILL * known["processors"]))
+        fits = work.moved < known["cache.bytes"] / 2
+        bandwidth = _REACHED_BANDWIDTH * share * known["cached.bytes" if fits else "memory.bytes"]
+        again = known["cached.bytes" if work.again < known["cache.bytes"] / 2 else "memory.bytes"]
+        memory = work.moved / bandwidth + work.again / (_REACHED_BANDWIDTH * share * again)
+        busy = min(1.0, max(1.0, work.programs) / known["processors"])
+        compute = work.flops / (_REACHED_RATE * busy * known[work.unit])
+        # Neither hides the other completely.
+        total += known["launch"] + math.hypot(memory, compute)
+    return total
+
+
+# What the interpreter takes for an operation on a tile, more than any other implementation.
+_INTERPRETED = 1e4
+
+
+def cost(device: str, gpu: str, workspace: float, *launches: Work) -> Cost:
+    """The predicted cost of a call; interpreted on the CPU it is never the cheapest."""
+    flops, moved = sum(work.flops for work in launches), sum(work.moved + work.again for work in launches)
+    name = gpu if device == "cuda" else "NVIDIA A100"
+    time = seconds(name, *launches) if device == "cuda" else _INTERPRETED
+    return Cost(time, int(workspace), int(flops), int(moved))
+
+
+def forget() -> None:
+    """Reads the tables again at the next selection."""
+    peaks.cache_clear()
+    configuration.cache_clear()

@@ -1,0 +1,42 @@
+"""Kernels for GPUs, run by Triton's interpreter on the CPU, which has to be asked for before Triton is imported."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+if find_spec("triton") is None:
+    collect_ignore_glob = ["test_*.py"]  # Triton is made for Linux only, and an extra of the package
+else:
+    asked = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    importlib.import_module("triton.language")
+    os.environ.pop("TRITON_INTERPRET")
+    if asked is not None:
+        os.environ["TRITON_INTERPRET"] = asked
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run on tensors of the CPU for the length of a test, and round to bfloat16 as devices do: the interpreter
+    of Triton 3.7 cuts off."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    tl = importlib.import_module("triton.language")
+    cut = interpreter.InterpreterBuilder.cast_impl
+
+    def rounded(self: Any, source: Any, dtype: Any) -> Any:
+        if source.dtype.scalar == tl.float32 and dtype.scalar == tl.bfloat16:
+            values = torch.from_numpy(np.ascontiguousarray(source.data, np.float32)).bfloat16()
+            return interpreter.TensorHandle(values.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+        return cut(self, source, dtype)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounded)
+    for name in ("create_fp_trunc", "create_fp_ext"):
+        monkeypatch.setattr(interpreter.InterpreterBuilder, name, rounded)
