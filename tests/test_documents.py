@@ -59,6 +59,7 @@ DOCUMENTS_WITH_EXAMPLES = (
     "docs/selective-scan",
     "docs/state-space",
     "docs/streaming",
+    "docs/transformers",
 )
 
 

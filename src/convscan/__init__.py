@@ -1,6 +1,6 @@
 """Sequence operators for PyTorch: causal convolutions of any length and linear recurrences."""
 
-from . import compat, nn, stream, tuning
+from . import compat, integrations, nn, stream, tuning
 from ._dispatch import explain, force, implementations, workspace_limit
 from ._targets import reset_peak_workspace, set_num_threads, workspace_memory
 from ._version import __version__
@@ -44,6 +44,7 @@ __all__ = [
     "gated_linear_attention_step",
     "gated_linear_attention_with_state",
     "implementations",
+    "integrations",
     "linear_recurrence",
     "mlstm",
     "mlstm_step",
