@@ -21,6 +21,7 @@ from torch import Tensor
 import convscan
 from convscan import _dispatch, _gpu
 from convscan.ops.causal_conv import api as conv
+from convscan.ops.causal_conv import backward
 
 DEVICE = "NVIDIA H200"
 TARGETS = ("sm_90", "sm_89", "sm_80", "gfx942")
@@ -63,7 +64,7 @@ def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
             gates = {"pre_gate": x, "post_gate": x} if taps == 4 else {}
             state = x.new_empty(8, taps - 1, 2048)
             operands = conv.Operands(x, h, b, state, **gates, activation="silu")
-            problem = conv._problem(operands, x)
+            problem = conv.problem_of(operands, x)
             for name, run in rows("causal_conv", problem):
                 yield f"{name}, {kind} contiguous, K = {taps}", lambda run=run, o=operands, x=x: run(*o.floats, x)
             dh = torch.empty(taps, 2048, device="meta")
@@ -71,6 +72,11 @@ def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
             for name, run in rows("causal_conv_filter_gradient", gradient):
                 call = lambda run=run, x=x, dh=dh: run(x, x, None, None, None, dh)  # noqa: E731
                 yield f"{name} gradient, {kind} contiguous, K = {taps}", call
+            if taps == 4:
+                given = backward._Given(x, *operands[:8], "default")
+                for name, run in rows("causal_conv_backward", backward._describe(given, None)):
+                    every = lambda run=run, g=given: run(*g[:7], None)  # noqa: E731
+                    yield f"{name} backward, {kind} contiguous, K = {taps}", every
 
 
 SPECIMENS = (convolutions,)

@@ -72,7 +72,7 @@ def _conv_seconds(name: str, order: str, length: int, channels: int, taps: int, 
         run = next(row for row in rows if row.name == name).prepare(problem)
         return _seconds(lambda: run(x, x, None, None, None, dh)), problem
     y = torch.empty_like(x)
-    problem = conv._problem(conv.Operands(x, h), y)
+    problem = conv.problem_of(conv.Operands(x, h), y)
     run = next(row for row in conv_cpu.ROWS if row.name == name).prepare(problem)
     return _seconds(lambda: run(x, h, None, None, None, None, y)), problem
 
@@ -171,7 +171,7 @@ def _machine_constants(threads: int) -> dict[str, float]:
     cached, large = torch.ones(1 << 17), torch.ones(1 << 25)
     to_cached, to_large = torch.empty_like(cached), torch.empty_like(large)
     x, h, y = torch.ones(1, 8, 4), torch.ones(3, 4), torch.empty(1, 8, 4)
-    run = conv_cpu.ROWS[0].prepare(conv._problem(conv.Operands(x, h), y))
+    run = conv_cpu.ROWS[0].prepare(conv.problem_of(conv.Operands(x, h), y))
     torch.set_num_threads(threads)
     return {
         "call": _seconds(lambda: run(x, h, None, None, None, None, y)),

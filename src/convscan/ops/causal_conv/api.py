@@ -248,7 +248,7 @@ def _leading_strides(tensor: Tensor, own: int, x: Tensor) -> tuple[int, ...]:
     return tensor.expand(*x.shape[:-2], *tensor.shape[tensor.ndim - own :]).stride()[: x.ndim - 2]
 
 
-def _problem(
+def problem_of(
     operands: Operands, y: Tensor, boundaries: list[int] | None = None, kept: Kept | None = None
 ) -> ConvProblem:
     x, h, bias, state, pre_gate, post_gate, _, activation, origin, transposed, precision, _ = operands
@@ -307,7 +307,7 @@ def _longest(boundaries: list[int] | None) -> int:
     return 0 if boundaries is None else max(end - begin for begin, end in pairwise(boundaries))
 
 
-def _packed(cu_seqlens: Tensor | None, length: int) -> tuple[list[int] | None, Tensor | None]:
+def packed_boundaries(cu_seqlens: Tensor | None, length: int) -> tuple[list[int] | None, Tensor | None]:
     """The boundaries of packed sequences, as numbers and as native kernels read them."""
     if cu_seqlens is None:
         return None, None
@@ -328,8 +328,8 @@ def describe_call(
         kept = filters.plan(arithmetic(dtype_name(dtype), operands.precision))
         operands = operands._replace(h=operands.h[: filters.length])
     y = torch.empty_like(operands.x, dtype=dtype) if out is None else out
-    boundaries, _ = _packed(operands.cu_seqlens, operands.x.shape[-2])
-    return _problem(operands, y, boundaries, kept)._replace(dtype=dtype_name(dtype))
+    boundaries, _ = packed_boundaries(operands.cu_seqlens, operands.x.shape[-2])
+    return problem_of(operands, y, boundaries, kept)._replace(dtype=dtype_name(dtype))
 
 
 def _describe(
@@ -366,13 +366,13 @@ def _run(operands: Operands, y: Tensor) -> None:
             operands.variant,
             *operands.tensors,
             y,
-            problem=lambda: _problem(operands, y, kept=kept),
+            problem=lambda: problem_of(operands, y, kept=kept),
             strict=strict,
         )
         return
     # Boundaries are values, which no prepared call may depend on.
-    boundaries, packed = _packed(operands.cu_seqlens, y.shape[-2])
-    problem = _problem(operands, y, boundaries)
+    boundaries, packed = packed_boundaries(operands.cu_seqlens, y.shape[-2])
+    problem = problem_of(operands, y, boundaries)
     choose("causal_conv", problem, strict=strict).prepare(problem)(*operands.floats, y, packed)
 
 
@@ -402,7 +402,7 @@ def _filter_gradient_kernel(
 ) -> Tensor:
     shape = (x, dz, state, x_gate, dz_gate, cu_seqlens, taps, origin, per_batch, precision)
     dh = in_huge_pages(_filter_gradient_fake(*shape))
-    boundaries, packed = _packed(cu_seqlens, x.shape[-2])
+    boundaries, packed = packed_boundaries(cu_seqlens, x.shape[-2])
     problem = _describe_filter_gradient(x, dz, state, x_gate, dz_gate, dh, origin, boundaries, precision)
     run = choose("causal_conv_filter_gradient", problem, strict=False).prepare(problem)
     run(x, dz, state, x_gate, dz_gate, dh, packed)
@@ -464,7 +464,7 @@ def _describe_gradients(
     past = x if state is None or state.shape[-2] == 0 else state
     now = settings()
     return GradientProblem(
-        transposed=_problem(Operands(dz, h, transposed=True, precision=precision), dx, kept=kept),
+        transposed=problem_of(Operands(dz, h, transposed=True, precision=precision), dx, kept=kept),
         filter=_describe_filter_gradient(x, dz, state, None, None, dh, precision=precision),
         offsets=fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in (x, dz, past, dx)]).offsets,
         forced=None if now is None else now.forced,
@@ -521,7 +521,7 @@ def _state_gradient(dz: Tensor, h: Tensor, cu_seqlens: Tensor | None, precision:
     return _convolve(head, h.flip(-2)[..., :steps, :], precision=precision)
 
 
-def _reduce_filter(dh: Tensor, h: Tensor) -> Tensor:
+def reduce_filter(dh: Tensor, h: Tensor) -> Tensor:
     """The gradient of a filter per channel as that of h: summed over what a filter serves, in the dtype of h."""
     if h.shape[-1] != dh.shape[-1]:
         dh = dh.reshape(*dh.shape[:-1], h.shape[-1], dh.shape[-1] // h.shape[-1]).sum(-1)
@@ -554,6 +554,54 @@ def _saved(ctx: Any) -> Operands:
     return Operands(*tensors, *ctx.rest)._replace(spectrum=spectrum)  # type: ignore[call-arg]
 
 
+def composed_gradients(p: Operands, dy: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of x, h, bias, initial_state, pre_gate and post_gate, where needed, each of convolutions."""
+    needs_x, needs_h, needs_bias, needs_state, needs_pre, needs_post, *_ = needs
+    dw, z = dy, None
+    if p.activation is not None or needs_post:
+        z = _operator(*p._replace(post_gate=None, activation=None))
+    if p.activation is not None:
+        dw = _activation_gradient(p.activation, dy, _times(cast(Tensor, z), p.post_gate))
+    dx = dh = dbias = dstate = dpre = dpost = None
+    back = p._replace(x=dw, bias=None, state=None, pre_gate=p.post_gate, activation=None)
+    back = back._replace(transposed=not p.transposed)
+    if needs_x and needs_h and _is_plain_filter(p):
+        dx, dh = _gradients(p.x, p.h, dw, p.state, p.precision, p.spectrum)
+        dh = reduce_filter(dh, p.h)
+    elif needs_pre:
+        du = _operator(*back._replace(post_gate=None))
+        assert p.pre_gate is not None
+        dx, dpre = du * p.pre_gate, (du * p.x).sum_to_size(p.pre_gate.shape)
+    elif needs_x:
+        dx = _operator(*back._replace(post_gate=p.pre_gate))
+    if needs_post:
+        assert p.post_gate is not None
+        dpost = (dw * cast(Tensor, z)).sum_to_size(p.post_gate.shape)
+    if needs_h and dh is None:
+        sides = [(p.x, p.pre_gate), (dw, p.post_gate)]
+        # With the transpose, y[i] = sum_k h[k] u[i+k]: samples and gradient change places.
+        (signal, its_gate), (other, other_gate) = reversed(sides) if p.transposed else sides
+        gradients = _filter_gradient(
+            signal,
+            other,
+            p.state,
+            its_gate,
+            other_gate,
+            p.cu_seqlens,
+            p.h.shape[-2],
+            p.origin,
+            _has_leading(p.h),
+            p.precision,
+        )
+        dh = reduce_filter(gradients, p.h)
+    if needs_bias:
+        assert p.bias is not None
+        dbias = _times(dw, p.post_gate).sum(-2).sum_to_size(p.bias.shape)
+    if needs_state:
+        dstate = _state_gradient(_times(dw, p.post_gate), p.h, p.cu_seqlens, p.precision)
+    return dx if needs_x else None, dh, dbias, dstate, dpre, dpost
+
+
 class _CausalConv(torch.autograd.Function):
     """With u = pre_gate x, z = T(h) u + bias and w = post_gate z, y = activation(w). The transpose of a gated
     convolution is one with the gates exchanged."""
@@ -574,51 +622,14 @@ class _CausalConv(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if dy is None:
             return (None,) * 12
+        from .backward import fused  # which describes its problems as this module does
+
         p = _saved(ctx)
-        needs_x, needs_h, needs_bias, needs_state, needs_pre, needs_post, *_ = ctx.needs_input_grad
-        dw, z = dy, None
-        if p.activation is not None or needs_post:
-            z = _operator(*p._replace(post_gate=None, activation=None))
-        if p.activation is not None:
-            dw = _activation_gradient(p.activation, dy, _times(cast(Tensor, z), p.post_gate))
-        dx = dh = dbias = dstate = dpre = dpost = None
-        back = p._replace(x=dw, bias=None, state=None, pre_gate=p.post_gate, activation=None)
-        back = back._replace(transposed=not p.transposed)
-        if needs_x and needs_h and _is_plain_filter(p):
-            dx, dh = _gradients(p.x, p.h, dw, p.state, p.precision, p.spectrum)
-            dh = _reduce_filter(dh, p.h)
-        elif needs_pre:
-            du = _operator(*back._replace(post_gate=None))
-            assert p.pre_gate is not None
-            dx, dpre = du * p.pre_gate, (du * p.x).sum_to_size(p.pre_gate.shape)
-        elif needs_x:
-            dx = _operator(*back._replace(post_gate=p.pre_gate))
-        if needs_post:
-            assert p.post_gate is not None
-            dpost = (dw * cast(Tensor, z)).sum_to_size(p.post_gate.shape)
-        if needs_h and dh is None:
-            sides = [(p.x, p.pre_gate), (dw, p.post_gate)]
-            # With the transpose, y[i] = sum_k h[k] u[i+k]: samples and gradient change places.
-            (signal, its_gate), (other, other_gate) = reversed(sides) if p.transposed else sides
-            gradients = _filter_gradient(
-                signal,
-                other,
-                p.state,
-                its_gate,
-                other_gate,
-                p.cu_seqlens,
-                p.h.shape[-2],
-                p.origin,
-                _has_leading(p.h),
-                p.precision,
-            )
-            dh = _reduce_filter(gradients, p.h)
-        if needs_bias:
-            assert p.bias is not None
-            dbias = _times(dw, p.post_gate).sum(-2).sum_to_size(p.bias.shape)
-        if needs_state:
-            dstate = _state_gradient(_times(dw, p.post_gate), p.h, p.cu_seqlens, p.precision)
-        return dx if needs_x else None, dh, dbias, dstate, dpre, dpost, None, None, None, None, None, None
+        gradients = fused(p, dy)
+        if gradients is None:
+            gradients = composed_gradients(p, dy, ctx.needs_input_grad)
+        needed = zip(ctx.needs_input_grad, gradients, strict=False)
+        return (*(gradient if needs else None for needs, gradient in needed), *(None,) * 6)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:  # type: ignore[override]
@@ -734,7 +745,7 @@ class _Gradients(torch.autograd.Function):
         terms: list[Tensor] = []  # of the gradient of dz
         if gdx is not None:
             if need_h:
-                gh = _reduce_filter(_filter_gradient(gdx, dz, None, *rest), h)
+                gh = reduce_filter(_filter_gradient(gdx, dz, None, *rest), h)
             if need_dz:
                 terms.append(_convolve(gdx, h, precision=precision, spectrum=spectrum))
         if gdh is not None:

@@ -115,6 +115,17 @@ class GradientProblem(NamedTuple):
         return f"gradients of {self.filter}"
 
 
+class BackwardProblem(NamedTuple):
+    """Every gradient of ``forward`` together, whose ``y`` has the strides of the gradient of the result. ``forced`` is
+    the implementation that surrounding settings ask for."""
+
+    forward: ConvProblem
+    forced: str | None
+
+    def __str__(self) -> str:
+        return f"all gradients of {self.forward}"
+
+
 class FilterGradientProblem(NamedTuple):
     """dh[k,n] = sum_{b,i} dz_gate[b,i,n] dz[b,i,n] u[b,i+origin-k,n], u = x_gate x, with ``offsets`` of (x, dz, state,
     x_gate, dz_gate, dh); ``per_batch`` is the stride of dh where it is not summed over the batch, and ``dh`` has the
