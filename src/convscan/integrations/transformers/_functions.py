@@ -24,7 +24,8 @@ from ...ops.ssd_scan.api import ssd_scan_step
 
 Function = Callable[..., Any]
 
-_SILU = (None, "silu", "swish")
+# Activations of short convolutions, none included.
+SILU = (None, "silu", "swish")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -43,7 +44,7 @@ def short_conv(original: Function) -> Function:
     def replacement(
         hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **kwargs: Any
     ) -> Any:
-        if activation not in _SILU or not is_served(hidden_states):
+        if activation not in SILU or not is_served(hidden_states):
             return original(hidden_states, weight, bias, activation=activation, **kwargs)
         return causal_conv1d_fn(hidden_states, weight, bias, kwargs.get("seq_idx"), activation=activation)
 
@@ -59,7 +60,7 @@ def short_conv_step(original: Function) -> Function:
         bias: Tensor | None = None,
         activation: str | None = None,
     ) -> Any:
-        served = activation in _SILU and is_served(hidden_states)
+        served = activation in SILU and is_served(hidden_states)
         if not served or not overwrites(hidden_states, conv_state, weight, bias):
             return original(hidden_states, conv_state, weight, bias, activation)
         return causal_conv1d_update(hidden_states, conv_state, weight, bias, activation)

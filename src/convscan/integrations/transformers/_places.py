@@ -6,12 +6,13 @@ here belongs to a version that convscan does not know, and is left alone.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from . import _functions, _methods
+from . import _functions, _methods, _older
 from ._functions import Function
 
 
@@ -102,14 +103,21 @@ def is_model_file(name: str) -> bool:
 
 def places(module: types.ModuleType) -> Iterator[Found]:
     """All places of a loaded model file that convscan knows the name of."""
+    keepers = list(_older.keepers(module))
     for name, place in FUNCTIONS.items():
-        # A function that a model file imports from another one is a place of that other one too.
-        if callable(getattr(module, name, None)):
+        # Where layers keep their functions, it is no use to replace these.
+        if callable(getattr(module, name, None)) and not keepers:
             yield Found(module, module, name, place, _refusal(vars(module)[name], place))
     for (holder, name), place in METHODS.items():
         cls = getattr(module, holder, None)
         if isinstance(cls, type) and name in vars(cls):
             yield Found(module, cls, name, place, _refusal(vars(cls)[name], place))
+    for cls, name in _older.slow_ways(module):
+        place = Place(functools.partial(_older.fast_way, module, cls), (), _older.operators(cls))
+        yield Found(module, cls, name, place, _older.refusal(cls, name))
+    for cls in keepers:
+        place = Place(_older.with_functions, (), "gated_delta_rule")
+        yield Found(module, cls, "forward", place, None)
 
 
 def _refusal(function: Function, place: Place) -> str | None:

@@ -17,7 +17,7 @@ from ._functions import Function
 from ._places import Found, is_model_file, places, users
 
 # Versions of transformers whose model files convscan has been tested with, oldest and newest.
-TESTED = ((5, 15), (5, 24))
+TESTED = ((4, 57), (5, 24))
 
 
 class _Replaced(NamedTuple):
