@@ -5,6 +5,7 @@
 
 #include <new>
 
+#include "core/choose.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/tables.h"
@@ -1069,6 +1070,17 @@ convscan_status convscan_conv_fft(const convscan_conv *p, int64_t transform_leng
     return ActiveKernels().conv_fft(q, p->boundaries == nullptr ? transform_length : TransformOf(q, transform_length));
   });
 }
+convscan_status convscan_conv_auto(const convscan_conv *p) {
+  const convscan_status status = Check(p);
+  if (status != CONVSCAN_OK || IsEmpty(*p)) return status;
+  const ConvChoice choice = ChooseConv(*p, convscan_isa(), convscan_fft_length);
+  switch (choice.method) {
+    case ConvMethod::kDirect: return convscan_conv_direct(p);
+    case ConvMethod::kToeplitz: return convscan_conv_toeplitz(p);
+    case ConvMethod::kFft: break;
+  }
+  return convscan_conv_fft(p, choice.transform_length);
+}
 convscan_status convscan_conv_fft_kept(const convscan_conv *p, int64_t transform_length, const void *spectra,
                                        convscan_spectrum_storage storage) {
   const convscan_status status = CheckKept(p, transform_length, spectra, storage);
@@ -1117,6 +1129,16 @@ convscan_status convscan_scan_sequential(const convscan_scan *p) {
 convscan_status convscan_scan_tiled(const convscan_scan *p) { return Run(p, Check(p, true), &Kernels::scan_tiled); }
 convscan_status convscan_scan_parallel(const convscan_scan *p) {
   return Run(p, Check(p, true), &Kernels::scan_parallel);
+}
+convscan_status convscan_scan_auto(const convscan_scan *p) {
+  const convscan_status status = Check(p, true);
+  if (status != CONVSCAN_OK) return status;
+  switch (ChooseScan(*p, convscan_isa())) {
+    case ScanMethod::kSequential: return convscan_scan_sequential(p);
+    case ScanMethod::kTiled: return convscan_scan_tiled(p);
+    case ScanMethod::kParallel: break;
+  }
+  return convscan_scan_parallel(p);
 }
 convscan_status convscan_scan_gradient_sequential(const convscan_scan_gradient *p) {
   return Run(p, Check(p), &Kernels::scan_gradient_sequential);
@@ -1203,6 +1225,7 @@ const char *convscan_isa_name(int index) { return IsaAt(index) == nullptr ? null
 convscan_status convscan_set_isa(const char *name) { return SetIsa(name) ? CONVSCAN_OK : CONVSCAN_INVALID_ARGUMENT; }
 
 int convscan_thread_count(void) { return ThreadCount(); }
+void convscan_use_pool(const convscan_pool *pool) { UsePool(pool); }
 
 int64_t convscan_workspace_current(void) { return WorkspaceCurrent(); }
 int64_t convscan_workspace_peak(void) { return WorkspacePeak(); }

@@ -20,10 +20,15 @@ std::atomic<bool> forked_child{false};
 // there, and would wait for them for ever.
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked_child.store(true, std::memory_order_relaxed); });
 
+thread_local const convscan_pool *pool_in_use = nullptr;
+
 }  // namespace
+
+void UsePool(const convscan_pool *pool) { pool_in_use = pool; }
 
 int ThreadCount() {
   if (forked_child.load(std::memory_order_relaxed)) return 1;
+  if (pool_in_use != nullptr) return pool_in_use->thread_count(pool_in_use->host);
 #if defined(_OPENMP)
   return omp_in_parallel() ? 1 : omp_get_max_threads();
 #else
@@ -38,6 +43,10 @@ void ParallelFor(int64_t count, int threads, void (*task)(void *, int64_t), void
   if (threads > count) threads = static_cast<int>(count);
   if (threads <= 1) {
     for (int64_t i = 0; i < count; ++i) task(context, i);
+    return;
+  }
+  if (pool_in_use != nullptr) {
+    pool_in_use->run(pool_in_use->host, count, threads, task, context);
     return;
   }
 #if defined(_OPENMP)
@@ -57,6 +66,10 @@ void ParallelFor(int64_t count, int threads, void (*task)(void *, int64_t), void
 }
 
 void OnEveryThread(void (*task)()) {
+  if (pool_in_use != nullptr) {
+    task();
+    return;
+  }
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(ThreadCount())
   task();

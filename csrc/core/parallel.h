@@ -3,10 +3,15 @@
 
 #include <stdint.h>
 
+#include "convscan.h"
+
 namespace convscan {
 
-// Threads used when a problem asks for 0: OpenMP's own setting, so torch.set_num_threads is followed. 1 in a forked
-// child, where libgomp's pool cannot be restarted.
+// The host's threads, which calls of this thread use from now on; null for the library's own.
+void UsePool(const convscan_pool *pool);
+
+// Threads used when a problem asks for 0: the host's pool; else OpenMP's own setting, so torch.set_num_threads is
+// followed. 1 in a forked child, where libgomp's pool cannot be restarted.
 int ThreadCount();
 
 // Runs task(context, index) for 0 <= index < count on at most `threads` threads (0: ThreadCount()), in any order,
@@ -23,7 +28,8 @@ void ParallelFor(int64_t count, int threads, const Function &function) {
       const_cast<void *>(static_cast<const void *>(&function)));
 }
 
-// Runs task once on each of the threads that ParallelFor keeps between calls, the caller's included.
+// Runs task once on each of the threads that ParallelFor keeps between calls, the caller's included. Of a host's pool only
+// the caller's: no pool promises which of its threads a task runs on.
 void OnEveryThread(void (*task)());
 
 }  // namespace convscan

@@ -109,6 +109,9 @@ CONVSCAN_API convscan_status convscan_conv_fft_sparse(const convscan_conv *probl
                                                       const void *pattern);
 /* Companion form: one step at a time with taps-1 states per channel. */
 CONVSCAN_API convscan_status convscan_conv_recurrence(const convscan_conv *problem);
+/* The one of direct, toeplitz and fft that should be fastest on this instruction set, by the shipped table of costs. The
+ * choice depends on sizes, dtype, memory order and the number of threads, never on a clock. */
+CONVSCAN_API convscan_status convscan_conv_auto(const convscan_conv *problem);
 
 /* The transforms of filters, to be kept. Their layout is opaque and that of the instruction set in use: with another one
  * they are to be made again. dtype is that of h and decides the arithmetic. */
@@ -211,6 +214,8 @@ CONVSCAN_API convscan_status convscan_scan_sequential(const convscan_scan *probl
 CONVSCAN_API convscan_status convscan_scan_tiled(const convscan_scan *problem);
 /* Work-efficient scan inside vector registers along time. */
 CONVSCAN_API convscan_status convscan_scan_parallel(const convscan_scan *problem);
+/* The one of these that should be fastest, chosen as convscan_conv_auto chooses. */
+CONVSCAN_API convscan_status convscan_scan_auto(const convscan_scan *problem);
 
 /* Gradients of the scan, one fused pass: g[i] = dy[i] + conj(a[i+1]) g[i+1], dx = g, da[i] = g[i] conj(y[i-1]),
  * dy_init = conj(a[0]) g[0] (mirrored for reverse). `forward` describes the forward call; its x is not read.
@@ -587,6 +592,18 @@ CONVSCAN_API convscan_status convscan_set_isa(const char *name); /* not thread-s
 
 /* Threads used when `threads` is 0: OpenMP's setting in the Python package. 1 in a forked child. */
 CONVSCAN_API int convscan_thread_count(void);
+
+/* A host's own threads. `run` calls task(context, index) once for every 0 <= index < count, on at most `threads` threads and
+ * in any order, and returns when all are done. Workspace of its threads is kept until they end. */
+typedef struct convscan_pool {
+  void *host; /* what the two functions are given */
+  int (*thread_count)(void *host);
+  void (*run)(void *host, int64_t count, int threads, void (*task)(void *context, int64_t index), void *context);
+} convscan_pool;
+
+/* From now on calls that the calling thread makes use this pool, which must stay where it is; null: the library's threads
+ * again. Other threads are not concerned. */
+CONVSCAN_API void convscan_use_pool(const convscan_pool *pool);
 
 /* Workspace held by all threads together, in bytes, and its high-water mark since the last reset. Plan tables
  * (twiddle factors), shared by all threads, are counted apart. */

@@ -137,6 +137,7 @@ class Array {
 };
 
 void TestArguments();
+void TestHost();
 void TestConvolution();
 void TestOrigins();
 void TestFilterGradient();

@@ -203,6 +203,7 @@ int main() {
   for (int i = 0; i < convscan_isa_count(); ++i) {
     if (!CHECK(convscan_set_isa(convscan_isa_name(i)) == CONVSCAN_OK)) continue;
     fprintf(stderr, "%s\n", convscan_isa());
+    TestHost();
     TestConvolution();
     TestOrigins();
     TestFilterGradient();
