@@ -7,6 +7,8 @@
                      default), one of those in tuning/gpu.json.
 ``TRITON_INTERPRET`` Triton's own: with ``1`` its kernels also run, interpreted and very slowly, on tensors of the CPU.
                      It has to be set before anything imports Triton.
+``XDG_CACHE_HOME``   the user's cache folder, where the system has another than ``~/.cache``.
+``CXX``              the C++ compiler for the operators' library of ExecuTorch; by default c++, g++ or clang++.
 """
 
 from __future__ import annotations
@@ -138,8 +140,18 @@ def tuning_file() -> Path:
     override = os.environ.get("CONVSCAN_TUNING")
     if override:
         return Path(override)
+    return cache_folder() / "tuning.json"
+
+
+def cache_folder() -> Path:
+    """The folder for what convscan keeps between programs."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "convscan" / "tuning.json"
+    return (Path(cache) if cache else Path.home() / ".cache") / "convscan"
+
+
+def cxx_compiler() -> str | None:
+    """The C++ compiler that the user names, by the variable that build tools read."""
+    return os.environ.get("CXX") or None
 
 
 _use_isa(os.environ.get("CONVSCAN_ISA"))

@@ -1,8 +1,9 @@
-"""Other programs' models on convscan: ``transformers`` serves those of Hugging Face, ``onnx`` exports.
+"""Other programs' models on convscan, and convscan's in other runtimes: ``transformers`` serves those of Hugging Face,
+``onnx`` and ``executorch`` export.
 
-Importing this imports neither of these libraries.
+Importing this imports none of these libraries.
 """
 
-from . import transformers
+from . import executorch, transformers
 
-__all__ = ["transformers"]
+__all__ = ["executorch", "transformers"]

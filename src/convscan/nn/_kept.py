@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,19 @@ from .._library import is_watched
 from ..ops.causal_conv.spectrum import FilterSpectrum
 
 _SIMPLE = (bool, int, float, str, type(None))
+# A plain variable: Dynamo traces no other. Exporting is the work of one thread.
+_constant = False
+
+
+@contextmanager
+def constant_filters() -> Iterator[None]:
+    """Inside, traced calls take the filters that the calls before them kept, as constants of what is traced."""
+    global _constant
+    before, _constant = _constant, True
+    try:
+        yield
+    finally:
+        _constant = before
 
 
 class KeptFilters:
@@ -40,6 +54,10 @@ class KeptFilters:
 
         ``make`` may depend on ``variant``, on the layer's parameters, buffers, and attributes that are numbers or text.
         """
+        if _constant and self._entry is not None and is_watched():
+            _, kind, kept = self._entry
+            if kind == variant and length <= kept[0].length:  # taps that no sample meets do no harm
+                return [one.h for one in kept]
         if layer.training or torch.is_grad_enabled() or is_watched() or length == 0:
             return make()
         made_of = _made_of(layer)
