@@ -22,6 +22,7 @@ import convscan
 from convscan import _dispatch, _gpu
 from convscan.ops.causal_conv import api as conv
 from convscan.ops.causal_conv import backward
+from convscan.ops.linear_recurrence import api as scan
 
 DEVICE = "NVIDIA H200"
 TARGETS = ("sm_90", "sm_89", "sm_80", "gfx942")
@@ -79,7 +80,19 @@ def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
                     yield f"{name} backward, {kind} contiguous, K = {taps}", every
 
 
-SPECIMENS = (convolutions,)
+def recurrences() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What linear_recurrence launches."""
+    for kind, dtype in (("channels", torch.float32), ("time", torch.float32), ("half", torch.bfloat16)):
+        x = meta(8, 4096, 2048, dtype=dtype, time_contiguous=kind == "time")
+        start = x.new_empty(8, 2048)
+        for name, run in rows("linear_recurrence", scan._problem(x, start, x, None, False, x)):
+            yield f"{name}, {kind} contiguous", lambda run=run, x=x, s=start: run(x, s, x, None, x)
+        gradient = scan._describe_gradient(x, start, x, x, None, False, x, x, start)
+        for name, run in rows("linear_recurrence_gradient", gradient):
+            yield f"{name} gradient, {kind} contiguous", lambda run=run, x=x, s=start: run(x, s, x, None, x, x, x, s)
+
+
+SPECIMENS = (convolutions, recurrences)
 
 
 def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:

@@ -73,6 +73,12 @@ def apart(x: Tensor, y: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
+def sequence_of(bounds: Tensor, length: int) -> Tensor:
+    """The sequence of each step, without waiting for the device; bounds are cu_seqlens."""
+    steps = torch.arange(length, device=bounds.device, dtype=bounds.dtype)
+    return (torch.searchsorted(bounds, steps, right=True) - 1).clamp_(0, bounds.shape[0] - 2).to(torch.int32)
+
+
 # ---- compiling for other devices ----
 
 _POINTERS = {
@@ -133,16 +139,6 @@ def resources(built: Any) -> Resources:
     line = next(line for line in shown.splitlines() if "REG:" in line)
     usage = dict(part.split(":", 1) for part in line.split() if part.count(":") == 1)
     return Resources(int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"]), int(built.metadata.shared))
-
-
-def dense(*sizes: int) -> tuple[int, ...]:
-    """Strides of a contiguous array."""
-    strides: list[int] = []
-    step = 1
-    for size in reversed(sizes):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
 
 
 def ceil_div(a: int, b: int) -> int:

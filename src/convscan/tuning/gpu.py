@@ -61,6 +61,7 @@ class Work(NamedTuple):
     unit: str = "float32"
     programs: float = math.inf
     again: float = 0.0  # bytes that it reads once more, from the cache where they fit
+    latency: float = 0.0  # seconds that pass at least, because one part waits for another
 
 
 def seconds(gpu: str, *launches: Work) -> float:
@@ -76,7 +77,7 @@ def seconds(gpu: str, *launches: Work) -> float:
         busy = min(1.0, max(1.0, work.programs) / known["processors"])
         compute = work.flops / (_REACHED_RATE * busy * known[work.unit])
         # Neither hides the other completely.
-        total += known["launch"] + math.hypot(memory, compute)
+        total += known["launch"] + max(work.latency, math.hypot(memory, compute))
     return total
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._dispatch import Cost, Implementation
-from ..._gpu import apart, at, ceil_div, launch, names, power_of_two
+from ..._gpu import apart, at, ceil_div, launch, names, power_of_two, sequence_of
 from ..._layout import Triple, order
 from ..._targets import gpu_refusals
 from ...tuning.gpu import Work, configuration, cost
@@ -54,12 +54,6 @@ def _samples(problem: ConvProblem | FilterGradientProblem) -> float:
 def _moved(problem: ConvProblem | FilterGradientProblem) -> float:
     """Bytes to read and write at least."""
     return _item(problem) * ((2 + problem.gates) * _samples(problem) + problem.filters * problem.taps)
-
-
-def sequence_of(bounds: Tensor, length: int) -> Tensor:
-    """The sequence of each step, without waiting for the device."""
-    steps = torch.arange(length, device=bounds.device, dtype=bounds.dtype)
-    return (torch.searchsorted(bounds, steps, right=True) - 1).clamp_(0, bounds.shape[0] - 2).to(torch.int32)
 
 
 def _mirrored(strides: Triple | None, length: int) -> tuple[Triple, int]:

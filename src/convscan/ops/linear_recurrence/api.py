@@ -15,7 +15,8 @@ from ..._dispatch import Cost, Implementation, choose, register
 from ..._errors import message
 from ..._layout import Triple, dtype_name, fold
 from ..._library import below_autograd, define, derivative, is_plain, is_recorded, is_traced, needs_gradient
-from . import cpu, reference
+from ..._targets import processor
+from . import cpu, reference, triton
 from .problem import ScanGradientProblem, ScanProblem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -165,7 +166,7 @@ def _problem(
         sequences=_sequences(cu_seqlens),
         offsets=leading.offsets,
         threads=_native.thread_count(),
-        isa=_native.isa(),
+        isa=processor(x.device),
     )
 
 
@@ -343,7 +344,7 @@ def _describe_gradient(
         sequences=_sequences(cu_seqlens),
         offsets=leading.offsets,
         threads=_native.thread_count(),
-        isa=_native.isa(),
+        isa=processor(y.device),
     )
     return ScanGradientProblem(
         forward=forward,
@@ -565,5 +566,7 @@ _GRADIENT_REFERENCE = Implementation(
     "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
 )
 
-register("linear_recurrence", (*cpu.ROWS, _REFERENCE), _describe)
-register("linear_recurrence_gradient", (*cpu.GRADIENT_ROWS, _GRADIENT_REFERENCE), _describe_gradient)
+register("linear_recurrence", (*cpu.ROWS, *triton.ROWS, _REFERENCE), _describe)
+register(
+    "linear_recurrence_gradient", (*cpu.GRADIENT_ROWS, *triton.GRADIENT_ROWS, _GRADIENT_REFERENCE), _describe_gradient
+)
