@@ -34,3 +34,42 @@ def activation_gradient(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "gelu":
         slope = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
     return slope
+
+
+@triton.jit
+def _rounded(x):
+    """x to the 11 bits that tensor cores read of float32, to nearest: what they cut off by themselves is biased."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x1000) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def dot(x, y, total, PRECISION: tl.constexpr):
+    """total + x y for a pair of matrices in float32, summed in float32.
+
+    PRECISION says what a tensor core may make of them: ``"exact"`` float32; ``"three"`` the three larger of the four
+    products of their halves, 2^-22 off; ``"left"`` the two halves of x times y, which has no more than 11 bits;
+    ``"one"`` both rounded to 11 bits; ``"half"`` both of a half type.
+    """
+    if PRECISION == "exact":
+        total = tl.dot(x, y, total, input_precision="ieee")
+    elif PRECISION == "half":
+        total = tl.dot(x, y, total)
+    elif PRECISION == "one":
+        total = tl.dot(_rounded(x), _rounded(y), total, input_precision="tf32")
+    else:
+        high_x = _rounded(x)
+        low_x = x - high_x
+        low_x = tl.where(low_x == low_x, low_x, 0.0)  # of infinity nothing is left
+        if PRECISION == "left":
+            total = tl.dot(low_x, y, total, input_precision="tf32")
+            total = tl.dot(high_x, y, total, input_precision="tf32")
+        else:
+            high_y = _rounded(y)
+            low_y = y - high_y
+            low_y = tl.where(low_y == low_y, low_y, 0.0)
+            # Small products first.
+            total = tl.dot(low_x, high_y, total, input_precision="tf32")
+            total = tl.dot(high_x, low_y, total, input_precision="tf32")
+            total = tl.dot(high_x, high_y, total, input_precision="tf32")
+    return total

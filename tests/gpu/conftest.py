@@ -24,8 +24,8 @@ else:
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels run on tensors of the CPU for the length of a test, and round to bfloat16 as devices do: the interpreter
-    of Triton 3.7 cuts off."""
+    """Kernels run on tensors of the CPU for the length of a test. They round to bfloat16 and multiply matrices of it as
+    devices do: the interpreter of Triton 3.7 cuts off, and multiplies the bits as integers."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     interpreter = importlib.import_module("triton.runtime.interpreter")
     tl = importlib.import_module("triton.language")
@@ -38,5 +38,18 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         return cut(self, source, dtype)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounded)
+
+    def widened(one: Any) -> Any:
+        if one.dtype.scalar != tl.bfloat16:
+            return one
+        values = torch.from_numpy(np.ascontiguousarray(one.data).view(np.int16)).view(torch.bfloat16)
+        return interpreter.TensorHandle(values.float().numpy(), tl.float32)
+
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return multiply(self, widened(a), widened(b), *others)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
     for name in ("create_fp_trunc", "create_fp_ext"):
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, rounded)

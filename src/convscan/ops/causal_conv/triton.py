@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..._dispatch import Cost, Implementation
 from ..._gpu import apart, at, ceil_div, launch, names, power_of_two, sequence_of
 from ..._layout import Triple, order
 from ..._targets import gpu_refusals
-from ...tuning.gpu import Work, configuration, cost
+from ...tuning.gpu import Work, configuration, cost, seconds
 from .problem import BackwardProblem, ConvProblem, FilterGradientProblem
 
 REAL = ("float32", "float64", "bfloat16", "float16")
@@ -112,6 +113,11 @@ class _Arguments:
         x, pre, post, y = self.strides
         past = (state[0], p.state_sequence, *state[1:])
         return (*x, p.h_batch, *p.h, *(p.bias or (0, 0)), *past, *pre, *post, *y)
+
+    @property
+    def unpacked_steps(self) -> tuple[int, ...]:
+        """The same without the stride from a sequence's state to the next one's."""
+        return (*self.steps[:9], *self.steps[10:])
 
 
 # ---- direct: a tile of outputs, the samples of each tap read anew ----
@@ -226,8 +232,6 @@ def _prepare_rolling(problem: ConvProblem) -> Run:
 
     arguments = _Arguments(problem)
     plan = _Rolling(problem)
-    x, h, bias, state = (arguments.steps[a:b] for a, b in ((0, 3), (3, 6), (6, 8), (8, 12)))
-    strides = (*x, *h, *bias, state[0], *state[2:], *arguments.steps[12:])
 
     def run(*given: Tensor | None) -> None:
         for tensors in arguments.tensors(given[:7]):
@@ -241,7 +245,7 @@ def _prepare_rolling(problem: ConvProblem) -> Run:
                 problem.group,
                 plan.chunks,
                 plan.channel_tiles,
-                *strides,
+                *arguments.unpacked_steps,
                 K=problem.taps,
                 CHANNELS=plan.channels,
                 STEPS=plan.steps,
@@ -263,9 +267,105 @@ def _reads_no_spectrum(prepare: Callable[[ConvProblem], Run]) -> Callable[[ConvP
     return prepared
 
 
+# ---- toeplitz: products of matrices ----
+
+
+def _toeplitz_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+    reasons = _refusals(problem)
+    if _unit(problem) == "float64":
+        reasons.append("multiplies in float32 only")
+    if problem.sequences:
+        reasons.append("takes no packed sequences")
+    return reasons
+
+
+def _precision(problem: ConvProblem | FilterGradientProblem, is_gated: bool) -> str:
+    """How products are formed so that they are as exact as float32's: see ``_triton.dot``."""
+    if torch.version.hip is not None:
+        return "exact"
+    if problem.dtype == "float32":
+        return "three"
+    # A product of two half numbers has 22 bits at most, which two halves of 11 hold.
+    return "left" if is_gated else "half"
+
+
+# Tensor-core passes of each way, and the unit that they run on.
+_PASSES = {"exact": (1, "float32"), "three": (3, "tf32"), "left": (2, "tf32"), "half": (1, "half")}
+
+
+class _ToeplitzPlan:
+    """Rows of N steps, and how many of them a program multiplies."""
+
+    def __init__(self, problem: ConvProblem) -> None:
+        chosen = configuration(_gpu(problem), "conv.toeplitz")
+        self.n, self.warps, self.stages = chosen["n"], chosen["warps"], chosen["stages"]
+        self.rows = power_of_two(ceil_div(max(1, problem.length), self.n), 16, chosen["rows"])
+        # As many channels as a sector of 32 bytes holds, one after another, share what comes from memory.
+        self.channels = min(problem.channels, 32 // _item(problem)) if order(problem.x) == "channel" else 1
+        self.channels = max(1, self.channels)
+        self.row_tiles = ceil_div(problem.length, self.n * self.rows)
+        self.channel_tiles = ceil_div(problem.channels, self.channels)
+        self.programs = problem.batch * self.row_tiles * self.channel_tiles
+        self.matrices = ceil_div(problem.taps - 1, self.n) + 1
+
+
+def _toeplitz_cost(problem: ConvProblem) -> Cost:
+    plan = _ToeplitzPlan(problem)
+    passes, unit = _PASSES[_precision(problem, problem.pre_gate is not None)]
+    flops = 2.0 * passes * _samples(problem) * plan.matrices * plan.n
+    # Besides, a sample and a number of a block from the first-level cache for each matrix, strided ones in 8 turns.
+    loads = _samples(problem) * plan.matrices * (1 + plan.n / plan.rows) * (8 if order(problem.x) == "channel" else 1)
+    work = Work(_moved(problem), flops, unit, plan.programs)
+    caches = Work(0.0, 4 * loads, "float32", plan.programs)
+    gpu = problem.isa if problem.device == "cuda" else "NVIDIA A100"
+    work = work._replace(latency=seconds(gpu, caches))
+    return cost(problem.device, problem.isa, 0, *(work,) * problem.turns)
+
+
+def _prepare_toeplitz(problem: ConvProblem) -> Run:
+    from . import triton_toeplitz
+
+    arguments, plan = _Arguments(problem), _ToeplitzPlan(problem)
+
+    def run(*given: Tensor | None) -> None:
+        for tensors in arguments.tensors(given[:7]):
+            launch(
+                triton_toeplitz.products,
+                plan.programs,
+                *tensors,
+                problem.length,
+                problem.channels,
+                problem.taps,
+                problem.origin,
+                problem.group,
+                plan.row_tiles,
+                plan.channel_tiles,
+                *arguments.unpacked_steps,
+                ROWS=plan.rows,
+                N=plan.n,
+                CHANNELS=plan.channels,
+                PRECISION=_precision(problem, problem.pre_gate is not None),
+                HALF=_triton_dtype(problem),
+                num_warps=plan.warps,
+                num_stages=plan.stages,
+                **arguments.flags,
+            )
+
+    return run
+
+
+def _triton_dtype(problem: ConvProblem) -> Any:
+    import triton.language as tl
+
+    return {"bfloat16": tl.bfloat16, "float16": tl.float16}.get(problem.dtype, tl.float32)
+
+
 ROWS: tuple[Implementation, ...] = (
     Implementation("triton_direct", "triton", _refusals, _direct_cost, _reads_no_spectrum(_prepare_direct)),
     Implementation("triton_rolling", "triton", _rolling_refusals, _rolling_cost, _reads_no_spectrum(_prepare_rolling)),
+    Implementation(
+        "triton_toeplitz", "triton", _toeplitz_refusals, _toeplitz_cost, _reads_no_spectrum(_prepare_toeplitz)
+    ),
 )
 
 
@@ -291,11 +391,8 @@ class _GradientPlan:
         self.partial = (self.chunks, problem.batch, problem.taps, problem.channels)
 
     @property
-    def partial_bytes(self) -> int:
-        size = 1
-        for n in self.partial:
-            size *= n
-        return size
+    def numbers(self) -> int:
+        return math.prod(self.partial)
 
 
 def _gradient_cost(problem: FilterGradientProblem) -> Cost:
@@ -304,10 +401,10 @@ def _gradient_cost(problem: FilterGradientProblem) -> Cost:
     groups = ceil_div(problem.taps, plan.taps)
     moved = _item(problem) * (2 + problem.gates) * _samples(problem) / problem.turns
     flops = _samples(problem) * problem.taps * (2 + (4 if order(problem.x) == "channel" else 8)) / problem.turns
-    partial = plan.partial_bytes * item
+    partial = plan.numbers * item
     works = (
         Work(moved, flops, _unit(problem), plan.programs * groups, moved * (groups - 1) / 2),
-        Work(2 * partial, plan.partial_bytes, _unit(problem)),
+        Work(2 * partial, plan.numbers, _unit(problem)),
     )
     return cost(problem.device, problem.isa, partial, *works * problem.turns)
 
@@ -379,8 +476,122 @@ def _prepare_gradient(problem: FilterGradientProblem) -> Run:
     return run
 
 
+class _CorrelationPlan:
+    """How ``correlations`` cuts a problem up."""
+
+    def __init__(self, problem: FilterGradientProblem) -> None:
+        chosen = configuration(_gpu(problem), "conv.toeplitz.gradient")
+        self.n, self.warps = chosen["n"], chosen["warps"]
+        rows = ceil_div(max(1, problem.length), self.n)
+        self.rows = power_of_two(rows, 16, chosen["rows"])
+        self.matrices = ceil_div(problem.taps - 1, self.n) + 1
+        # Sums of chunks are added afterwards: as few as fill a device.
+        programs = problem.batch * problem.channels * self.matrices
+        self.chunks = max(1, min(ceil_div(rows, self.rows), ceil_div(1024, max(1, programs))))
+        self.steps = self.rows * ceil_div(ceil_div(rows, self.chunks), self.rows)
+        self.blocks = (self.chunks, problem.batch, problem.channels, self.matrices, self.n, self.n)
+        self.programs = problem.batch * self.chunks * problem.channels
+
+    @property
+    def numbers(self) -> int:
+        """Of all blocks."""
+        return math.prod(self.blocks)
+
+
+def _correlation_cost(problem: FilterGradientProblem) -> Cost:
+    plan = _CorrelationPlan(problem)
+    passes, unit = _PASSES["exact" if torch.version.hip else "three"]
+    samples = _samples(problem) / problem.turns
+    moved = _item(problem) * (2 + problem.gates) * samples
+    # Memory of contiguous channels is read in sectors of which one number counts.
+    again = moved * (plan.matrices - 1) + (7 * moved if order(problem.x) == "channel" else 0)
+    flops = 2.0 * passes * samples * plan.matrices * plan.n
+    works = (
+        Work(moved + 4 * plan.numbers, flops, unit, plan.programs * plan.matrices, again),
+        Work(8.0 * plan.numbers, plan.numbers),
+        Work(4.0 * plan.numbers / plan.chunks, plan.numbers),
+    )
+    return cost(problem.device, problem.isa, 8 * plan.numbers, *works * problem.turns)
+
+
+def _prepare_correlation(problem: FilterGradientProblem) -> Run:
+    from . import triton_toeplitz
+
+    plan = _CorrelationPlan(problem)
+    state = problem.state or _NO_STRIDES
+    strides = (*problem.x, *problem.dz, *state)
+    gates = (*(problem.x_gate or _NO_STRIDES), *(problem.dz_gate or _NO_STRIDES))
+
+    def run(
+        x: Tensor,
+        dz: Tensor,
+        state: Tensor | None,
+        x_gate: Tensor | None,
+        dz_gate: Tensor | None,
+        dh: Tensor,
+        boundaries: Tensor | None = None,
+    ) -> None:
+        given = [x, dz, state if problem.state is not None else None, x_gate, dz_gate]
+        blocks = torch.empty(plan.blocks, dtype=torch.float32, device=x.device)
+        size = (problem.batch, problem.taps, problem.channels)
+        gradients = torch.empty(size, dtype=torch.float32, device=x.device)
+        if problem.length == 0 or problem.batch == 0:
+            dh.zero_()
+            return
+        for turn, offsets in enumerate(problem.offsets or ((0,) * 6,)):
+            tensors = [
+                at(stand_in, 0 if tensor is None else offset)
+                for tensor, stand_in, offset in zip(given, names(given, x), offsets, strict=False)
+            ]
+            launch(
+                triton_toeplitz.correlations,
+                (plan.programs, plan.matrices),
+                *tensors,
+                blocks,
+                problem.length,
+                problem.channels,
+                problem.batch,
+                problem.taps,
+                problem.origin,
+                plan.chunks,
+                plan.matrices,
+                plan.steps,
+                *strides,
+                *gates,
+                ROWS=plan.rows,
+                N=plan.n,
+                PRECISION="exact" if torch.version.hip else "three",
+                HAS_STATE=problem.state is not None,
+                HAS_PRE=problem.x_gate is not None,
+                HAS_POST=problem.dz_gate is not None,
+                num_warps=plan.warps,
+            )
+            summed = blocks.sum(0) if plan.chunks > 1 else blocks
+            launch(
+                triton_toeplitz.diagonals,
+                (problem.batch * problem.channels, ceil_div(problem.taps, 64)),
+                summed,
+                gradients,
+                problem.taps,
+                problem.channels,
+                plan.matrices,
+                N=plan.n,
+                TAPS=64,
+                num_warps=4,
+            )
+            if problem.sums_turns:
+                total = gradients.sum(0)
+                dh.copy_(total) if turn == 0 else dh.add_(total)
+            else:
+                strides_of_dh = (problem.per_batch, *problem.dh)
+                dh.as_strided(size, strides_of_dh, dh.storage_offset() + offsets[5]).copy_(gradients)
+
+    return run
+
+
 GRADIENT_ROWS: tuple[Implementation, ...] = (
     Implementation("triton_direct", "triton", _refusals, _gradient_cost, _prepare_gradient),
+    Implementation("triton_toeplitz", "triton", _toeplitz_refusals, _correlation_cost, _prepare_correlation),
 )
 
 
@@ -454,9 +665,7 @@ def _backward_cost(kernel: str) -> Callable[[BackwardProblem], Cost]:
         forward = problem.forward
         plan, samples = _BackwardPlan(forward, kernel), _samples(forward)
         item = 8 if _unit(forward) == "float64" else 4
-        partial = float(item)
-        for n in plan.partial:
-            partial *= n
+        partial = float(item * math.prod(plan.partial))
         arrays = 3 + 2 * forward.gates  # x, dy, dx, and of each gate itself and its gradient
         moved = _item(forward) * arrays * samples + partial
         if kernel == "rolling":
