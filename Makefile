@@ -4,6 +4,8 @@
 # make format     apply the style
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make device-test  the kernel tests compiled for AArch64 (NEON), under emulation where there is qemu-aarch64
+# make device-counts  writes down the instructions that kernels take on AArch64, which device-test compares
+# make device-report  those, cycles by llvm-mca, and latencies predicted for phones
 # make clean      remove what the targets above made
 #
 # Everything happens in .venv and build/; a changed C++ file costs an incremental build, a changed Python file nothing.
@@ -20,7 +22,7 @@ CROSS := build/aarch64
 SANITIZED_ISAS := $(if $(filter x86_64,$(shell uname -m)),"-DCONVSCAN_ISAS=wide;avx2")
 QEMU := $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static)
 
-.PHONY: profile test lint format sanitize device-test clean
+.PHONY: profile test lint format sanitize device-test device-counts device-report clean
 
 profile: $(VENV)/installed
 	$(BIN)/convscan profile $(ARGS)
@@ -45,13 +47,21 @@ sanitize: $(VENV)/tools
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	    $(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure --progress
 
-device-test: $(VENV)/cross
-	$(BIN)/cmake -S . -B $(CROSS) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	    -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-zig.cmake -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON -DCONVSCAN_RUNNER=ON
+device-test: $(CROSS)/build.ninja
 	$(BIN)/cmake --build $(CROSS)
 	$(if $(QEMU),,@echo "not run, only built and disassembled: there is no qemu-aarch64 (Debian's package qemu-user)")
 	$(BIN)/ctest --test-dir $(CROSS) --output-on-failure --progress --parallel 2 $(if $(QEMU),,--tests-regex no_sve)
+
+device-counts: $(CROSS)/build.ninja
+	$(BIN)/cmake --build $(CROSS) --target update_counts
+
+device-report: $(VENV)/installed $(VENV)/cross
+	$(BIN)/convscan device report $(ARGS)
+
+$(CROSS)/build.ninja: $(VENV)/cross CMakeLists.txt cmake/aarch64-zig.cmake
+	$(BIN)/cmake -S . -B $(CROSS) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-zig.cmake -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -DCONVSCAN_PYTHON=OFF -DCONVSCAN_OPENMP=OFF -DCONVSCAN_TESTS=ON -DCONVSCAN_RUNNER=ON
 
 # The build's own tools come first: the package is then built in place, without a throw-away environment, so that the
 # next build is incremental.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from convscan.device import build, elf, grid, results, target
+from convscan.device import build, counts, elf, grid, mca, report, results, target
 from convscan.ops.causal_conv import cases as conv_cases
 from convscan.profiler import cli
 
@@ -306,3 +306,56 @@ def test_the_runner_under_emulation(tmp_path: Path) -> None:
     )
     assert all(line["within_tolerance"] and line["of_bound"] <= 1 for line in challenge.lines)
     assert results.write(tmp_path, document, challenge)[0].exists()
+
+
+# ---- counted instructions ----
+
+
+def test_counts_that_change_are_said() -> None:
+    expected = {"a": {"instructions": 2.0, "multiply_adds": 1.0}, "gone": {"instructions": 1.0}}
+    found = {"a": {"instructions": 2.039, "multiply_adds": 1.0}, "gone": {"instructions": 1.0}}
+    assert counts.differences(expected, found) == []
+    found = {"a": {"instructions": 2.05, "multiply_adds": 0.9}, "new": {"instructions": 1.0}}
+    assert counts.differences(expected, found) == [
+        "new: not in the file of expected counts",
+        "gone: expected, and not counted",
+        "a: 2.05 instructions an output, expected 2, +2.5 %",
+        "a: 0.9 multiply-adds an output, expected 1, -10.0 %",
+    ]
+
+
+def test_expected_counts_are_of_the_shapes_there_are() -> None:
+    written = json.loads(Path(__file__).with_name("native").joinpath("instruction_counts.json").read_text())
+    assert list(written) == [shape.name for shape in counts.SHAPES]
+
+
+def test_blocks_of_one_loop_are_one_piece() -> None:
+    loop = [counts.Block(0x1000, 1000, (NOP, FMLA)), counts.Block(0x1008, 995, (FMLA,))]
+    others = [counts.Block(0x100C, 10, (NOP,)), counts.Block(0x2000, 1000, (NOP,)), counts.Block(0x3000, 1, (NOP,))]
+    assert mca.pieces([*others, *loop]) == [
+        mca.Piece(1000, (NOP, FMLA, FMLA)),
+        mca.Piece(1000, (NOP,)),
+        mca.Piece(10, (NOP,)),
+    ]
+
+
+def test_cycles_show_a_loop_that_waits_for_itself() -> None:
+    try:
+        llvm = mca.tools()
+    except mca.DeviceError as error:
+        pytest.skip(str(error))
+    waiting = [mca.Piece(1000, (0x4E22CC20,))]  # fmla v0.4s, v1.4s, v2.4s: each needs the sum before
+    free = [mca.Piece(1000, tuple(0x4E22CC20 + register for register in range(3, 11)))]
+    assert 1900 < mca.cycles(waiting, 1000, "cortex-x4", llvm) < 4100
+    assert mca.cycles(free, 8000, "cortex-x4", llvm) < 8000 * 0.75
+
+
+def test_predictions_know_what_binds() -> None:
+    slow, fast = ({core: cycles for core in mca.CORES} for cycles in (10.0, 0.01))
+    shape = counts.Shape("linear_recurrence", "sequential", "time", 16, 65536)
+    phone = report.PHONES[0]
+    assert report.predict(shape, slow, phone)[1] == "arithmetic"
+    seconds, bound = report.predict(shape, fast, phone)
+    assert (seconds, bound) == (512 * 65536 * 12 / 77e9, "memory")
+    small = shape._replace(length=64)
+    assert report.predict(small, fast, phone)[1] == "arithmetic"  # in the cache

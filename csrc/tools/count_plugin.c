@@ -2,6 +2,9 @@
  *
  *   cc -O2 -shared -fPIC csrc/tools/count_plugin.c -o count_plugin.so
  *   qemu-aarch64 -plugin ./count_plugin.so -d plugin -D counts.txt program
+ *   qemu-aarch64 -plugin ./count_plugin.so,blocks=on -d plugin -D counts.txt program
+ *
+ * The second also prints every block of instructions that ran: its address, how often, and its words.
  *
  * Counts are the same to the last one in every run of a program of one thread, where times would be noise. The little of
  * qemu's plugin interface that it needs (version 1 of it, of qemu 4.2 to 8.2) is declared here: distributions do not ship
@@ -10,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -24,6 +29,7 @@ extern void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t,
 extern void qemu_plugin_register_atexit_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, void *), void *);
 extern void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, enum qemu_plugin_op, void *, uint64_t);
 extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
+extern uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *);
 extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
 extern const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
 extern void qemu_plugin_outs(const char *);
@@ -32,7 +38,16 @@ EXPORT int qemu_plugin_version = 1;
 
 enum { kAll, kLoads, kStores, kVector, kMultiplyAdd, kKinds };
 static const char *const kNames[kKinds] = {"instructions", "vector_loads", "vector_stores", "vector", "multiply_adds"};
-static uint64_t counts[kKinds];
+
+/* A block that qemu has translated, which may happen to the same instructions more than once. */
+struct Block {
+  struct Block *next;
+  uint64_t address, runs, kinds[kKinds];
+  size_t length;
+  uint32_t words[];
+};
+static struct Block *blocks;
+static bool prints_blocks;
 
 /* Kinds by the top bits of the encoding (Arm's manual, "A64 instruction set encoding"). */
 static void Classify(uint32_t word, uint64_t *kinds) {
@@ -52,14 +67,20 @@ static void Classify(uint32_t word, uint64_t *kinds) {
   }
 }
 
-static void Translate(qemu_plugin_id_t id, struct qemu_plugin_tb *block) {
-  uint64_t kinds[kKinds] = {0};
+static void Translate(qemu_plugin_id_t id, struct qemu_plugin_tb *translated) {
+  const size_t length = qemu_plugin_tb_n_insns(translated);
+  struct Block *const block = calloc(1, sizeof *block + length * sizeof *block->words);
   (void)id;
-  for (size_t k = 0; k < qemu_plugin_tb_n_insns(block); ++k)
-    Classify(*(const uint32_t *)qemu_plugin_insn_data(qemu_plugin_tb_get_insn(block, k)), kinds);
-  for (int kind = 0; kind < kKinds; ++kind)
-    if (kinds[kind] != 0)
-      qemu_plugin_register_vcpu_tb_exec_inline(block, QEMU_PLUGIN_INLINE_ADD_U64, &counts[kind], kinds[kind]);
+  if (block == NULL) abort(); /* counts that lack a block would be wrong */
+  block->address = qemu_plugin_tb_vaddr(translated);
+  block->length = length;
+  for (size_t k = 0; k < length; ++k) {
+    memcpy(&block->words[k], qemu_plugin_insn_data(qemu_plugin_tb_get_insn(translated, k)), sizeof *block->words);
+    Classify(block->words[k], block->kinds);
+  }
+  block->next = blocks;
+  blocks = block;
+  qemu_plugin_register_vcpu_tb_exec_inline(translated, QEMU_PLUGIN_INLINE_ADD_U64, &block->runs, 1);
 }
 
 static void Finish(qemu_plugin_id_t id, void *unused) {
@@ -67,15 +88,26 @@ static void Finish(qemu_plugin_id_t id, void *unused) {
   (void)id;
   (void)unused;
   for (int kind = 0; kind < kKinds; ++kind) {
-    snprintf(line, sizeof line, "%s %llu\n", kNames[kind], (unsigned long long)counts[kind]);
+    uint64_t count = 0;
+    for (const struct Block *block = blocks; block != NULL; block = block->next) count += block->runs * block->kinds[kind];
+    snprintf(line, sizeof line, "%s %llu\n", kNames[kind], (unsigned long long)count);
     qemu_plugin_outs(line);
+  }
+  for (const struct Block *block = blocks; prints_blocks && block != NULL; block = block->next) {
+    if (block->runs == 0) continue;
+    snprintf(line, sizeof line, "block %llx %llu", (unsigned long long)block->address, (unsigned long long)block->runs);
+    qemu_plugin_outs(line);
+    for (size_t k = 0; k < block->length; ++k) {
+      snprintf(line, sizeof line, " %08x", block->words[k]);
+      qemu_plugin_outs(line);
+    }
+    qemu_plugin_outs("\n");
   }
 }
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info *info, int count, char **words) {
   (void)info;
-  (void)count;
-  (void)words;
+  for (int k = 0; k < count; ++k) prints_blocks |= strcmp(words[k], "blocks=on") == 0;
   qemu_plugin_register_vcpu_tb_trans_cb(id, Translate);
   qemu_plugin_register_atexit_cb(id, Finish, NULL);
   return 0;

@@ -345,13 +345,14 @@ bool ReadArguments(int count, char **words, Options &options, bool &is_conv, boo
     else if (strcmp(words[k], "--threads") == 0) options.threads = atoi(value);
     else if (strcmp(words[k], "--only") == 0) options.only = value;
     else if (strcmp(words[k], "--calls") == 0) options.calls = atoi(value);
+    else if (strcmp(words[k], "--contiguous") == 0) options.channels_contiguous = strcmp(value, "channels") == 0;
     else if (strcmp(words[k], "--cpus") == 0) {
       if (!Bind(value)) return fprintf(stderr, "cannot bind to the processors %s\n", value), false;
     } else if (other == nullptr || !other(words[k], value)) {
       return false;
     }
   }
-  return true;
+  return !options.channels_contiguous || options.calls > 0;
 }
 
 }  // namespace convscan::harness

@@ -36,6 +36,7 @@ struct Options {
   int inputs = 100, runs = 10, threads = 0, calls = 0;
   double seconds = 0;
   const char *only = nullptr;
+  bool channels_contiguous = false;  // instead of time; with `calls` only
 };
 
 struct Case {

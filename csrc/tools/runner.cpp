@@ -8,6 +8,7 @@
 //   --seconds S            stop after the input in which S seconds have passed (0: never)
 //   --threads N --cpus 4-7 threads, and the processors they are bound to
 //   --only NAME --calls N  N calls and nothing else: what an instruction counter wants
+//   --contiguous channels  with --calls: arrays (L, C) and (K, C)
 //
 // Results are lines of JSON. One process does one case, so that a case that the system kills for its memory costs the
 // others nothing. It needs no library of the device and no file.
@@ -54,7 +55,10 @@ using harness::Options;
 
 // ---- the implementations: the problem of a case, and what solves it ----
 
-convscan_strides Rows(const Case &c) { return {c.count(), 1, c.options.length}; }
+convscan_strides Rows(const Case &c) {
+  if (c.options.channels_contiguous) return {c.count(), c.options.channels, 1};
+  return {c.count(), 1, c.options.length};
+}
 
 convscan_conv Conv(const Case &c, int64_t channels) {
   convscan_conv p{};
@@ -65,8 +69,8 @@ convscan_conv Conv(const Case &c, int64_t channels) {
   p.x = c.x.data();
   p.y = c.y.data();
   p.h = c.h.data();
-  p.h_tap_stride = 1;
-  p.h_channel_stride = c.options.taps;
+  p.h_tap_stride = c.options.channels_contiguous ? c.options.channels : 1;
+  p.h_channel_stride = c.options.channels_contiguous ? 1 : c.options.taps;
   p.x_strides = p.y_strides = Rows(c);
   p.threads = c.options.threads;
   return p;
@@ -285,7 +289,7 @@ void PrintMachine(int threads) {
 
 int Usage() {
   fprintf(stderr, "runner machine | causal_conv C L K | linear_recurrence C L\n"
-                  "  [--inputs N] [--runs N] [--seconds S] [--threads N] [--cpus 4-7] [--only NAME --calls N]\n");
+                  "  [--inputs N] [--runs N] [--seconds S] [--threads N] [--cpus 4-7] [--only NAME --calls N [--contiguous channels]]\n");
   return 2;
 }
 

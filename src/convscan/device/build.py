@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import elf
+from . import counts, elf
 from .errors import DeviceError
 from .target import RUNNER
 
@@ -65,12 +65,7 @@ def build(folder: Path, toolchain: Path | None = None, source: Path = SOURCE) ->
 
 def build_counter(folder: Path, source: Path = SOURCE) -> Path | None:
     """The plugin of qemu that counts instructions, built by this machine's C compiler; None without one."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return None
-    plugin = folder / "count_plugin.so"
-    _run([compiler, "-O2", "-shared", "-fPIC", str(source / "csrc/tools/count_plugin.c"), "-o", str(plugin)])
-    return plugin
+    return counts.build_plugin(source / "csrc/tools/count_plugin.c", folder)
 
 
 def check(runner: Path, objects: list[Path]) -> Path:

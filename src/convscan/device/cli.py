@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import build, grid, results
+from . import build, grid, mca, report, results
 from .errors import DeviceError
 from .grid import OPERATORS, Settings
 from .target import FOLDER, RUNNER, Emulator, Phone, Target, lines
@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "run the grid there",
     "pull": "fetch the results and report them",
     "profile": "all of these, and remove everything from the device",
+    "report": "without a device: instructions, modelled cycles, predicted latency",
 }
 SHORT = {"conv": "causal_conv", "recurrence": "linear_recurrence"}
 
@@ -72,6 +73,8 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     runner = out / RUNNER
     if action == "push" and not runner.exists():
         raise DeviceError(f"there is no runner in {out}. To go on: convscan device build")
+    if action == "report":
+        return _report(out, arguments.toolchain, console)
     target: Target | None = None
     if action != "build":  # a device that is absent is said before minutes of building
         target = (
@@ -108,6 +111,30 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     finally:
         if action == "profile":
             target.clean()
+    return 0
+
+
+def _report(out: Path, toolchain: Path | None, console: Console) -> int:
+    """Counts and models the kernels of a runner that is built for it."""
+    llvm = mca.tools()
+    emulator = Emulator(out / "emulated")
+    runner = build.build(out, toolchain)
+    plugin = build.build_counter(out)
+    if plugin is None:
+        raise DeviceError("there is no C compiler for qemu's plugin. To go on: install one (Debian: apt install gcc)")
+    with _progress(console) as bar:
+        task = bar.add_task("")
+        lines = report.measure(
+            emulator.command,
+            plugin,
+            runner,
+            llvm,
+            lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+        )
+    report.print_all(console, lines, llvm)
+    path = out / "report.json"
+    report.write(path, lines, llvm)
+    console.print(f"wrote {path}", highlight=False)
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from . import counts
 from .errors import DeviceError, explain
 
 FOLDER = "/data/local/tmp/convscan"
@@ -194,8 +195,8 @@ class Emulator:
 
     emulated = True
 
-    def __init__(self, folder: Path, cpu: str = "max,sve=off") -> None:
-        found = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    def __init__(self, folder: Path, cpu: str = counts.CPU) -> None:
+        found = counts.emulator()
         if found is None:
             raise DeviceError("qemu-aarch64 is not installed. To go on: install it (Debian: apt install qemu-user)")
         self.command = [found, "-cpu", cpu]
@@ -232,20 +233,11 @@ class Emulator:
         return None
 
     def count(self, plugin: Path, arguments: Sequence[str]) -> dict[str, int] | None:
-        """Instructions of one call, by kind: those of two calls less those of one, so that nothing else is in it. None
-        where this qemu takes no plugins."""
-        found = []
-        for calls in ("1", "2"):
-            written = self.folder / "counts.txt"
-            written.unlink(missing_ok=True)
-            options = ["-plugin", str(plugin), "-d", "plugin", "-D", str(written)]
-            words = [*arguments, "--threads", "1", "--calls", calls]
-            done = _call([*self.command, *options, str(self.folder / RUNNER), *words], CASE_SECONDS)
-            if done.code != 0 or not written.exists():
-                return None
-            lines_of = (line.split() for line in written.read_text(encoding="utf-8").splitlines())
-            found.append({name: int(number) for name, number in lines_of})
-        return {name: found[1][name] - found[0][name] for name in found[0]}
+        """Instructions of one call, by kind; None where this qemu takes no plugins."""
+        try:
+            return counts.count(self.command, plugin, self.folder / RUNNER, arguments).kinds
+        except counts.CountError:
+            return None
 
     def clean(self) -> None:
         """The runner's copy."""
