@@ -16,7 +16,7 @@ from ..._errors import message
 from ..._layout import Triple, dtype_name, fold
 from ..._library import below_autograd, define, derivative, is_plain, is_traced, is_watched, needs_gradient
 from ..._targets import processor
-from . import cpu, reference, sparse, triton
+from . import cpu, reference, sparse, torch_fft, triton
 from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic
 from .spectrum import FilterSpectrum
 
@@ -993,7 +993,7 @@ _GRADIENT_REFERENCE = Implementation(
     "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
 )
 
-ROWS = (*cpu.ROWS, *triton.ROWS, _REFERENCE)
+ROWS = (*cpu.ROWS, *triton.ROWS, *torch_fft.ROWS, _REFERENCE)
 
 register("causal_conv", ROWS, _describe)
 register(

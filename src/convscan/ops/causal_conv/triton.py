@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ _UNROLLED = 32
 _GRADIENT_TAPS = 4
 
 
-def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+def refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+    """Why no kernel here can run a problem."""
     return gpu_refusals(problem.device, problem.dtype, REAL, "computes real numbers, not")
 
 
@@ -44,7 +46,8 @@ def _wide(problem: ConvProblem | FilterGradientProblem) -> Any:
     return tl.float64 if problem.native_dtype in ("float64", "wide_float32") else tl.float32
 
 
-def _unit(problem: ConvProblem | FilterGradientProblem) -> str:
+def unit(problem: ConvProblem | FilterGradientProblem) -> str:
+    """What the arithmetic of a problem is limited by, where tensor cores have no part in it."""
     return "float64" if problem.native_dtype in ("float64", "wide_float32") else "float32"
 
 
@@ -143,7 +146,7 @@ def _direct_cost(problem: ConvProblem) -> Cost:
         problem.device,
         problem.isa,
         workspace,
-        *(Work(_moved(problem) / problem.turns, flops / problem.turns, _unit(problem), programs),) * problem.turns,
+        *(Work(_moved(problem) / problem.turns, flops / problem.turns, unit(problem), programs),) * problem.turns,
     )
 
 
@@ -190,7 +193,7 @@ def _prepare_direct(problem: ConvProblem) -> Run:
 
 
 def _rolling_refusals(problem: ConvProblem) -> list[str]:
-    reasons = _refusals(problem)
+    reasons = refusals(problem)
     if problem.taps > _UNROLLED:
         reasons.append(f"keeps up to {_UNROLLED} samples in registers")
     if problem.sequences:
@@ -206,7 +209,7 @@ class _Rolling:
     def __init__(self, problem: ConvProblem | FilterGradientProblem) -> None:
         chosen = configuration(_gpu(problem), "conv.rolling")
         # Twice the taps and samples of each channel of a thread are in registers.
-        most = chosen["channels"] if problem.taps <= 8 and _unit(problem) == "float32" else 32 * chosen["warps"]
+        most = chosen["channels"] if problem.taps <= 8 and unit(problem) == "float32" else 32 * chosen["warps"]
         self.warps = chosen["warps"]
         self.channels = power_of_two(problem.channels, 32, most)
         self.warps = min(self.warps, max(1, self.channels // 32))
@@ -223,7 +226,7 @@ def _rolling_cost(problem: ConvProblem) -> Cost:
     again = (problem.taps - 1) / plan.steps * _item(problem) * _samples(problem)
     flops = 2 * _samples(problem) * (problem.taps + 4)
     fill = plan.programs * plan.warps / 4  # in programs of four warps
-    work = Work(_moved(problem) / problem.turns, flops / problem.turns, _unit(problem), fill, again / problem.turns)
+    work = Work(_moved(problem) / problem.turns, flops / problem.turns, unit(problem), fill, again / problem.turns)
     return cost(problem.device, problem.isa, 0, *(work,) * problem.turns)
 
 
@@ -271,8 +274,8 @@ def _reads_no_spectrum(prepare: Callable[[ConvProblem], Run]) -> Callable[[ConvP
 
 
 def _toeplitz_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
-    reasons = _refusals(problem)
-    if _unit(problem) == "float64":
+    reasons = refusals(problem)
+    if unit(problem) == "float64":
         reasons.append("multiplies in float32 only")
     if problem.sequences:
         reasons.append("takes no packed sequences")
@@ -311,11 +314,11 @@ class _ToeplitzPlan:
 
 def _toeplitz_cost(problem: ConvProblem) -> Cost:
     plan = _ToeplitzPlan(problem)
-    passes, unit = _PASSES[_precision(problem, problem.pre_gate is not None)]
+    passes, core = _PASSES[_precision(problem, problem.pre_gate is not None)]
     flops = 2.0 * passes * _samples(problem) * plan.matrices * plan.n
     # Besides, a sample and a number of a block from the first-level cache for each matrix, strided ones in 8 turns.
     loads = _samples(problem) * plan.matrices * (1 + plan.n / plan.rows) * (8 if order(problem.x) == "channel" else 1)
-    work = Work(_moved(problem), flops, unit, plan.programs)
+    work = Work(_moved(problem), flops, core, plan.programs)
     caches = Work(0.0, 4 * loads, "float32", plan.programs)
     gpu = problem.isa if problem.device == "cuda" else "NVIDIA A100"
     work = work._replace(latency=seconds(gpu, caches))
@@ -354,6 +357,168 @@ def _prepare_toeplitz(problem: ConvProblem) -> Run:
     return run
 
 
+# ---- fft: a transform of each block in registers ----
+
+_SHORTEST, _LONGEST = 256, 4096  # complex points of a transform: two factors of 16, and what registers hold
+
+
+def _factors(points: int) -> tuple[int, int, int]:
+    """Of a power of two, each at least 16: three where they fit, for less to multiply."""
+    if points == 4096:
+        return 16, 16, 16
+    first = 1 << ((points.bit_length() - 1) // 2)
+    return first, points // first, 1
+
+
+@lru_cache(maxsize=32)
+def _tables(points: int, device: torch.device) -> Tensor:
+    """For each factor N of ``triton_fft`` its matrix (N, N) and, but for the last, its twiddles (N, points / N), each
+    as real and imaginary parts. Angles are exact before they are rounded."""
+    factors = [n for n in _factors(points) if n > 1]
+    parts: list[Tensor] = []
+    left, before = points, 1
+    for index, n in enumerate(factors):
+        k, rest = torch.arange(n)[:, None], left // n
+        columns = torch.arange(points // n)[None, :] // before
+        # In units of a quarter turn divided by the points, modulo a whole one.
+        matrix = -4 * k * torch.arange(n)[None, :] * (points // n)
+        twiddles = -4 * k * columns * (points // left)
+        if index == 0:  # the weights exp(i pi j / 2 M), j = n1 (M / N1) + n'
+            matrix = matrix + torch.arange(n)[None, :] * rest
+            twiddles = twiddles + columns
+        for table in (matrix, twiddles) if index + 1 < len(factors) else (matrix,):
+            angle = (table % (4 * points)).double() * (math.pi / (2 * points))
+            parts += [angle.cos().flatten(), angle.sin().flatten()]
+        left, before = rest, before * n
+    return torch.cat(parts).float().to(device)
+
+
+def _fft_points(problem: ConvProblem | FilterGradientProblem) -> int:
+    """The transform with the least work: one block, or several that overlap by the taps."""
+    whole = power_of_two(ceil_div(problem.length + problem.taps - 1, 2), _SHORTEST)
+    candidates = [m for m in (256, 512, 1024, 2048, 4096) if m <= whole and 2 * m >= 2 * problem.taps]
+    if whole <= _LONGEST and 2 * whole > problem.taps - 1:
+        candidates.append(whole)
+
+    def work(points: int) -> float:
+        return points * sum(_factors(points)) * ceil_div(problem.length, 2 * points - problem.taps + 1)
+
+    return min(candidates, key=work, default=0)
+
+
+def _fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+    reasons = _toeplitz_refusals(problem)
+    if not reasons and _fft_points(problem) == 0:
+        reasons.append(f"holds transforms of up to {_LONGEST} points in registers")
+    return reasons
+
+
+def _fft_precision(problem: ConvProblem | FilterGradientProblem) -> str:
+    """11 bits between steps are enough for bfloat16, of which results keep 8; for float16 they were 5 times off."""
+    if torch.version.hip is not None:
+        return "exact"
+    return "one" if problem.dtype == "bfloat16" else "three"
+
+
+def _fft_flops(points: int, passes: int) -> float:
+    """Of one transform by products of matrices."""
+    return 8.0 * points * sum(n for n in _factors(points) if n > 1) * passes
+
+
+class _FftPlan:
+    """Blocks of a problem."""
+
+    def __init__(self, problem: ConvProblem | FilterGradientProblem) -> None:
+        self.points = _fft_points(problem)
+        self.factors = _factors(self.points)
+        self.warps = max(1, min(16, self.points // 256))
+        self.blocks = ceil_div(problem.length, 2 * self.points - problem.taps + 1)
+        self.channels = 1
+        if order(problem.x) == "channel":
+            self.channels = max(1, min(problem.channels, 32 // _item(problem)))
+        self.channel_tiles = ceil_div(problem.channels, self.channels)
+        self.programs = problem.batch * self.blocks * self.channel_tiles
+        self.passes, self.unit = {"exact": (1, "float32"), "three": (3, "tf32"), "one": (1, "tf32")}[
+            _fft_precision(problem)
+        ]
+
+
+def _fft_cost(problem: ConvProblem) -> Cost:
+    plan = _FftPlan(problem)
+    filters = problem.filters * (problem.batch if problem.h_batch else 1)
+    kept = 8.0 * plan.points * filters
+    transform = _fft_flops(plan.points, plan.passes)
+    overlap = _item(problem) * problem.batch * problem.channels * (problem.taps - 1) * (plan.blocks - 1)
+    works = (
+        Work(kept + _item(problem) * filters * problem.taps, filters * transform, plan.unit, filters),
+        Work(
+            _moved(problem) / problem.turns + kept,
+            2 * transform * problem.batch * plan.blocks * problem.channels,
+            plan.unit,
+            plan.programs * plan.warps / 4,
+            overlap,
+        ),
+    )
+    return cost(problem.device, problem.isa, kept, *works * problem.turns)
+
+
+def _prepare_fft(problem: ConvProblem) -> Run:
+    from . import triton_fft
+
+    arguments, plan = _Arguments(problem), _FftPlan(problem)
+    n1, n2, n3 = plan.factors
+    filters = problem.filters
+    batches = problem.batch if problem.h_batch else 1
+    precision = _fft_precision(problem)
+
+    def run(*given: Tensor | None) -> None:
+        for tensors in arguments.tensors(given[:7]):
+            x, h, *others = tensors
+            tables = _tables(plan.points, x.device) if not x.is_meta else x.new_empty(1, dtype=torch.float32)
+            spectrum = torch.empty(batches * filters, 2 * plan.points, dtype=torch.float32, device=x.device)
+            factors = {"N1": n1, "N2": n2, "N3": n3}
+            launch(
+                triton_fft.spectra,
+                batches * filters,
+                h,
+                tables,
+                spectrum,
+                problem.taps,
+                filters,
+                problem.h_batch,
+                *problem.h,
+                PRECISION="exact" if torch.version.hip else "three",
+                num_warps=plan.warps,
+                **factors,
+            )
+            steps = arguments.unpacked_steps
+            launch(
+                triton_fft.convolution,
+                plan.programs,
+                x,
+                spectrum,
+                *others,
+                tables,
+                problem.length,
+                problem.channels,
+                problem.taps,
+                problem.origin,
+                problem.group if problem.h[1] or filters > 1 else problem.channels,
+                filters if problem.h_batch else 0,
+                plan.blocks,
+                plan.channel_tiles,
+                *steps[:3],
+                *steps[6:],
+                CHANNELS=plan.channels,
+                PRECISION=precision,
+                num_warps=plan.warps,
+                **factors,
+                **arguments.flags,
+            )
+
+    return run
+
+
 def _triton_dtype(problem: ConvProblem) -> Any:
     import triton.language as tl
 
@@ -361,11 +526,12 @@ def _triton_dtype(problem: ConvProblem) -> Any:
 
 
 ROWS: tuple[Implementation, ...] = (
-    Implementation("triton_direct", "triton", _refusals, _direct_cost, _reads_no_spectrum(_prepare_direct)),
+    Implementation("triton_direct", "triton", refusals, _direct_cost, _reads_no_spectrum(_prepare_direct)),
     Implementation("triton_rolling", "triton", _rolling_refusals, _rolling_cost, _reads_no_spectrum(_prepare_rolling)),
     Implementation(
         "triton_toeplitz", "triton", _toeplitz_refusals, _toeplitz_cost, _reads_no_spectrum(_prepare_toeplitz)
     ),
+    Implementation("triton_fft", "triton", _fft_refusals, _fft_cost, _reads_no_spectrum(_prepare_fft)),
 )
 
 
@@ -380,7 +546,7 @@ class _GradientPlan:
         self.warps = chosen["warps"]
         self.channels = power_of_two(problem.channels, 1, chosen["channels"])
         self.taps = power_of_two(problem.taps, 1, _GRADIENT_TAPS)
-        tile = 16 * 32 * self.warps // (2 if _unit(problem) == "float64" else 1) // self.taps
+        tile = 16 * 32 * self.warps // (2 if unit(problem) == "float64" else 1) // self.taps
         self.time = power_of_two(problem.length, 1, max(1, tile // self.channels))
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         # Enough programs to fill a device, and no more partial sums than that takes.
@@ -397,14 +563,14 @@ class _GradientPlan:
 
 def _gradient_cost(problem: FilterGradientProblem) -> Cost:
     plan = _GradientPlan(problem)
-    item = 8 if _unit(problem) == "float64" else 4
+    item = 8 if unit(problem) == "float64" else 4
     groups = ceil_div(problem.taps, plan.taps)
     moved = _item(problem) * (2 + problem.gates) * _samples(problem) / problem.turns
     flops = _samples(problem) * problem.taps * (2 + (4 if order(problem.x) == "channel" else 8)) / problem.turns
     partial = plan.numbers * item
     works = (
-        Work(moved, flops, _unit(problem), plan.programs * groups, moved * (groups - 1) / 2),
-        Work(2 * partial, plan.numbers, _unit(problem)),
+        Work(moved, flops, unit(problem), plan.programs * groups, moved * (groups - 1) / 2),
+        Work(2 * partial, plan.numbers, unit(problem)),
     )
     return cost(problem.device, problem.isa, partial, *works * problem.turns)
 
@@ -416,7 +582,7 @@ def _prepare_gradient(problem: FilterGradientProblem) -> Run:
     state = problem.state or _NO_STRIDES
     gates = (*(problem.x_gate or _NO_STRIDES), *(problem.dz_gate or _NO_STRIDES))
     strides = (*problem.x, *problem.dz, state[0], problem.state_sequence, *state[1:], *gates)
-    kind = torch.float64 if _unit(problem) == "float64" else torch.float32
+    kind = torch.float64 if unit(problem) == "float64" else torch.float32
 
     def run(
         x: Tensor,
@@ -500,14 +666,14 @@ class _CorrelationPlan:
 
 def _correlation_cost(problem: FilterGradientProblem) -> Cost:
     plan = _CorrelationPlan(problem)
-    passes, unit = _PASSES["exact" if torch.version.hip else "three"]
+    passes, core = _PASSES["exact" if torch.version.hip else "three"]
     samples = _samples(problem) / problem.turns
     moved = _item(problem) * (2 + problem.gates) * samples
     # Memory of contiguous channels is read in sectors of which one number counts.
     again = moved * (plan.matrices - 1) + (7 * moved if order(problem.x) == "channel" else 0)
     flops = 2.0 * passes * samples * plan.matrices * plan.n
     works = (
-        Work(moved + 4 * plan.numbers, flops, unit, plan.programs * plan.matrices, again),
+        Work(moved + 4 * plan.numbers, flops, core, plan.programs * plan.matrices, again),
         Work(8.0 * plan.numbers, plan.numbers),
         Work(4.0 * plan.numbers / plan.chunks, plan.numbers),
     )
@@ -589,9 +755,99 @@ def _prepare_correlation(problem: FilterGradientProblem) -> Run:
     return run
 
 
+class _FftGradientPlan(_FftPlan):
+    """As many programs of a channel as fill a device, each for some elements of the batch."""
+
+    def __init__(self, problem: FilterGradientProblem) -> None:
+        super().__init__(problem)
+        parts = problem.batch if problem.per_batch or not problem.sums_turns else ceil_div(512, problem.channels)
+        self.each = ceil_div(max(1, problem.batch), max(1, min(parts, problem.batch)))
+        self.parts = ceil_div(max(1, problem.batch), self.each)
+        self.programs = self.parts * problem.channels
+
+
+def _fft_gradient_cost(problem: FilterGradientProblem) -> Cost:
+    plan = _FftGradientPlan(problem)
+    transforms = 2 * problem.batch * plan.blocks * problem.channels + plan.programs
+    moved = _item(problem) * (2 + problem.gates) * _samples(problem) / problem.turns
+    again = 7 * moved if order(problem.x) == "channel" else 0.0
+    partial = 4.0 * plan.programs * problem.taps
+    flops = transforms * _fft_flops(plan.points, plan.passes)
+    works = (
+        Work(moved + partial, flops, plan.unit, plan.programs * plan.warps / 4, again),
+        Work(partial + 4.0 * problem.channels * problem.taps),
+    )
+    return cost(problem.device, problem.isa, partial, *works * problem.turns)
+
+
+def _prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
+    from . import triton_fft
+
+    plan = _FftGradientPlan(problem)
+    n1, n2, n3 = plan.factors
+    state = problem.state or _NO_STRIDES
+    strides = (*problem.x, *problem.dz, *state)
+    gates = (*(problem.x_gate or _NO_STRIDES), *(problem.dz_gate or _NO_STRIDES))
+
+    def run(
+        x: Tensor,
+        dz: Tensor,
+        state: Tensor | None,
+        x_gate: Tensor | None,
+        dz_gate: Tensor | None,
+        dh: Tensor,
+        boundaries: Tensor | None = None,
+    ) -> None:
+        given = [x, dz, state if problem.state is not None else None, x_gate, dz_gate]
+        partial = torch.empty(plan.parts, problem.channels, problem.taps, dtype=torch.float32, device=x.device)
+        if problem.length == 0 or problem.batch == 0:
+            dh.zero_()
+            return
+        tables = _tables(plan.points, x.device) if not x.is_meta else x.new_empty(1, dtype=torch.float32)
+        for turn, offsets in enumerate(problem.offsets or ((0,) * 6,)):
+            tensors = [
+                at(stand_in, 0 if tensor is None else offset)
+                for tensor, stand_in, offset in zip(given, names(given, x), offsets, strict=False)
+            ]
+            launch(
+                triton_fft.filter_gradient,
+                plan.programs,
+                *tensors,
+                partial,
+                tables,
+                problem.length,
+                problem.channels,
+                problem.batch,
+                plan.each,
+                problem.taps,
+                problem.origin,
+                plan.blocks,
+                *strides,
+                *gates,
+                N1=n1,
+                N2=n2,
+                N3=n3,
+                PRECISION=_fft_precision(problem),
+                HAS_STATE=problem.state is not None,
+                HAS_PRE=problem.x_gate is not None,
+                HAS_POST=problem.dz_gate is not None,
+                num_warps=plan.warps,
+            )
+            if problem.sums_turns:
+                total = partial.sum(0).T
+                dh.copy_(total) if turn == 0 else dh.add_(total)
+            else:
+                size = (problem.batch, problem.taps, problem.channels)
+                strides_of_dh = (problem.per_batch, *problem.dh)
+                dh.as_strided(size, strides_of_dh, dh.storage_offset() + offsets[5]).copy_(partial.mT)
+
+    return run
+
+
 GRADIENT_ROWS: tuple[Implementation, ...] = (
-    Implementation("triton_direct", "triton", _refusals, _gradient_cost, _prepare_gradient),
+    Implementation("triton_direct", "triton", refusals, _gradient_cost, _prepare_gradient),
     Implementation("triton_toeplitz", "triton", _toeplitz_refusals, _correlation_cost, _prepare_correlation),
+    Implementation("triton_fft", "triton", _fft_refusals, _fft_gradient_cost, _prepare_fft_gradient),
 )
 
 
@@ -607,7 +863,7 @@ def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _backward_refusals(problem: BackwardProblem) -> list[str]:
     forward = problem.forward
-    reasons = _refusals(forward)
+    reasons = refusals(forward)
     if forward.offsets is not None:
         reasons.append("takes leading axes that merge into one only")
     if forward.h_batch:
@@ -643,7 +899,7 @@ class _BackwardPlan:
     def __init__(self, forward: ConvProblem, kernel: str) -> None:
         chosen = configuration(_gpu(forward), f"conv.backward.{kernel}")
         self.warps = chosen["warps"]
-        wide = 2 if _unit(forward) == "float64" else 1
+        wide = 2 if unit(forward) == "float64" else 1
         if kernel == "rolling":
             self.time, self.steps, self.unroll = 1, chosen["steps"], chosen["unroll"]
             most = chosen["channels"] if forward.taps <= 4 and wide == 1 else 32 * self.warps
@@ -664,7 +920,7 @@ def _backward_cost(kernel: str) -> Callable[[BackwardProblem], Cost]:
     def cost_of(problem: BackwardProblem) -> Cost:
         forward = problem.forward
         plan, samples = _BackwardPlan(forward, kernel), _samples(forward)
-        item = 8 if _unit(forward) == "float64" else 4
+        item = 8 if unit(forward) == "float64" else 4
         partial = float(item * math.prod(plan.partial))
         arrays = 3 + 2 * forward.gates  # x, dy, dx, and of each gate itself and its gradient
         moved = _item(forward) * arrays * samples + partial
@@ -676,7 +932,7 @@ def _backward_cost(kernel: str) -> Callable[[BackwardProblem], Cost]:
             flops = samples * loads * (2 + (4 if order(forward.x) == "channel" else 8))
             again = 0.0
         programs = plan.programs * plan.warps / 4
-        works = [Work(moved, flops, _unit(forward), programs, again), Work(partial, partial / 4)]
+        works = [Work(moved, flops, unit(forward), programs, again), Work(partial, partial / 4)]
         if forward.state is not None and kernel == "tile":
             works.append(Work(0.0, 0.0))
         return cost(forward.device, forward.isa, partial, *works)
@@ -691,7 +947,7 @@ def _prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., 
         forward = problem.forward
         plan, arguments = _BackwardPlan(forward, kernel), _Arguments(forward)
         x_steps, h_steps, bias_steps, state_steps = (arguments.steps[a:b] for a, b in ((0, 3), (3, 6), (6, 8), (8, 12)))
-        kind = torch.float64 if _unit(forward) == "float64" else torch.float32
+        kind = torch.float64 if unit(forward) == "float64" else torch.float32
         flags = {name: value for name, value in arguments.flags.items() if name != "HAS_BIAS"}
         flags |= {"HAS_BIAS": forward.bias is not None, "K": forward.taps, "CHANNELS": plan.channels}
 

@@ -1,0 +1,288 @@
+"""Convolution with long filters by one complex transform a block, on a GPU's tensor cores.
+
+A real convolution modulo X^(2M) + 1 is a cyclic complex one of length M: z[n] = (u[n] + i u[n+M]) w^n, w = exp(i pi /
+2M); transform, times the filter's transform, back, times w^-n; the real part is y[n], the imaginary part y[n+M]. The
+first K - 1 of 2M results mix both ends; a program leaves them out, so that blocks of a long signal overlap by them.
+
+The transform is Monarch's: M = N1 N2 ..., each step a product with the small matrix of a factor, rows times twiddles,
+and a transposition which brings the next factor to the front (Dao et al., Monarch, 2022; Fu et al., FlashFFTConv,
+2023).
+The weights w^n are part of the first matrix and the first twiddles. Only a product lies between forward and back, so
+that frequencies stay in the order they come in. Nothing but samples and the filter's transform is read or written.
+"""
+
+# mypy: ignore-errors
+# Kernels are a language of their own, whose types Triton checks.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..._triton import activate, dot, wide
+
+
+@triton.jit
+def _product(a, b, c, d, SIGN: tl.constexpr, PRECISION: tl.constexpr):
+    """(a + i b)(c + SIGN i d) for matrices."""
+    zeros = tl.zeros([a.shape[0], c.shape[1]], tl.float32)
+    real, imaginary = zeros, zeros
+    real = dot(a, c, real, PRECISION)
+    imaginary = dot(b, c, imaginary, PRECISION)
+    real = dot(-SIGN * b, d, real, PRECISION)
+    imaginary = dot(SIGN * a, d, imaginary, PRECISION)
+    return real, imaginary
+
+
+@triton.jit
+def _step(
+    matrix, twiddles, re, im, N: tl.constexpr, REST: tl.constexpr, TWIDDLED: tl.constexpr, PRECISION: tl.constexpr
+):
+    """One factor forwards: (N, REST) to (REST, N)."""
+    k, n, rest = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, REST)[None, :]
+    f, g = tl.load(matrix + k * N + n), tl.load(matrix + N * N + k * N + n)
+    re, im = _product(f, g, re, im, 1, PRECISION)
+    if TWIDDLED:
+        c, s = tl.load(twiddles + k * REST + rest), tl.load(twiddles + N * REST + k * REST + rest)
+        re, im = re * c - im * s, re * s + im * c
+    return tl.trans(re), tl.trans(im)
+
+
+@triton.jit
+def _step_back(
+    matrix, twiddles, re, im, N: tl.constexpr, REST: tl.constexpr, TWIDDLED: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The conjugate transpose of ``_step``: (REST, N) to (N, REST)."""
+    re, im = tl.trans(re), tl.trans(im)
+    k, n, rest = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, REST)[None, :]
+    if TWIDDLED:
+        c, s = tl.load(twiddles + k * REST + rest), tl.load(twiddles + N * REST + k * REST + rest)
+        re, im = re * c + im * s, im * c - re * s
+    # Transposed by its addresses, conjugated by its sign.
+    f, g = tl.load(matrix + n * N + k), -tl.load(matrix + N * N + n * N + k)
+    return _product(f, g, re, im, 1, PRECISION)
+
+
+@triton.jit
+def _forward(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
+    """(N1, N2 N3) to frequencies, as (N1 N2, N3) or (N1, N2)."""
+    M: tl.constexpr = N1 * N2 * N3
+    second = tables + 2 * N1 * N1 + 2 * M
+    re, im = _step(tables, tables + 2 * N1 * N1, re, im, N1, N2 * N3, True, PRECISION)
+    re, im = tl.reshape(re, [N2, N3 * N1]), tl.reshape(im, [N2, N3 * N1])
+    re, im = _step(second, second + 2 * N2 * N2, re, im, N2, N3 * N1, N3 > 1, PRECISION)
+    if N3 > 1:
+        third = second + 2 * N2 * N2 + 2 * M
+        re, im = tl.reshape(re, [N3, N1 * N2]), tl.reshape(im, [N3, N1 * N2])
+        re, im = _step(third, third, re, im, N3, N1 * N2, False, PRECISION)
+    return re, im
+
+
+@triton.jit
+def _back(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
+    M: tl.constexpr = N1 * N2 * N3
+    second = tables + 2 * N1 * N1 + 2 * M
+    if N3 > 1:
+        third = second + 2 * N2 * N2 + 2 * M
+        re, im = _step_back(third, third, re, im, N3, N1 * N2, False, PRECISION)
+        re, im = tl.reshape(re, [N3 * N1, N2]), tl.reshape(im, [N3 * N1, N2])
+    re, im = _step_back(second, second + 2 * N2 * N2, re, im, N2, N3 * N1, N3 > 1, PRECISION)
+    re, im = tl.reshape(re, [N2 * N3, N1]), tl.reshape(im, [N2 * N3, N1])
+    return _step_back(tables, tables + 2 * N1 * N1, re, im, N1, N2 * N3, True, PRECISION)
+
+
+@triton.jit
+def _frequencies(N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr):
+    """Where each frequency of ``_forward`` is stored."""
+    COLUMNS: tl.constexpr = N3 if N3 > 1 else N2
+    M: tl.constexpr = N1 * N2 * N3
+    return tl.arange(0, M // COLUMNS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def spectra(
+    h, tables, spectrum, taps, channels, batch_stride, hk, hc,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The transform of a filter in each program, over M: real parts, then imaginary ones."""
+    program = tl.program_id(0)
+    c, b = program % channels, program // channels
+    M: tl.constexpr = N1 * N2 * N3
+    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
+    h += wide(b) * batch_stride + wide(c) * hc
+    re = tl.load(h + wide(n) * hk, mask=n < taps, other=0.0).to(tl.float32)
+    im = tl.load(h + wide(n + M) * hk, mask=n + M < taps, other=0.0).to(tl.float32)
+    re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
+    at = spectrum + wide(program) * (2 * M) + _frequencies(N1, N2, N3)
+    tl.store(at, re * (1.0 / M))
+    tl.store(at + M, im * (1.0 / M))
+
+
+@triton.jit
+def _samples(x, pre, state, j, length, xt, pt, st, K, HAS_PRE: tl.constexpr, HAS_STATE: tl.constexpr):
+    """u[j] in float32: zero behind the end, of the initial state before the beginning."""
+    inside = (j >= 0) & (j < length)
+    u = tl.load(x + j * xt, mask=inside, other=0.0).to(tl.float32)
+    if HAS_PRE:
+        u *= tl.load(pre + j * pt, mask=inside, other=0.0).to(tl.float32)
+    if HAS_STATE:
+        u += tl.load(state + (j + K - 1) * st, mask=(j < 0) & (j > -K), other=0.0).to(tl.float32)
+    return u
+
+
+@triton.jit
+def _write(total, t, ready, b, c, bias, post, y, bb, bc, qb, qt, qc, yb, yt, yc, ACTIVATION: tl.constexpr,
+           HAS_BIAS: tl.constexpr, HAS_POST: tl.constexpr):  # fmt: skip
+    if HAS_BIAS:
+        total += tl.load(bias + b * bb + c * bc).to(tl.float32)
+    if HAS_POST:
+        total *= tl.load(post + b * qb + t * qt + c * qc, mask=ready, other=0.0).to(tl.float32)
+    tl.store(y + b * yb + t * yt + c * yc, activate(total, ACTIVATION), mask=ready)
+
+
+@triton.jit
+def convolution(
+    x,
+    spectrum,
+    bias,
+    state,
+    pre,
+    post,
+    y,
+    tables,
+    length,
+    channels,
+    taps,
+    origin,
+    group,
+    filters,  # of each element of the batch where they differ, else 0
+    blocks,
+    channel_tiles,
+    xb,
+    xt,
+    xc,
+    bb,
+    bc,
+    sb,
+    st,
+    sc,
+    pb,
+    pt,
+    pc,
+    qb,
+    qt,
+    qc,
+    yb,
+    yt,
+    yc,
+    N1: tl.constexpr,
+    N2: tl.constexpr,
+    N3: tl.constexpr,
+    CHANNELS: tl.constexpr,  # one after another
+    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    HAS_PRE: tl.constexpr,
+    HAS_POST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    program = tl.program_id(0)
+    M: tl.constexpr = N1 * N2 * N3
+    ct = program % channel_tiles
+    block = (program // channel_tiles) % blocks
+    b = wide(program // (channel_tiles * blocks))
+    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
+    # The first taps - 1 samples of a block lie before its results.
+    t = wide(block) * (2 * M - (taps - 1)) + n - (taps - 1)
+    for index in range(CHANNELS):
+        c = wide(ct) * CHANNELS + index
+        if c < channels:
+            of_x, of_pre, of_state = x + b * xb + c * xc, pre + b * pb + c * pc, state + b * sb + c * sc
+            re = _samples(of_x, of_pre, of_state, t + origin, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
+            im = _samples(of_x, of_pre, of_state, t + origin + M, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
+            re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
+            at = spectrum + (b * filters + c // group) * (2 * M) + _frequencies(N1, N2, N3)
+            p, q = tl.load(at), tl.load(at + M)
+            re, im = re * p - im * q, re * q + im * p
+            re, im = _back(tables, re, im, N1, N2, N3, PRECISION)
+            ready = (n >= taps - 1) & (t < length)
+            _write(re, t, ready, b, c, bias, post, y, bb, bc, qb, qt, qc, yb, yt, yc, ACTIVATION, HAS_BIAS, HAS_POST)
+            ready = (n + M >= taps - 1) & (t + M < length)
+            _write(
+                im, t + M, ready, b, c, bias, post, y, bb, bc, qb, qt, qc, yb, yt, yc, ACTIVATION, HAS_BIAS, HAS_POST
+            )
+
+
+@triton.jit
+def filter_gradient(
+    x,
+    dz,
+    state,
+    x_gate,
+    dz_gate,
+    partial,  # (parts, groups of batch elements, channels, taps)
+    tables,
+    length,
+    channels,
+    batch,
+    each,  # batch elements of a program
+    taps,
+    origin,
+    blocks,
+    xb,
+    xt,
+    xc,
+    zb,
+    zt,
+    zc,
+    sb,
+    st,
+    sc,
+    pb,
+    pt,
+    pc,
+    qb,
+    qt,
+    qc,
+    N1: tl.constexpr,
+    N2: tl.constexpr,
+    N3: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    HAS_PRE: tl.constexpr,
+    HAS_POST: tl.constexpr,
+):
+    """dh[k] = sum_t dz[t] u[t+origin-k], of a channel and some elements of the batch in each program: spectra of all
+    their blocks are summed before one transform back. Blocks of dz have 2M - (K - 1) steps, those of u K - 1 more
+    before them, so that no product reaches around."""
+    program = tl.program_id(0)
+    M: tl.constexpr = N1 * N2 * N3
+    c = wide(program % channels)
+    part = program // channels
+    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
+    COLUMNS: tl.constexpr = N3 if N3 > 1 else N2
+    sum_re = tl.zeros([M // COLUMNS, COLUMNS], tl.float32)
+    sum_im = tl.zeros([M // COLUMNS, COLUMNS], tl.float32)
+    steps = 2 * M - (taps - 1)
+    for item in range(each * blocks):
+        b = wide(part) * each + item // blocks
+        if b < batch:
+            start = wide(item % blocks) * steps
+            j = start + n - (taps - 1) + origin
+            of_x, of_gate, of_state = x + b * xb + c * xc, x_gate + b * pb + c * pc, state + b * sb + c * sc
+            re = _samples(of_x, of_gate, of_state, j, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
+            im = _samples(of_x, of_gate, of_state, j + M, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
+            re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
+            of_dz, of_other = dz + b * zb + c * zc, dz_gate + b * qb + c * qc
+            # Behind the first ``steps`` there are the zeros that the shifts of the taps need.
+            end = tl.minimum(start + steps, length)
+            p = _samples(of_dz, of_other, of_dz, start + n, end, zt, qt, 0, 1, HAS_POST, False)
+            q = _samples(of_dz, of_other, of_dz, start + n + M, end, zt, qt, 0, 1, HAS_POST, False)
+            p, q = _forward(tables, p, q, N1, N2, N3, PRECISION)
+            # u times the conjugate of dz: lag l has dh[K - 1 - l].
+            sum_re += re * p + im * q
+            sum_im += im * p - re * q
+    re, im = _back(tables, sum_re * (1.0 / M), sum_im * (1.0 / M), N1, N2, N3, PRECISION)
+    at = partial + (wide(part) * channels + c) * taps
+    tl.store(at + (taps - 1 - n), re, mask=n < taps)
+    tl.store(at + (taps - 1 - n - M), im, mask=n + M < taps)
