@@ -61,9 +61,10 @@ struct Signal {
 
   // out[i] = x[b, t + i, n], 0 <= i < count.
   void PackRow(int64_t b, int64_t n, int64_t t, int64_t count, T *out) const {
-    int64_t i = 0;
-    for (; i < count && t + i < 0; ++i) out[i] = Sample(b, t + i, n);
     const int64_t inside = Min(count, length - t);
+    int64_t i = Min(count, Max(0, state == nullptr ? -t : -history - t));  // nothing lies before
+    memset(out, 0, static_cast<size_t>(i) * sizeof(T));
+    for (; i < count && t + i < 0; ++i) out[i] = Sample(b, t + i, n);
     if (i < inside) {
       const S *from = At(b, t, n);
       if (strides.time == 1)
@@ -246,9 +247,11 @@ bool IsInPlace(const convscan_conv &p) {
 
 // ---- output ----
 
+// Input and output together exceed what a last-level cache usually holds. Below, streaming is bound by memory where an
+// ordinary store is not (Zen 5 with 32 MiB, copying 16 and 24 MiB: 86 GB/s against 220 and 190).
 template <class S>
 bool StreamsOutput(const convscan_conv &p) {
-  return p.x != p.y && p.batch * p.length * p.channels * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+  return p.x != p.y && p.batch * p.length * p.channels * static_cast<int64_t>(sizeof(S)) >= 2 * kStreamBytes;
 }
 
 // z[i] = act(z[i]), 0 <= i < count; may also touch up to the next multiple of W.
