@@ -56,6 +56,7 @@ def test_every_transform(points: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_filter_gradient_transpose_and_origin(name: str) -> None:
+    assert name in [row.name for row in convscan.implementations("causal_conv_filter_gradient")]
     for p in problems(torch.float32, 4):
         taps = p.h.shape[0]
         with convscan.force(name):

@@ -998,7 +998,7 @@ ROWS = (*cpu.ROWS, *triton.ROWS, *torch_fft.ROWS, _REFERENCE)
 register("causal_conv", ROWS, _describe)
 register(
     "causal_conv_filter_gradient",
-    (*cpu.GRADIENT_ROWS, *triton.GRADIENT_ROWS, _GRADIENT_REFERENCE),
+    (*cpu.GRADIENT_ROWS, *triton.GRADIENT_ROWS, *torch_fft.GRADIENT_ROWS, _GRADIENT_REFERENCE),
     _describe_filter_gradient,
 )
 register("causal_conv_gradients", cpu.BOTH_ROWS, _describe_gradients, _gradients_ask)
