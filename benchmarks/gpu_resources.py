@@ -24,9 +24,10 @@ from convscan.ops.causal_conv import api as conv
 from convscan.ops.causal_conv import backward
 from convscan.ops.linear_recurrence import api as scan
 
-DEVICE = "NVIDIA H200"
+# Of each target the device whose tile sizes are used.
+DEVICES = {"sm_90": "NVIDIA H200", "sm_89": "NVIDIA L40S", "sm_80": "NVIDIA A100", "gfx942": "AMD Instinct MI300X"}
 MEANT = {4: "", 32: "", 128: "triton_toeplitz", 4096: "triton_fft"}
-TARGETS = ("sm_90", "sm_89", "sm_80", "gfx942")
+device = DEVICES["sm_90"]
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32, time_contiguous: bool = False) -> Tensor:
@@ -49,7 +50,7 @@ def on_device(problem: Any) -> Any:
     fields = problem._asdict()
     moved = {name: on_device(value) for name, value in fields.items() if hasattr(value, "_asdict")}
     if "device" in fields:
-        moved |= {"device": "cuda", "isa": DEVICE}
+        moved |= {"device": "cuda", "isa": device}
     return problem._replace(**moved)
 
 
@@ -130,12 +131,16 @@ def measure(name: str, launch: _gpu.Launch, target: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    global device
     parser = argparse.ArgumentParser()
-    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--targets", default=",".join(DEVICES))
     parser.add_argument("--only", default="")
     parser.add_argument("--json", default="")
     options = parser.parse_args()
-    jobs = [(name, launch, t) for name, launch in compiled(options.only) for t in options.targets.split(",")]
+    jobs = []
+    for target in options.targets.split(","):
+        device = DEVICES[target]
+        jobs += [(name, launch, target) for name, launch in compiled(options.only)]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda job: measure(*job), jobs))
     if options.json:

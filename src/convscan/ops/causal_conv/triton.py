@@ -431,7 +431,7 @@ class _FftPlan:
     def __init__(self, problem: ConvProblem | FilterGradientProblem) -> None:
         self.points = _fft_points(problem)
         self.factors = _factors(self.points)
-        self.warps = max(1, min(16, self.points // 256))
+        self.warps = max(1, min(configuration(_gpu(problem), "conv.fft")["warps"], self.points // 256))
         self.blocks = ceil_div(problem.length, 2 * self.points - problem.taps + 1)
         self.channels = 1
         if order(problem.x) == "channel":

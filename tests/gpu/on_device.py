@@ -1,0 +1,67 @@
+"""What tests/gpu asks of interpreted kernels, of the GPU that is there: named on the command line, never collected."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import convscan
+import oracle
+
+CONVOLUTIONS = [row.name for row in convscan.implementations("causal_conv") if row.target == "triton"]
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is interpreted here."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.parametrize("dtype", oracle.REAL, ids=str)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name: str, dtype: torch.dtype) -> None:
+    for p in oracle.convolutions(dtype, count=60, seed=1, limit=500_000):
+        given = {key: None if t is None else t.cuda() if hasattr(t, "cuda") else t for key, t in p.options().items()}
+        x, h = p.x.cuda(), p.h.cuda()
+        row = next(c for c in convscan.explain("causal_conv", x, h, **given).candidates if c.name == name)
+        if row.cost is None:
+            continue
+        with convscan.force(name):
+            y, again = (convscan.causal_conv(x, h, **given) for _ in range(2))
+        assert torch.equal(y, again)
+        p.check(y.cpu(), is_transform="fft" in name)
+
+
+@pytest.mark.parametrize("dtype", oracle.REAL + oracle.COMPLEX, ids=str)
+def test_recurrence(dtype: torch.dtype) -> None:
+    for p in oracle.recurrences(dtype, count=40, seed=2):
+        start = None if p.y_init is None else p.y_init.cuda()
+        y = convscan.linear_recurrence(p.x.cuda(), start, p.a.cuda(), reverse=p.reverse)
+        p.check(y.cpu())
+
+
+def test_recurrence_many_times_over_many_tiles() -> None:
+    """Programs that look back must not depend on when the others run."""
+    x, a = torch.randn(4, 60_000, 300, device="cuda"), torch.rand(4, 60_000, 300, device="cuda")
+    first = convscan.linear_recurrence(x, None, a)
+    for _ in range(50):
+        assert torch.equal(convscan.linear_recurrence(x, None, a), first)
+
+
+def test_gradients_and_capture() -> None:
+    x = torch.randn(2, 500, 64, device="cuda", requires_grad=True)
+    h = torch.randn(4, 64, device="cuda", requires_grad=True)
+    y = convscan.causal_conv(x, h, activation="silu")
+    found = torch.autograd.grad(y, (x, h), y.detach())
+    with convscan.force("reference"):
+        exact = torch.autograd.grad(convscan.causal_conv(x, h, activation="silu"), (x, h), y.detach())
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+    still = x.detach()
+    convscan.causal_conv(still, h.detach())
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = convscan.causal_conv(still, h.detach())
+    still.copy_(torch.randn_like(still))
+    graph.replay()
+    torch.testing.assert_close(captured, convscan.causal_conv(still, h.detach()))
