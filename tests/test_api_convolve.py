@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import convscan
+import oracle
 from convscan import _native, causal_conv, convolve, toeplitz_matmul
 from convscan.ops.convolve import reference
 from convscan.ops.toeplitz_matmul import reference as toeplitz_reference
 from test_api_causal_conv import normal
 
-ROWS = [row.name for row in convscan.implementations("convolve") if row.name != "reference"]
+ROWS = [name for name in oracle.rows("convolve") if name != "reference"]
 
 
 def double_loop(x: Tensor, h: Tensor, origin: int) -> Tensor:
