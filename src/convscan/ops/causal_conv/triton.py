@@ -760,7 +760,9 @@ class _FftGradientPlan(_FftPlan):
 
     def __init__(self, problem: FilterGradientProblem) -> None:
         super().__init__(problem)
-        parts = problem.batch if problem.per_batch or not problem.sums_turns else ceil_div(512, problem.channels)
+        parts = (
+            problem.batch if problem.per_batch or not problem.sums_turns else ceil_div(512, max(1, problem.channels))
+        )
         self.each = ceil_div(max(1, problem.batch), max(1, min(parts, problem.batch)))
         self.parts = ceil_div(max(1, problem.batch), self.each)
         self.programs = self.parts * problem.channels
