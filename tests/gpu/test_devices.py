@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convscan
 from convscan import _dispatch, _targets
-from convscan.tuning import gpu
+from convscan.tuning import gpu, measure_gpu
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,23 @@ def test_target_says_why_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_devices_and_names_have_peaks() -> None:
     assert gpu.peaks("NVIDIA H200 NVL")["processors"] == 132
     assert gpu.peaks("something new") == gpu.peaks("NVIDIA A100")
+
+
+def test_tuning_finds_the_fastest_configuration() -> None:
+    """Of kernels whose time is made up: one size at a time, none that cannot run, no change that is none."""
+
+    def seconds(tried: Mapping[str, int]) -> float:
+        if tried["warps"] == 2:
+            return float("inf")
+        return abs(tried["channels"] - 128) + abs(tried["numbers"] - 2048) / 1000 + tried["warps"] / 1e4 + 1
+
+    found = measure_gpu.search("scan.channel", seconds)
+    assert found == {"channels": 128, "numbers": 2048, "warps": gpu.configuration_in_use("scan.channel")["warps"]}
+    for kernel in measure_gpu.MEASURED:
+        assert gpu.candidates(kernel).keys() <= gpu.configuration_in_use(kernel).keys()
+    with gpu.trying("scan.channel", found):
+        assert gpu.configuration_in_use("scan.channel") == found
+    assert gpu.configuration_in_use("scan.channel") != found
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+import torch
+
 from .._dispatch import Cost
+from .._targets import processor
 from .table import stored
 
 # What of a data sheet's peak programs reach that do nothing but move, or multiply in tiles.
-_REACHED_BANDWIDTH, _REACHED_RATE = 0.9, 0.6
+REACHED_BANDWIDTH, REACHED_RATE = 0.9, 0.6
 # Programs of four warps that a multiprocessor holds before it moves bytes as fast as it can.
 _PROGRAMS_TO_FILL = 4
 
@@ -40,9 +44,37 @@ def peaks(gpu: str) -> Mapping[str, Any]:
     return {**shipped[known], **stored().get(gpu, {}).get("peaks", {})}
 
 
-@lru_cache
+_tried: dict[str, Mapping[str, int]] = {}
+
+
+@contextmanager
+def trying(kernel: str, chosen: Mapping[str, int]) -> Iterator[None]:
+    """A configuration that rows are prepared with inside the ``with`` block."""
+    _tried[kernel] = chosen
+    try:
+        yield
+    finally:
+        del _tried[kernel]
+
+
+def candidates(kernel: str) -> Mapping[str, list[int]]:
+    """The sizes that ``convscan tune`` tries of a kernel."""
+    sizes: Mapping[str, list[int]] = _shipped()["candidates"].get(kernel, {})
+    return sizes
+
+
+def configuration_in_use(kernel: str) -> Mapping[str, int]:
+    """That of the current GPU."""
+    return configuration(processor(torch.device("cuda")), kernel)
+
+
 def configuration(gpu: str, kernel: str) -> Mapping[str, int]:
     """Tile sizes, warps and stages of a kernel on a device."""
+    return _tried[kernel] if kernel in _tried else _configuration(gpu, kernel)
+
+
+@lru_cache
+def _configuration(gpu: str, kernel: str) -> Mapping[str, int]:
     shipped = _shipped()
     known = max((name for name in shipped if gpu.startswith(name)), key=len, default="default")
     chosen: Mapping[str, int] = {
@@ -71,11 +103,11 @@ def seconds(gpu: str, *launches: Work) -> float:
     for work in launches:
         share = min(1.0, max(1.0, work.programs) / (_PROGRAMS_TO_FILL * known["processors"]))
         fits = work.moved < known["cache.bytes"] / 2
-        bandwidth = _REACHED_BANDWIDTH * share * known["cached.bytes" if fits else "memory.bytes"]
+        bandwidth = REACHED_BANDWIDTH * share * known["cached.bytes" if fits else "memory.bytes"]
         again = known["cached.bytes" if work.again < known["cache.bytes"] / 2 else "memory.bytes"]
-        memory = work.moved / bandwidth + work.again / (_REACHED_BANDWIDTH * share * again)
+        memory = work.moved / bandwidth + work.again / (REACHED_BANDWIDTH * share * again)
         busy = min(1.0, max(1.0, work.programs) / known["processors"])
-        compute = work.flops / (_REACHED_RATE * busy * known[work.unit])
+        compute = work.flops / (REACHED_RATE * busy * known[work.unit])
         # Neither hides the other completely.
         total += known["launch"] + max(work.latency, math.hypot(memory, compute))
     return total
@@ -96,4 +128,4 @@ def cost(device: str, gpu: str, workspace: float, *launches: Work) -> Cost:
 def forget() -> None:
     """Reads the tables again at the next selection."""
     peaks.cache_clear()
-    configuration.cache_clear()
+    _configuration.cache_clear()

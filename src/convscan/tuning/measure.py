@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from .. import _dispatch, _native
-from .._targets import tuning_file
+from .._targets import processor, tuning_file
 from ..ops.cauchy import api as cauchy_api
 from ..ops.cauchy import cpu as cauchy_cpu
 from ..ops.causal_conv import api as conv
@@ -25,6 +26,7 @@ from ..ops.causal_conv import cpu as conv_cpu
 from ..ops.linear_recurrence import api as scan
 from ..ops.vandermonde import api as powers_api
 from ..ops.vandermonde import cpu as powers_cpu
+from . import gpu, measure_gpu
 from .table import RELATIVE_COST, forget
 
 Progress = Callable[[str, float], None]
@@ -206,7 +208,10 @@ def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = json.loads(path.read_text()) if path.is_file() else {}
     stored[_native.isa()] = {name: float(f"{value:.4g}") for name, value in constants.items()}
+    if torch.cuda.is_available() and find_spec("triton") is not None:
+        stored[processor(torch.device("cuda"))] = measure_gpu.measure(progress)
     path.write_text(json.dumps(stored, indent=1) + "\n")
     forget()
+    gpu.forget()
     _dispatch.forget()
     return path
