@@ -415,14 +415,23 @@ struct Extent {
   }
 };
 
-Array StatesOf(const convscan_selective &p, const convscan_states &states, int64_t batch, int64_t element) {
-  return View(states.data, element, batch, p.channels, p.states, {states.batch, states.channel, states.state});
+// States of all sequences.
+Array StatesOf(const convscan_selective &p, const convscan_states &states, int64_t element) {
+  Array array = View(states.data, element, p.batch, p.channels, p.states, {states.batch, states.channel, states.state});
+  array.sizes[3] = p.sequences;
+  array.strides[3] = p.boundaries == nullptr ? 0 : states.sequence;
+  return array;
 }
 
 convscan_status Check(const convscan_selective *p) {
   if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads) ||
       !SizesAreValid(p->batch, p->states, p->channels, 0) || p->groups < 1 || p->channels % p->groups != 0 ||
       !IsKnown(p->dtype))
+    return CONVSCAN_INVALID_ARGUMENT;
+  int64_t states;
+  if (p->boundaries == nullptr ? p->sequences != 1 : !BoundariesAreValid(p->boundaries, p->sequences, p->length))
+    return CONVSCAN_INVALID_ARGUMENT;
+  if (__builtin_mul_overflow(p->batch, p->sequences, &states) || !SizesAreValid(states, p->states, p->channels, 0))
     return CONVSCAN_INVALID_ARGUMENT;
   if (!IsReal(p->dtype)) return CONVSCAN_UNSUPPORTED;
   if (p->batch == 0 || p->channels == 0) return CONVSCAN_OK;
@@ -431,9 +440,8 @@ convscan_status Check(const convscan_selective *p) {
   const auto signal = [&](const void *address, const convscan_strides &strides) {
     return View(address, element, p->batch, p->length, p->channels, strides);
   };
-  const Array a = StatesOf(*p, {p->a.data, 0, p->a.channel, p->a.state}, 1, number);
-  const Array final_state = StatesOf(*p, p->final_state, p->batch, number);
-  const Array initial = StatesOf(*p, p->initial_state, p->batch, number);
+  const Array a = View(p->a.data, number, 1, p->channels, p->states, {0, p->a.channel, p->a.state});
+  const Array final_state = StatesOf(*p, p->final_state, number), initial = StatesOf(*p, p->initial_state, number);
   const bool has_states = p->states > 0, has_final = has_states && p->final_state.data != nullptr;
   const bool has_initial = has_states && p->initial_state.data != nullptr;
   if (has_states && !IsValid(a, part)) return CONVSCAN_INVALID_ARGUMENT;
@@ -451,10 +459,9 @@ convscan_status Check(const convscan_selective *p) {
   const Array bias = Plane(p->delta_bias, part, 1, p->channels, 0, p->delta_bias_stride);
   if ((p->d != nullptr && !IsValid(d, part)) || (p->delta_bias != nullptr && !IsValid(bias, part)))
     return CONVSCAN_INVALID_ARGUMENT;
-  const Array checkpoints = View(p->checkpoints, part, p->batch, convscan_selective_checkpoints(p->length),
-                                 p->channels * p->states * (p->is_complex ? 2 : 1),
-                                 {convscan_selective_checkpoints(p->length) * p->channels * p->states * number / part,
-                                  p->channels * p->states * number / part, 1});
+  const int64_t kept = convscan_selective_checkpoints(p->length, p->sequences);
+  const int64_t row = p->channels * p->states * number / part;
+  const Array checkpoints = View(p->checkpoints, part, p->batch, kept, row, {kept * row, row, 1});
   const bool has_checkpoints = has_states && p->checkpoints != nullptr;
   if (has_checkpoints && !IsValid(checkpoints, part)) return CONVSCAN_INVALID_ARGUMENT;
   // y and the states are written while inputs are read.
@@ -505,6 +512,11 @@ convscan_status Check(const convscan_selective_gradient *p) {
   const auto states = [&](const void *address) {
     return View(address, part, f.batch, f.channels, numbers, {f.channels * numbers, numbers, 1});
   };
+  const auto of_sequences = [&](const void *address) {
+    Array array = states(address);
+    array.sizes[0] *= f.sequences;
+    return array;
+  };
   const auto projection = [&](const convscan_projection &b, const void *address) {
     if (b.is_constant) return states(address);
     const int64_t row = f.groups * numbers;
@@ -524,10 +536,9 @@ convscan_status Check(const convscan_selective_gradient *p) {
                             {projection(f.c, p->dc), has_states && (has_signals || f.c.is_constant)},
                             {channels(p->dd), p->dd != nullptr},
                             {channels(p->ddelta_bias), p->ddelta_bias != nullptr},
-                            {states(p->dinitial_state), has_states && p->dinitial_state != nullptr}};
+                            {of_sequences(p->dinitial_state), has_states && p->dinitial_state != nullptr}};
   const Array dy = signal(p->dy, p->dy_strides);
-  const Array dfinal = View(p->dfinal_state.data, part * (f.is_complex ? 2 : 1), f.batch, f.channels, f.states,
-                            {p->dfinal_state.batch, p->dfinal_state.channel, p->dfinal_state.state});
+  const Array dfinal = StatesOf(f, p->dfinal_state, part * (f.is_complex ? 2 : 1));
   const bool has_dfinal = has_states && p->dfinal_state.data != nullptr;
   if ((has_signals && !IsValid(dy, element)) || (has_dfinal && !IsValid(dfinal, part)) ||
       (has_signals && has_states && f.checkpoints == nullptr))
@@ -1148,15 +1159,16 @@ convscan_status convscan_selective_over_channels(const convscan_selective *p) {
 }
 convscan_status convscan_selective_over_states(const convscan_selective *p) {
   const convscan_status status = Check(p);
-  if (status == CONVSCAN_OK && p->checkpoints != nullptr) return CONVSCAN_UNSUPPORTED;
+  if (status == CONVSCAN_OK && (p->checkpoints != nullptr || p->boundaries != nullptr)) return CONVSCAN_UNSUPPORTED;
   return Run(p, status, &Kernels::selective_over_states);
 }
 convscan_status convscan_selective_gradient_over_channels(const convscan_selective_gradient *p) {
   return Run(p, Check(p), &Kernels::selective_gradient_over_channels);
 }
-int64_t convscan_selective_checkpoints(int64_t length) {
-  constexpr int64_t kTile = 64;  // kSelectiveSteps of scan/selective.h
-  return length <= 0 ? 0 : (length - 1) / kTile + 1;
+int64_t convscan_selective_checkpoints(int64_t length, int64_t sequences) {
+  constexpr int64_t kTile = 64;  // kSelectiveSteps of scan/selective.h, whose FirstTile this has to agree with
+  if (length <= 0) return 0;
+  return sequences <= 1 ? (length - 1) / kTile + 1 : length / kTile + sequences;
 }
 convscan_status convscan_allpole_filter(const convscan_allpole *p) { return Run(p, Check(p), &Kernels::allpole); }
 convscan_status convscan_vandermonde_product(const convscan_vandermonde *p) {

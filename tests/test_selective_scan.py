@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import softplus
+from torch import Tensor, library
 
 import convscan
 import oracle
@@ -172,6 +171,120 @@ def test_hostile_gates(name: str, isa: str) -> None:
             torch.testing.assert_close(state, (size * u[:, -1, :, None]).expand(state.shape), rtol=0, atol=0)
 
 
+# ---- packed sequences ----
+
+BOUNDS = [0, 0, 1, 70, 70, 134, 150, 150]
+
+
+def packed_sample(form: dict[str, Any], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Arguments whose initial state has an axis of sequences."""
+    wide = sample(length=BOUNDS[-1], grad=False, **form)
+    start = oracle.Draw(13).normal(2, len(BOUNDS) - 1, 4, 2, dtype=wide["A"].dtype)
+    narrow = torch.complex64 if wide["A"].is_complex() else torch.float32
+    arguments = wide | {"initial_state": start}
+    if dtype == torch.float64:
+        return arguments
+    return {name: t.to(narrow if t.is_complex() else torch.float32) for name, t in arguments.items()}
+
+
+def apart(arguments: dict[str, Tensor], s: int) -> dict[str, Tensor]:
+    """The arguments of one sequence."""
+    steps = slice(BOUNDS[s], BOUNDS[s + 1])
+    part = {name: t[:, steps] if name in ("u", "delta", "z", "B", "C") and t.ndim > 2 else t
+            for name, t in arguments.items()}  # fmt: skip
+    return part | ({"initial_state": arguments["initial_state"][:, s]} if "initial_state" in arguments else {})
+
+
+@pytest.mark.parametrize("form", [{}, {"groups": 2}, {"constant": True}], ids=str)
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_packed_sequences_know_nothing_of_each_other(form: dict[str, Any], is_complex: bool, isa: str) -> None:
+    arguments = packed_sample(form | {"is_complex": is_complex})
+    for kind, names in ((torch.int32, NAMES), (torch.int64, NAMES[:5])):
+        given = {name: arguments[name].clone().requires_grad_() for name in names}
+        cu_seqlens, answers = torch.tensor(BOUNDS, dtype=kind), []
+        for threads in (1, 2):
+            convscan.set_num_threads(threads)
+            answers.append(selective_scan_with_state(**given, delta_softplus=True, cu_seqlens=cu_seqlens))
+        y, last = answers[0]
+        assert torch.equal(y, answers[1][0])
+        pieces = [selective_scan_with_state(**apart(given, s), delta_softplus=True) for s in range(len(BOUNDS) - 1)]
+        expected = torch.cat([piece for piece, _ in pieces], 1), torch.stack([state for _, state in pieces], 1)
+        torch.testing.assert_close((y, last), expected, rtol=0, atol=0)
+        draw = oracle.Draw(14)
+        weights = draw.normal(*y.shape), draw.normal(*last.shape, dtype=last.dtype)
+        wanted = torch.autograd.grad(expected, tuple(given.values()), weights)
+        for keep in (False, True):  # by the kernels, and composed of operators that have derivatives again
+            got = torch.autograd.grad((y, last), tuple(given.values()), weights, retain_graph=True, create_graph=keep)
+            torch.testing.assert_close(got, wanted)
+
+
+def test_packed_sequences_by_every_implementation() -> None:
+    arguments = packed_sample({"groups": 2}, torch.float32)
+    options: dict[str, Any] = {"cu_seqlens": torch.tensor(BOUNDS), "delta_softplus": True}
+    expected = selective_scan_with_state(**arguments, **options)
+    explanation = convscan.explain("selective_scan", **arguments, **options)
+    assert f"{len(BOUNDS) - 1} sequences" in str(explanation)
+    for name in ROWS:
+        if next(c for c in explanation.candidates if c.name == name).reasons:
+            assert name == "over_states"
+            continue
+        leaves = {key: t.clone().requires_grad_() for key, t in arguments.items()}
+        with convscan.force(name):
+            found = selective_scan_with_state(**leaves, **options)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        for row in ("over_channels", "composed"):
+            with convscan.force(row):
+                gradients = torch.autograd.grad(found[0].sum(), tuple(leaves.values()), retain_graph=True)
+            assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    swapped = {name: t.unsqueeze(0).transpose(0, 1) if name in ("u", "delta", "z", "B", "C", "initial_state") else t
+               for name, t in arguments.items()}  # fmt: skip
+    y, last = selective_scan_with_state(**swapped, **options)  # leading axes (2, 1)
+    torch.testing.assert_close((y[:, 0], last[:, 0]), expected)
+
+
+def test_packed_sequences_in_transforms() -> None:
+    arguments = packed_sample({})
+    bounds = torch.tensor(BOUNDS)
+
+    def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        *given, cu_seqlens = tensors
+        return selective_scan_with_state(
+            **dict(zip(NAMES, given, strict=True)), cu_seqlens=cu_seqlens, delta_softplus=True
+        )
+
+    tensors = tuple(arguments.values())
+    expected = function(*tensors, bounds)
+    primals, tangents = tensors, tuple(torch.randn_like(t) for t in tensors)
+    _, forward = torch.func.jvp(lambda *t: function(*t, bounds), primals, tangents)
+    weights = tuple(torch.randn_like(t) for t in expected)
+    gradients = torch.func.vjp(lambda *t: function(*t, bounds), *primals)[1](weights)
+    product = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
+    torch.testing.assert_close(sum((w * f).sum() for w, f in zip(weights, forward, strict=True)), product)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors, bounds), expected)
+    other = torch.tensor([0, 20, 20, 40, 41, 42, 149, 150])
+    mapped = torch.vmap(function, in_dims=(None,) * 9 + (0,))(*tensors, torch.stack([bounds, other]))
+    torch.testing.assert_close(tuple(t[1] for t in mapped), function(*tensors, other))
+    y = torch.vmap(lambda u: function(u, *tensors[1:], bounds)[0])(torch.stack([tensors[0], 2 * tensors[0]]))
+    torch.testing.assert_close(y[0], expected[0])
+    grouped = [t.unsqueeze(-2) if name in ("B", "C") else t for name, t in zip(NAMES, tensors, strict=True)]
+    library.opcheck(torch.ops.convscan.selective_scan.default, (*grouped, bounds, True))
+
+
+def test_boundaries_are_checked_at_every_call() -> None:
+    u, A, B = torch.ones(9, 3), -torch.ones(3, 2), torch.ones(9, 2)
+    selective_scan(u, u, A, B, B, cu_seqlens=torch.tensor([0, 4, 9]))
+    with pytest.raises(ValueError, match="selective_scan: cu_seqlens must not decrease; got 4 after 5 at 2"):
+        selective_scan(u, u, A, B, B, cu_seqlens=torch.tensor([0, 5, 4, 9]))
+    with pytest.raises(ValueError, match="selective_scan: cu_seqlens must begin with 0 and end with L = 9"):
+        selective_scan(u, u, A, B, B, cu_seqlens=torch.tensor([0, 4, 8]))
+    start, bounds = torch.ones(3, 2), torch.tensor([0, 4, 9])
+    with pytest.raises(
+        ValueError, match=re.escape("initial_state must have the shape (..., S, D, N) = (2, 3, 2); got")
+    ):
+        selective_scan(u, u, A, B, B, initial_state=start, cu_seqlens=bounds)
+
+
 def test_long_sequences_are_as_exact_as_the_loop() -> None:
     draw = oracle.Draw(8)
     u = draw.normal(1, 65536, 2, dtype=torch.float32)
@@ -245,7 +358,7 @@ def test_steps_take_the_prepared_way_and_any_state() -> None:
         if dtype == torch.float32:
             torch.testing.assert_close(y, expected[:, 0])
             order = (*(row[n] for n in ("u", "delta")), rest["A"], row["B"], row["C"], rest["D"], row["z"])
-            again = run_prepared(_prepared, (True,), *order, rest["delta_bias"], state, state, None, None)
+            again = run_prepared(_prepared, (True,), *order, rest["delta_bias"], None, None, state, None, None)
             assert again is not None, "a step was not remembered"
 
 
@@ -419,39 +532,10 @@ def test_opcheck(is_complex: bool) -> None:
     s = sample(is_complex=is_complex)
     grouped = s | {name: s[name].detach().unsqueeze(-2).requires_grad_() for name in ("B", "C")}
     operator = torch.ops.convscan.selective_scan.default
-    torch.library.opcheck(operator, (*grouped.values(), True))
+    library.opcheck(operator, (*grouped.values(), None, True))
     detached = [t.detach() for t in grouped.values()]
-    y, state, checkpoints = operator(*detached, True)
+    y, state, checkpoints = operator(*detached, None, True)
     gradient = torch.ops.convscan.selective_scan_gradient.default
-    torch.library.opcheck(gradient, (y, state, checkpoints, *detached, True))
+    library.opcheck(gradient, (y, state, checkpoints, *detached, None, True))
     one = [t[:, :1] if name in ("u", "delta", "B", "C", "z") else t for name, t in zip(NAMES, detached, strict=True)]
-    torch.library.opcheck(torch.ops.convscan.selective_scan_step.default, (one[-1].clone(), *one[:-1], True))
-
-
-# ---- the reference of the Hugging Face model ----
-
-
-def test_agrees_with_mamba_of_hugging_face() -> None:
-    """MambaMixer.slow_forward from its projections on, as transformers 4 has it, in float32."""
-    draw = oracle.Draw(12)
-    batch, length, channels, states = 2, 37, 24, 16
-    hidden, gate, dt, bias = (
-        draw.normal(*shape, dtype=torch.float32)
-        for shape in ((batch, channels, length), (batch, channels, length), (batch, channels, length), (channels,))
-    )
-    A_log, D = torch.log(torch.arange(1.0, states + 1)).repeat(channels, 1), draw.normal(channels).float()
-    B, C = (draw.normal(batch, length, states, dtype=torch.float32) for _ in range(2))
-    A = -torch.exp(A_log)
-    discrete_time_step = softplus(dt + bias[:, None])
-    discrete_A = torch.exp(A[None, :, None, :] * discrete_time_step[:, :, :, None])
-    deltaB_u = discrete_time_step[:, :, :, None] * B[:, None, :, :] * hidden[:, :, :, None]
-    ssm_state, outputs = torch.zeros(batch, channels, states), []
-    for i in range(length):
-        ssm_state = discrete_A[:, :, i, :] * ssm_state + deltaB_u[:, :, i, :]
-        outputs.append(torch.matmul(ssm_state, C[:, i, :].unsqueeze(-1))[:, :, 0])
-    expected = (torch.stack(outputs, dim=-1) + hidden * D[None, :, None]) * torch.nn.functional.silu(gate)
-    y, state = selective_scan_with_state(
-        hidden.mT, dt.mT, A, B, C, D=D, z=gate.mT, delta_bias=bias, delta_softplus=True
-    )
-    torch.testing.assert_close(y.mT, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(state, ssm_state, rtol=1e-4, atol=1e-4)
+    library.opcheck(torch.ops.convscan.selective_scan_step.default, (one[-1].clone(), *one[:-1], True))

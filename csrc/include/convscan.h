@@ -239,6 +239,7 @@ CONVSCAN_API convscan_status convscan_scan_gradient_sequential(const convscan_sc
 typedef struct convscan_states {
   void *data; /* null for zeros, or where not needed */
   int64_t batch, channel, state; /* strides */
+  int64_t sequence;              /* another one, not read without boundaries */
 } convscan_states;
 
 /* B or C of a selective scan, in the same type: per step, shared by the channels of a group, or constant. */
@@ -252,9 +253,14 @@ typedef struct convscan_projection {
  *   h[b,t,d,n] = exp(dt a[d,n]) h[b,t-1,d,n] + dt u[b,t,d] B[b,t,g(d),n],
  *   y[b,t,d] = (sum_n C[b,t,g(d),n] h[b,t,d,n] + D[d] u[b,t,d]) silu(z[b,t,d]),
  * and y = 2 Re sum_n C h for complex numbers. D and delta_bias have the (real) type computed in. Channels per group:
- * channels / groups. */
+ * channels / groups.
+ *
+ * With `boundaries`, sequences lie behind one another along time: sequence s has the steps boundaries[s] <= t <
+ * boundaries[s+1], an initial and a final state of its own. */
 typedef struct convscan_selective {
   int64_t batch, length, channels, states, groups;
+  int64_t sequences;         /* 1 without boundaries */
+  const int64_t *boundaries; /* sequences + 1, from 0 to length, none below the one before it; null for one sequence */
   convscan_dtype dtype; /* of u, delta, z and y: real */
   int is_complex;       /* a, B, C and states */
   int softplus;
@@ -280,7 +286,7 @@ typedef struct convscan_selective {
 
 /* Lanes over channels: a tile of time after the other. */
 CONVSCAN_API convscan_status convscan_selective_over_channels(const convscan_selective *problem);
-/* Lanes over states, for single steps and few channels. No checkpoints. */
+/* Lanes over states, for single steps and few channels. No checkpoints, no boundaries. */
 CONVSCAN_API convscan_status convscan_selective_over_states(const convscan_selective *problem);
 /* Gradients of the scan. `forward` describes the forward call with its checkpoints; its y and final_state are not used.
  * What inputs have in common is summed in a fixed order over time, but not over batch entries, nor over shards of
@@ -301,14 +307,14 @@ typedef struct convscan_selective_gradient {
   void *db, *dc;      /* (shards, batch, length, groups, states), or where constant (batch, channels, states) */
   void *dd;           /* (batch, channels) or null, as the next */
   void *ddelta_bias;
-  void *dinitial_state; /* (batch, channels, states) or null */
+  void *dinitial_state; /* (batch, sequences, channels, states) or null */
   int64_t shard_channels;
 } convscan_selective_gradient;
 
 CONVSCAN_API convscan_status convscan_selective_gradient_over_channels(const convscan_selective_gradient *problem);
 
 /* Numbers of the type of a that checkpoints take for each batch entry, channel and state. */
-CONVSCAN_API int64_t convscan_selective_checkpoints(int64_t length);
+CONVSCAN_API int64_t convscan_selective_checkpoints(int64_t length, int64_t sequences);
 
 /* y[b,i,n] = x[b,i,n] + sum_k a[b,i,k-1,n] y[b,i-k,n], 1 <= k <= order; outputs before the first one are zeros or those
  * of `state`, y[b,j-order,n] = state[b,j,n], 0 <= j < order. With transposed, without state,

@@ -61,7 +61,7 @@ struct Tensors {
   PyObject *const *items;
   size_t count;
 };
-constexpr size_t kMostTensors = 12;
+constexpr size_t kMostTensors = 13;
 
 // What kernels and selection know of a tensor. Sizes and strides are those of PyTorch where it has the table.
 struct Array {

@@ -19,31 +19,35 @@ namespace {
 using Triple = std::tuple<int64_t, int64_t, int64_t>;
 using Pair = std::tuple<int64_t, int64_t>;
 using Quadruple = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 convscan_strides Strides(const Triple &s) { return {std::get<0>(s), std::get<1>(s), std::get<2>(s)}; }
-convscan_states States(const Triple &s) { return {nullptr, std::get<0>(s), std::get<1>(s), std::get<2>(s)}; }
+// Strides (batch, channel, state, sequence).
+convscan_states States(const Quadruple &s) {
+  return {nullptr, std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s)};
+}
 convscan_projection Projection(const Quadruple &s, bool is_constant) {
   return {nullptr, is_constant, std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s)};
 }
 
 struct SelectiveCall final : NativeCall {
-  bool over_states;
+  bool over_states, in_place;
   convscan_selective problem{};
 
   SelectiveCall(const std::string &name, const std::string &dtype, const Sizes &sizes, bool is_complex, bool softplus,
                 const Triple &u, const Triple &delta, const Pair &a, const Quadruple &b, bool b_is_constant,
                 const Quadruple &c, bool c_is_constant, int64_t d, const Triple &z, int64_t delta_bias,
-                const Triple &initial_state, const Triple &y, const Triple &final_state)
-      : over_states(name == "over_states") {
+                const Quadruple &initial_state, const Triple &y, const Quadruple &final_state, bool in_place)
+      : over_states(name == "over_states"), in_place(in_place) {
     if (!over_states && name != "over_channels") throw nb::value_error(("unknown kernel: " + name).c_str());
-    std::tie(problem.batch, problem.length, problem.channels, problem.states, problem.groups) = sizes;
+    std::tie(problem.batch, problem.length, problem.channels, problem.states, problem.groups,
+             problem.sequences) = sizes;
     problem.dtype = ParseDtype(dtype);
     problem.is_complex = is_complex;
     problem.softplus = softplus;
     problem.u_strides = Strides(u);
     problem.delta_strides = Strides(delta);
-    problem.a = States({0, std::get<0>(a), std::get<1>(a)});
+    problem.a = States({0, std::get<0>(a), std::get<1>(a), 0});
     problem.b = Projection(b, b_is_constant);
     problem.c = Projection(c, c_is_constant);
     problem.d_stride = d;
@@ -54,8 +58,9 @@ struct SelectiveCall final : NativeCall {
     problem.final_state = States(final_state);
   }
 
-  // Addresses of u, delta, A, B, C, D, z, delta_bias, initial_state, final_state, checkpoints, y.
-  static constexpr size_t kAddresses = 12;
+  // Addresses of u, delta, A, B, C, D, z, delta_bias, initial_state, boundaries, final_state, checkpoints, y. A state that
+  // is overwritten is given once, as the final one.
+  static constexpr size_t kAddresses = 13;
 
   convscan_selective Bind(const Address *at, int threads) const {
     convscan_selective p = problem;
@@ -67,10 +72,11 @@ struct SelectiveCall final : NativeCall {
     p.d = Pointer<const void>(at[5]);
     p.z = Pointer<const void>(at[6]);
     p.delta_bias = Pointer<const void>(at[7]);
-    p.initial_state.data = Pointer<void>(at[8]);
-    p.final_state.data = Pointer<void>(at[9]);
-    p.checkpoints = Pointer<void>(at[10]);
-    p.y = Pointer<void>(at[11]);
+    p.initial_state.data = Pointer<void>(at[in_place ? 10 : 8]);
+    p.boundaries = Pointer<const int64_t>(at[9]);
+    p.final_state.data = Pointer<void>(at[10]);
+    p.checkpoints = Pointer<void>(at[11]);
+    p.y = Pointer<void>(at[12]);
     p.threads = threads;
     return p;
   }
@@ -88,7 +94,7 @@ struct SelectiveCall final : NativeCall {
   void RunOn(const Address *at) const override { Run(at); }
 
   void RunOnTensors(nb::args tensors) const {
-    if (tensors.size() != kAddresses) throw nb::type_error("SelectiveCall: expected twelve tensors or None");
+    if (tensors.size() != kAddresses) throw nb::type_error("SelectiveCall: expected 13 tensors or None");
     std::array<Address, kAddresses> at;
     for (size_t i = 0; i < kAddresses; ++i) at[i] = TensorAddress(tensors[i]);
     Run(at.data());
@@ -101,7 +107,7 @@ struct SelectiveGradientCall {
   SelectiveCall forward;
   convscan_selective_gradient problem{};
 
-  SelectiveGradientCall(const SelectiveCall &forward, const Triple &dy, const Triple &dfinal_state, const Triple &du,
+  SelectiveGradientCall(const SelectiveCall &forward, const Triple &dy, const Quadruple &dfinal_state, const Triple &du,
                         const Triple &ddelta, const Triple &dz, int64_t shard_channels)
       : forward(forward) {
     problem.dy_strides = Strides(dy);
@@ -117,7 +123,7 @@ struct SelectiveGradientCall {
   static constexpr size_t kAddresses = SelectiveCall::kAddresses + 11;
 
   void Run(nb::args tensors) const {
-    if (tensors.size() != kAddresses) throw nb::type_error("SelectiveGradientCall: expected 23 tensors or None");
+    if (tensors.size() != kAddresses) throw nb::type_error("SelectiveGradientCall: expected 24 tensors or None");
     std::array<Address, kAddresses> addresses;
     for (size_t i = 0; i < kAddresses; ++i) addresses[i] = TensorAddress(tensors[i]);
     const Address *const at = addresses.data() + SelectiveCall::kAddresses;
@@ -150,14 +156,14 @@ void DefineSelectiveCalls(nb::module_ &m) {
   nb::class_<SelectiveCall, NativeCall>(m, "SelectiveCall", "A selective scan, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, const Sizes &, bool, bool, const Triple &, const Triple &,
                     const Pair &, const Quadruple &, bool, const Quadruple &, bool, int64_t, const Triple &, int64_t,
-                    const Triple &, const Triple &, const Triple &>(),
+                    const Quadruple &, const Triple &, const Quadruple &, bool>(),
            "kernel"_a, "dtype"_a, "sizes"_a, "is_complex"_a, "softplus"_a, "u"_a, "delta"_a, "a"_a, "b"_a,
            "b_is_constant"_a, "c"_a, "c_is_constant"_a, "d"_a, "z"_a, "delta_bias"_a, "initial_state"_a, "y"_a,
-           "final_state"_a)
+           "final_state"_a, "in_place"_a)
       .def("run_at", &SelectiveCall::RunAt, "addresses"_a)
       .def("__call__", &SelectiveCall::RunOnTensors, "tensors"_a);
   nb::class_<SelectiveGradientCall>(m, "SelectiveGradientCall", "The gradients of a selective scan.")
-      .def(nb::init<const SelectiveCall &, const Triple &, const Triple &, const Triple &, const Triple &,
+      .def(nb::init<const SelectiveCall &, const Triple &, const Quadruple &, const Triple &, const Triple &,
                     const Triple &, int64_t>(),
            "forward"_a, "dy"_a, "dfinal_state"_a, "du"_a, "ddelta"_a, "dz"_a, "shard_channels"_a)
       .def("__call__", &SelectiveGradientCall::Run, "tensors"_a);

@@ -71,8 +71,9 @@ void FollowStates(const convscan_selective &p, const SelectiveBlock &block, cons
   }
 }
 
+// One sequence of a block whose rates and parameters are in place.
 template <class S, int P, class T = Compute<S>>
-void ScanBlock(const convscan_selective &p, const SelectiveBlock &block, const Memory<S, P> &m) {
+void ScanSequence(const convscan_selective &p, const SelectiveBlock &block, int64_t sequence, const Memory<S, P> &m) {
   constexpr int W = kLanes<T>;
   const auto plane = [&](const void *address, const convscan_strides &s) {
     const S *const base = static_cast<const S *>(address);
@@ -80,16 +81,13 @@ void ScanBlock(const convscan_selective &p, const SelectiveBlock &block, const M
   };
   const Plane<Real<S>> u = plane(p.u, p.u_strides), delta = plane(p.delta, p.delta_strides);
   const Plane<Real<S>> z = plane(p.z, p.z_strides), y = plane(p.y, p.y_strides);
-  const T *const bias = static_cast<const T *>(p.delta_bias), *const skip = static_cast<const T *>(p.d);
-  FillRates<T, P>(p, block, m.rates);
-  FillFrom<T, P>(p.initial_state, block, p.states, m.states);
-  FillChannels(block, m.bias, [&](int64_t i) { return bias ? bias[(block.channel + i) * p.delta_bias_stride] : T(0); });
-  FillChannels(block, m.skip, [&](int64_t i) { return skip ? skip[(block.channel + i) * p.d_stride] : T(0); });
-  const int64_t tiles = CeilDiv(p.length, kSelectiveSteps);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t t0 = tile * kSelectiveSteps, steps = Min(kSelectiveSteps, p.length - t0);
+  const SelectiveSpan span(p, sequence);
+  FillFrom<T, P>(p.initial_state, block, sequence, p.states, m.states);
+  for (int64_t tile = 0; tile < span.Tiles(); ++tile) {
+    const int64_t t0 = span.begin + tile * kSelectiveSteps, steps = Min(kSelectiveSteps, span.end - t0);
     if (p.checkpoints != nullptr) {
-      T *const rows = static_cast<T *>(p.checkpoints) + (block.batch * tiles + tile) * p.states * P * p.channels;
+      T *const rows = static_cast<T *>(p.checkpoints) +
+                      (block.batch * SelectiveTiles(p) + span.first_tile + tile) * p.states * P * p.channels;
       for (int64_t n = 0; n < p.states; ++n)
         for (int64_t cv = 0; cv < block.vectors; ++cv)
           for (int part = 0; part < P; ++part)
@@ -124,20 +122,31 @@ void ScanBlock(const convscan_selective &p, const SelectiveBlock &block, const M
     }
     PutRows(y, part, m.copies[1]);
   }
-  if (p.final_state.data != nullptr) PutStates<T, P>(p.final_state, block, p.states, m.states);
+  if (p.final_state.data != nullptr) PutStates<T, P>(p.final_state, block, sequence, p.states, m.states);
+}
+
+template <class S, int P, class T = Compute<S>>
+void ScanBlock(const convscan_selective &p, const SelectiveBlock &block, const Memory<S, P> &m) {
+  const T *const bias = static_cast<const T *>(p.delta_bias), *const skip = static_cast<const T *>(p.d);
+  FillRates<T, P>(p, block, m.rates);
+  FillChannels(block, m.bias, [&](int64_t i) { return bias ? bias[(block.channel + i) * p.delta_bias_stride] : T(0); });
+  FillChannels(block, m.skip, [&](int64_t i) { return skip ? skip[(block.channel + i) * p.d_stride] : T(0); });
+  for (int64_t s = block.first_sequence; s < block.last_sequence; ++s) ScanSequence<S, P>(p, block, s, m);
 }
 
 template <class S, int P>
 convscan_status Scan(const convscan_selective &p) {
   using T = Compute<S>;
-  // Tasks for threads, but whole cache lines of channels for each.
+  // Tasks for threads: of some sequences, then of fewer channels, but whole cache lines of them.
   constexpr int64_t kTasks = 16, kLeast = 16;
+  const auto tasks = [&](int64_t width) { return p.batch * p.groups * CeilDiv(p.channels / p.groups, width); };
   int64_t width = kSelectiveChannels;
-  while (width > kLeast && p.batch * p.groups * CeilDiv(p.channels / p.groups, width) < kTasks) width /= 2;
+  const int64_t parts = Max(1, Min(p.sequences, CeilDiv(kTasks, Max(1, tasks(width)))));
+  while (width > kLeast && tasks(width) * parts < kTasks) width /= 2;
   Arena counting(nullptr);
   Memory<S, P>(counting, p.states);
   const bool done =
-      ForEachSelectiveTask<T>(p, width, counting.Used(), [&](const SelectiveBlock &block, int64_t, void *memory) {
+      ForEachSelectiveTask<T>(p, width, parts, counting.Used(), [&](const SelectiveBlock &block, int64_t, void *memory) {
         Arena arena(memory);
         ScanBlock<S, P>(p, block, Memory<S, P>(arena, p.states));
       });

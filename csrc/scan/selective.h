@@ -101,30 +101,48 @@ CONVSCAN_INLINE Planar<T, P> Gate(Vec<T> dt, const Rate<T, P> &rate) {
 
 // ---- blocks ----
 
-// Some channels of one group of one batch entry.
+// Some channels of one group of one batch entry, and which of its sequences.
 struct SelectiveBlock {
   int64_t batch, group, channel, channels, vectors;
+  int64_t first_sequence, last_sequence;
 };
 
-// Calls run(block) for the blocks of every batch entry and group, `width` channels a task, in parallel.
+// Steps [begin, end) of one sequence, and the first of its tiles among those of all: each has its own row of checkpoints.
+struct SelectiveSpan {
+  int64_t begin, end, first_tile;
+
+  SelectiveSpan(const convscan_selective &p, int64_t sequence)
+      : begin(p.boundaries == nullptr ? 0 : p.boundaries[sequence]),
+        end(p.boundaries == nullptr ? p.length : p.boundaries[sequence + 1]),
+        // A sequence has at most one tile more than whole ones.
+        first_tile(begin / kSelectiveSteps + sequence) {}
+  int64_t Tiles() const { return CeilDiv(end - begin, kSelectiveSteps); }
+};
+
+inline int64_t SelectiveTiles(const convscan_selective &p) {
+  return p.sequences == 1 ? CeilDiv(p.length, kSelectiveSteps) : p.length / kSelectiveSteps + p.sequences;
+}
+
+// Calls run(block) for the blocks of every batch entry and group, `width` channels a task and one of `parts` parts of the
+// sequences, in parallel.
 template <class T, class Run>
-bool ForEachSelectiveTask(const convscan_selective &p, int64_t width, size_t workspace, const Run &run) {
+bool ForEachSelectiveTask(const convscan_selective &p, int64_t width, int64_t parts, size_t workspace, const Run &run) {
   const int64_t in_group = p.channels / p.groups, shards = CeilDiv(in_group, width);
   constexpr int64_t kSmallProblem = 1 << 13;  // numbers whose gates one thread computes before another has woken up
   const bool is_small = p.batch * p.length * p.channels * Max(1, p.states) < kSmallProblem;
   bool failed = false;
-  ParallelFor(p.batch * p.groups * shards, is_small ? 1 : p.threads, [&](int64_t task) {
+  ParallelFor(p.batch * p.groups * shards * parts, is_small ? 1 : p.threads, [&](int64_t task) {
     void *const memory = Workspace(workspace);
     if (memory == nullptr) {
       __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
       return;
     }
-    const int64_t shard = task % shards, group = task / shards % p.groups;
+    const int64_t part = task % parts, shard = task / parts % shards, group = task / parts / shards % p.groups;
     const int64_t end = Min(in_group, (shard + 1) * width);
     for (int64_t c = shard * width; c < end; c += kSelectiveChannels) {
       const int64_t channels = Min(kSelectiveChannels, end - c);
-      run(SelectiveBlock{task / shards / p.groups, group, group * in_group + c, channels,
-                         CeilDiv(channels, kLanes<T>)},
+      run(SelectiveBlock{task / parts / shards / p.groups, group, group * in_group + c, channels,
+                         CeilDiv(channels, kLanes<T>), part * p.sequences / parts, (part + 1) * p.sequences / parts},
           shard, memory);
     }
   });
@@ -165,15 +183,16 @@ CONVSCAN_INLINE void FillStates(const SelectiveBlock &block, int64_t states, T *
 
 // The states of a block to an array.
 template <class T, int P>
-CONVSCAN_INLINE void PutStates(const convscan_states &out, const SelectiveBlock &block, int64_t count,
-                               const T *states) {
+CONVSCAN_INLINE void PutStates(const convscan_states &out, const SelectiveBlock &block, int64_t sequence,
+                               int64_t count, const T *states) {
   constexpr int W = kLanes<T>;
   T *const data = static_cast<T *>(out.data);
   for (int64_t i = 0; i < block.channels; ++i)
     for (int64_t n = 0; n < count; ++n)
       for (int part = 0; part < P; ++part)
-        data[(block.batch * out.batch + (block.channel + i) * out.channel + n * out.state) * P + part] =
-            states[((n * block.vectors + i / W) * P + part) * W + i % W];
+        data[(block.batch * out.batch + sequence * out.sequence + (block.channel + i) * out.channel + n * out.state) *
+                 P +
+             part] = states[((n * block.vectors + i / W) * P + part) * W + i % W];
 }
 
 template <class T, int P>
@@ -193,11 +212,13 @@ void FillRates(const convscan_selective &p, const SelectiveBlock &block, T *rate
 }
 
 template <class T, int P>
-void FillFrom(const convscan_states &in, const SelectiveBlock &block, int64_t states, T *out) {
+void FillFrom(const convscan_states &in, const SelectiveBlock &block, int64_t sequence, int64_t states, T *out) {
   const T *const data = static_cast<const T *>(in.data);
   FillStates<T, P>(block, states, out, [&](int64_t n, int64_t i, int part) -> T {
     if (data == nullptr) return 0;
-    return data[(block.batch * in.batch + (block.channel + i) * in.channel + n * in.state) * P + part];
+    return data[(block.batch * in.batch + sequence * in.sequence + (block.channel + i) * in.channel + n * in.state) *
+                    P +
+                part];
   });
 }
 

@@ -132,12 +132,12 @@ struct Block {
   }
 
   // State n of all channels of the block through a tile.
-  void FollowState(int64_t tile, int64_t t0, int64_t steps, int64_t n) const {
+  void FollowState(int64_t checkpoint, int64_t t0, int64_t steps, int64_t n) const {
     const Spread<T> b = SpreadStates<T, P>(f.b, block, t0, steps, n, 1, kInputScales<T>, m.b);
     const Spread<T> c = SpreadStates<T, P>(f.c, block, t0, steps, n, 1, kOutputScales<T, P>, m.c);
-    const int64_t tiles = CeilDiv(f.length, kSelectiveSteps);
     const T *const kept = static_cast<const T *>(f.checkpoints) +
-                          ((block.batch * tiles + tile) * f.states + n) * P * f.channels + block.channel;
+                          ((block.batch * SelectiveTiles(f) + checkpoint) * f.states + n) * P * f.channels +
+                          block.channel;
     constexpr int64_t kStep = P * W;
     if (!f.b.is_constant) Zero(m.db_steps, kSelectiveSteps * kStep);
     if (!f.c.is_constant) Zero(m.dc_steps, kSelectiveSteps * kStep);
@@ -172,20 +172,21 @@ struct Block {
     SumLanes<T>(steps, lanes + part * W, P * W, scale, is_first, to, step);
   }
 
-  // To (batch, channel, state).
-  void PutStatesTo(void *out, T *states, const T (&scales)[2]) const {
+  // To (batch, channel, state), or those of a sequence to (batch, sequence, channel, state).
+  void PutStatesTo(void *out, T *states, const T (&scales)[2], int64_t sequence = 0, int64_t sequences = 1) const {
     for (int64_t i = 0; i < f.states * block.vectors; ++i)
       for (int part = 0; part < P; ++part)
         Store<W>(states + (i * P + part) * W, Load<W>(states + (i * P + part) * W) * scales[part]);
-    PutStates<T, P>({out, f.channels * f.states, f.states, 1}, block, f.states, states);
+    const int64_t all = f.channels * f.states;
+    PutStates<T, P>({out, sequences * all, f.states, 1, all}, block, sequence, f.states, states);
   }
   void PutChannels(void *out, const T *values) const {
     for (int64_t i = 0; out != nullptr && i < block.channels; ++i)
       static_cast<T *>(out)[block.batch * f.channels + block.channel + i] = values[i];
   }
 
-  void FollowTile(int64_t tile) const {
-    const int64_t t0 = tile * kSelectiveSteps, steps = Min(kSelectiveSteps, f.length - t0);
+  void FollowTile(const SelectiveSpan &span, int64_t tile) const {
+    const int64_t t0 = span.begin + tile * kSelectiveSteps, steps = Min(kSelectiveSteps, span.end - t0);
     const Tile part{t0, block.channel, steps, block.channels};
     const Plane<Real<S>> du = PlaneOf(p.du, p.du_strides), ddelta = PlaneOf(p.ddelta, p.ddelta_strides);
     const Plane<Real<S>> dz = PlaneOf(p.dz, p.dz_strides);
@@ -211,7 +212,7 @@ struct Block {
     }
     Zero(m.ds, block.vectors * kSelectiveSteps * W);
     Zero(m.de, block.vectors * kSelectiveSteps * W);
-    for (int64_t n = 0; n < f.states; ++n) FollowState(tile, t0, steps, n);
+    for (int64_t n = 0; n < f.states; ++n) FollowState(span.first_tile + tile, t0, steps, n);
     const Rows<S> to_u = RowsToWrite(du, part, m.copies[4]), to_delta = RowsToWrite(ddelta, part, m.copies[5]);
     Rows<S> to_z{};
     if (f.z != nullptr) to_z = RowsToWrite(dz, part, m.copies[6]);
@@ -249,8 +250,7 @@ struct Block {
     FillRates<T, P>(f, block, m.rates);
     convscan_states a = f.a;
     a.batch = 0;
-    FillFrom<T, P>(a, block, f.states, m.a);
-    FillFrom<T, P>(p.dfinal_state, block, f.states, m.carried);
+    FillFrom<T, P>(a, block, 0, f.states, m.a);
     Zero(m.da, numbers);
     Zero(m.db, numbers);
     Zero(m.dc, numbers);
@@ -259,11 +259,15 @@ struct Block {
     FillChannels(block, m.bias,
                  [&](int64_t i) { return bias ? bias[(block.channel + i) * f.delta_bias_stride] : T(0); });
     FillChannels(block, m.skip, [&](int64_t i) { return skip ? skip[(block.channel + i) * f.d_stride] : T(0); });
-    for (int64_t tile = CeilDiv(f.length, kSelectiveSteps) - 1; tile >= 0; --tile) FollowTile(tile);
+    for (int64_t s = block.first_sequence; s < block.last_sequence; ++s) {
+      const SelectiveSpan span(f, s);
+      FillFrom<T, P>(p.dfinal_state, block, s, f.states, m.carried);
+      for (int64_t tile = span.Tiles() - 1; tile >= 0; --tile) FollowTile(span, tile);
+      if (p.dinitial_state != nullptr) PutStatesTo(p.dinitial_state, m.carried, kInputScales<T>, s, f.sequences);
+    }
     PutStatesTo(p.da, m.da, kInputScales<T>);
     if (f.b.is_constant) PutStatesTo(p.db, m.db, kInputScales<T>);
     if (f.c.is_constant) PutStatesTo(p.dc, m.dc, kOutputScales<T, P>);
-    if (p.dinitial_state != nullptr) PutStatesTo(p.dinitial_state, m.carried, kInputScales<T>);
     PutChannels(p.dd, m.dskip);
     PutChannels(p.ddelta_bias, m.dbias);
   }
@@ -276,7 +280,7 @@ convscan_status Gradient(const convscan_selective_gradient &p) {
   Memory<S, P>(counting, p.forward.states);
   const int64_t in_group = p.forward.channels / p.forward.groups;
   const bool done = ForEachSelectiveTask<T>(
-      p.forward, p.shard_channels, counting.Used(), [&](const SelectiveBlock &block, int64_t shard, void *memory) {
+      p.forward, p.shard_channels, 1, counting.Used(), [&](const SelectiveBlock &block, int64_t shard, void *memory) {
         Arena arena(memory);
         const Memory<S, P> m(arena, p.forward.states);
         const bool is_first = block.channel - block.group * in_group == shard * p.shard_channels;

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -107,3 +108,15 @@ def boundaries(function: str, cu_seqlens: Tensor, length: int) -> list[int]:
             expectation = "cu_seqlens must not decrease"
             raise ValueError(message(function, expectation, f"{end} after {begin} at {s + 1}"))
     return values
+
+
+@contextmanager
+def read_boundaries(function: str, cu_seqlens: Tensor | None, length: int) -> Iterator[Tensor | None]:
+    """cu_seqlens as native kernels read it, for calls of them inside the ``with`` block. They look at every value once,
+    and only refuse: a refusal is explained here."""
+    try:
+        yield None if cu_seqlens is None else cu_seqlens.to("cpu", torch.int64).contiguous()
+    except ValueError:
+        if cu_seqlens is not None:
+            boundaries(function, cu_seqlens, length)
+        raise

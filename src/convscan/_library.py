@@ -81,6 +81,45 @@ def define_composite(schema: str, function: Callable[..., Any]) -> Any:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def leading_axis(tensor: Any, axis: int | None, size: int) -> Any:
+    """In a vmap rule, an argument with the mapped axis in front; what is no tensor as it is."""
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
+    return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+
+
+def one_by_one(
+    operator: Callable[..., tuple[torch.Tensor, ...]],
+    size: int,
+    axes: tuple[int | None, ...],
+    arguments: tuple[Any, ...],
+    out_axes: tuple[int | None, ...],
+) -> tuple[torch.Tensor, ...]:
+    """In a vmap rule, the mapped calls one after the other: what boundaries that differ between them come to."""
+    calls = (
+        tuple(each if axis is None else each.select(axis, i) for each, axis in zip(arguments, axes, strict=True))
+        for i in range(size)
+    )
+    results = zip(*(operator(*call) for call in calls), strict=True)
+    return tuple(each[0] if axis is None else torch.stack(each) for each, axis in zip(results, out_axes, strict=True))
+
+
+def with_leading_axis(
+    operator: Callable[..., tuple[torch.Tensor, ...]],
+    size: int,
+    axes: tuple[int | None, ...],
+    arguments: tuple[Any, ...],
+    out_axes: tuple[int | None, ...],
+    boundaries: int,
+) -> tuple[torch.Tensor, ...]:
+    """The vmap rule of an operator that takes any leading axes: one more, of all tensors but the boundaries of packed
+    sequences, the argument ``boundaries``."""
+    if axes[boundaries] is not None:
+        return one_by_one(operator, size, axes, arguments, out_axes)
+    pairs = enumerate(zip(arguments, axes, strict=True))
+    return operator(*(each if at == boundaries else leading_axis(each, axis, size) for at, (each, axis) in pairs))
+
+
 def likely_size(size: int | torch.SymInt) -> int:
     """A size, or the one that export saw of a size that may change: enough to choose by, where any choice works."""
     if isinstance(size, int):

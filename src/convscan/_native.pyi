@@ -187,7 +187,7 @@ class SelectiveCall(NativeCall):
         self,
         kernel: str,
         dtype: str,
-        sizes: tuple[int, int, int, int, int],
+        sizes: tuple[int, int, int, int, int, int],
         is_complex: bool,
         softplus: bool,
         u: Triple,
@@ -200,9 +200,10 @@ class SelectiveCall(NativeCall):
         d: int,
         z: Triple,
         delta_bias: int,
-        initial_state: Triple,
+        initial_state: Quadruple,
         y: Triple,
-        final_state: Triple,
+        final_state: Quadruple,
+        in_place: bool,
     ) -> None: ...
     def __call__(self, *tensors: Tensor | None) -> None: ...
     def run_at(self, addresses: Sequence[int]) -> None: ...
@@ -212,7 +213,7 @@ class SelectiveGradientCall:
         self,
         forward: SelectiveCall,
         dy: Triple,
-        dfinal_state: Triple,
+        dfinal_state: Quadruple,
         du: Triple,
         ddelta: Triple,
         dz: Triple,

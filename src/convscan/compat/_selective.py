@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from .._checks import boundaries, has_shape, packed, shape_text, tensor_like
+from .._checks import has_shape, packed, shape_text, tensor_like
 from .._errors import message
 from ..ops.selective_scan.api import selective_scan_step, selective_scan_with_state
 from .causal_conv1d import causal_conv1d_fn
@@ -58,31 +56,24 @@ def selective_scan_fn(
             tensor_like(name, label, tensor, u)
             has_shape(name, label, tensor, u.shape, "of u, (batch, dim, seqlen)")
     b, c = _projection(name, "B", B, A, u), _projection(name, "C", C, A, u)
-    length = u.shape[-1]
-    bounds = [0, length]
     if cu_seqlens is not None:
         packed(name, cu_seqlens, u.mT)
-        bounds = boundaries(name, cu_seqlens, length)
-    outputs, last = [], None
-    for begin, end in pairwise(bounds):
-        span = slice(begin, end)
-        y, last = selective_scan_with_state(
-            u.mT[:, span],
-            delta.mT[:, span],
-            A,
-            b if b.ndim == 2 else b[:, span],
-            c if c.ndim == 2 else c[:, span],
-            D=D,
-            z=None if z is None else z.mT[:, span],
-            delta_bias=delta_bias,
-            delta_softplus=delta_softplus,
-        )
-        outputs.append(y)
-    out = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)).mT.to(u.dtype)
+    y, last = selective_scan_with_state(
+        u.mT,
+        delta.mT,
+        A,
+        b,
+        c,
+        D=D,
+        z=None if z is None else z.mT,
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        cu_seqlens=cu_seqlens,
+    )
+    out = y.mT.to(u.dtype)
     if not return_last_state:
         return out
-    assert last is not None
-    return out, last
+    return out, last if cu_seqlens is None else last[:, -1]  # of the last sequence
 
 
 def _projection(name: str, label: str, projection: Tensor, A: Tensor, u: Tensor) -> Tensor:

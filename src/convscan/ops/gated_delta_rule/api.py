@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,6 +23,7 @@ from ..._library import (
     is_recorded,
     is_traced,
     needs_gradient,
+    with_leading_axis,
 )
 from ..gated_linear_attention.api import default_scale
 from ..linear_attention.api import DTYPES, arithmetic
@@ -418,34 +419,12 @@ def _autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
 # ---- vmap: one more leading axis ----
 
 
-def _mapped(operator: Any, at: int, info: Any, axes: tuple[int | None, ...], arguments: tuple[Any, ...]) -> Any:
-    """The operator on arguments with the mapped axis in front; one by one where the boundaries, argument ``at``, are
-    mapped."""
-    size = info.batch_size
-    if axes[at] is not None:
-        results = [operator(*call) for call in _each(size, axes, arguments)]
-        return tuple(torch.stack(each) for each in zip(*results, strict=True))
-    return operator(
-        *(
-            argument
-            if i == at or not isinstance(argument, Tensor)
-            else (argument.expand(size, *argument.shape) if axis is None else argument.movedim(axis, 0))
-            for i, (argument, axis) in enumerate(zip(arguments, axes, strict=True))
-        )
-    )
+def _vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
+    return with_leading_axis(_operator, info.batch_size, axes, arguments, (0,) * 2, 6), (0,) * 2
 
 
-def _each(size: int, axes: tuple[int | None, ...], arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    for i in range(size):
-        yield tuple(each if axis is None else each.select(axis, i) for each, axis in zip(arguments, axes, strict=True))
-
-
-def _vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    return _mapped(_operator, 6, info, axes, arguments), (0, 0)
-
-
-def _gradient_vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[_Six, tuple[int, ...]]:
-    return _mapped(_gradient, 8, info, axes, arguments), (0,) * 6
+def _gradient_vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
+    return with_leading_axis(_gradient, info.batch_size, axes, arguments, (0,) * 6, 8), (0,) * 6
 
 
 _operator = define(

@@ -15,9 +15,8 @@ from torch import Tensor
 from ... import _checks, _native
 from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose, register
-from ..._errors import message
 from ..._layout import dtype_name
-from ..._library import below_autograd, define, derivative, is_plain, is_recorded
+from ..._library import below_autograd, define, derivative, is_plain, is_recorded, with_leading_axis
 from . import composed, cpu, reference
 from .problem import AttentionGradientProblem, AttentionProblem
 
@@ -268,7 +267,6 @@ def _composed_gradient(
     """The gradient in differentiable operators."""
     wide = arithmetic(v.dtype)
     values = v.shape[-1]
-    bounds, _ = _bounds(cu_seqlens, v.shape[-3])
     v_dtype, v, dy = v.dtype, v.to(wide), dy.to(wide)
     if sums:
         v, dy = _with_column(v, torch.ones_like(v[..., 0])), _with_column(dy, dsums)
@@ -278,7 +276,7 @@ def _composed_gradient(
         state = None if state is None else _with_column(state, sum_state)
     packed = cu_seqlens is not None
     dlast, state = (s if packed or s is None else s.unsqueeze(-4) for s in (dlast, state))
-    found = composed.gradients(dy, dlast, q.to(wide), k.to(wide), v, g, w, state, bounds, scale)
+    found = composed.gradients(dy, dlast, q.to(wide), k.to(wide), v, g, w, state, cu_seqlens, scale)
     dstate = found.state if packed else found.state.squeeze(-4)
     absent = v.new_empty(0)
     return (
@@ -399,34 +397,15 @@ def _tangents(
 # ---- vmap: one more leading axis ----
 
 
-def _leading(tensor: Any, axis: int | None, size: int) -> Any:
-    if not isinstance(tensor, Tensor):
-        return tensor
-    return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
-
-
-def _mapped(
-    operator: Any, boundaries_at: int, info: Any, axes: tuple[int | None, ...], arguments: tuple[Any, ...]
-) -> Any:
-    """A call with one more leading axis: of all tensors, but for the boundaries of sequences."""
-    if axes[boundaries_at] is not None:
-        expectation = "cu_seqlens must be the same for every mapped call"
-        raise ValueError(message("vmap", expectation, "a mapped tensor", "Pack other sequences in other calls"))
-    moved = [
-        argument if at == boundaries_at else _leading(argument, axis, info.batch_size)
-        for at, (argument, axis) in enumerate(zip(arguments, axes, strict=True))
-    ]
-    return operator(*moved)
-
-
-def _vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Results, tuple[int | None, ...]]:
+def _vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Any, tuple[int | None, ...]]:
     of_sums = 0 if arguments[9] else None
-    return _mapped(_operator, 7, info, axes, arguments), (0, of_sums, 0, of_sums)
+    out_axes = (0, of_sums, 0, of_sums)
+    return with_leading_axis(_operator, info.batch_size, axes, arguments, out_axes, 7), out_axes
 
 
-def _gradient_vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Seven, tuple[int | None, ...]]:
-    optional = tuple(None if argument is None else 0 for argument in arguments[8:11])
-    return _mapped(_gradient, 11, info, axes, arguments), (0, 0, 0, 0, *optional)
+def _gradient_vmap(info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Any, tuple[int | None, ...]]:
+    out_axes = (0, 0, 0, 0, *(None if argument is None else 0 for argument in arguments[8:11]))
+    return with_leading_axis(_gradient, info.batch_size, axes, arguments, out_axes, 11), out_axes
 
 
 _operator = define(

@@ -6,13 +6,13 @@ that derivatives of any order come by themselves. All states are kept: L K V num
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..linear_recurrence.api import linear_recurrence
+from ..packed import Packed
 
 
 class Gradients(NamedTuple):
@@ -30,11 +30,6 @@ def _over_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor.repeat_interleave(heads // max(1, tensor.shape[-2]), -2)
 
 
-def _with(extra: Tensor, at: Tensor, tensor: Tensor) -> Tensor:
-    """tensor + extra at these steps of the axis -2."""
-    return tensor.index_add(-2, at, extra)
-
-
 def gradients(
     dy: Tensor,
     dstate: Tensor | None,
@@ -44,7 +39,7 @@ def gradients(
     g: Tensor,
     w: Tensor | None,
     state: Tensor | None,
-    boundaries: list[int] | None,
+    cu_seqlens: Tensor | None,
     scale: float,
 ) -> Gradients:
     """The gradients where all tensors have the type of arithmetic, and states an axis of sequences in front of
@@ -57,25 +52,20 @@ def gradients(
     a = (g if per_key else g.unsqueeze(-1)).exp().movedim(-3, -1).unsqueeze(-1)
     step = (weighted.unsqueeze(-1) * v.unsqueeze(-2)).movedim(-4, -2)
     read = (q.unsqueeze(-1) * dy.unsqueeze(-2)).movedim(-4, -2)
-    spans = list(pairwise([0, length] if boundaries is None else boundaries))
-    filled = [s for s, (first, end) in enumerate(spans) if end > first]
-    firsts = torch.tensor([spans[s][0] for s in filled], dtype=torch.int64, device=v.device)
-    lasts = torch.tensor([spans[s][1] - 1 for s in filled], dtype=torch.int64, device=v.device)
-    at = torch.tensor(filled, dtype=torch.int64, device=v.device)
-    first_decay = a.index_select(-2, firsts)  # (..., H, K, S, 1)
-    inside = torch.ones(length, 1, dtype=v.dtype, device=v.device).index_fill(0, firsts, 0)
-    decay = a * inside
-    before = None
-    if state is not None:
-        before = state.movedim(-4, -2).index_select(-2, at)  # (..., H, K, S, V)
-        step = _with(first_decay * before, firsts, step)
+    packed, zero = Packed.of(cu_seqlens, length, v.device), v.new_zeros(())
+
+    def of_steps(states: Tensor | None) -> Tensor:
+        """Of each step, what its sequence has of (..., S, H, K, V)."""
+        return zero if states is None else states.movedim(-4, -2).index_select(-2, packed.sequence)
+
+    # The state before the first step enters by its forcing, so that no state passes from one sequence to the next.
+    before = of_steps(state)
+    step = step + torch.where(packed.is_first, a * before, zero)
+    decay = torch.where(packed.is_first, zero, a)
     states = linear_recurrence(step, None, decay)
-    previous = torch.cat([torch.zeros_like(states[..., :1, :]), states[..., :-1, :]], -2)[..., :length, :] * inside
-    if before is not None:
-        previous = _with(before, firsts, previous)
-    if dstate is not None:
-        behind = dstate.movedim(-4, -2)
-        read = _with(behind.index_select(-2, at), lasts, read)
+    shifted = torch.cat([torch.zeros_like(states[..., :1, :]), states[..., :-1, :]], -2)[..., :length, :]
+    previous = torch.where(packed.is_first, before, shifted)
+    read = read + torch.where(packed.is_last, of_steps(dstate), zero)
     following = torch.cat([decay[..., 1:, :], torch.zeros_like(decay[..., :1, :])], -2)[..., :length, :]
     dstates = linear_recurrence(read, None, following, reverse=True)
 
@@ -84,11 +74,12 @@ def gradients(
     at_k = (dstates_by_time * v.unsqueeze(-2)).sum(-1)
     dv = (dstates_by_time * weighted.unsqueeze(-1)).sum(-2)
     dg = ((a * dstates * previous).sum(-1)).movedim(-1, -3)
-    carried = dstates.new_zeros((*dstates.shape[:-2], len(spans), dstates.shape[-1]))
-    if dstate is not None:
-        empty = torch.ones(len(spans), 1, dtype=v.dtype, device=v.device).index_fill(0, at, 0)
-        carried = carried + dstate.movedim(-4, -2) * empty
-    carried = _with(first_decay * dstates.index_select(-2, firsts), at, carried)
+    # What a sequence without steps begins with is what it ends with.
+    carried = zero if dstate is None else dstate.movedim(-4, -2)
+    if length > 0:
+        passed = a.index_select(-2, packed.first) * dstates.index_select(-2, packed.first)
+        carried = torch.where(packed.has_steps, passed, carried)
+    carried = carried.expand(*dstates.shape[:-2], packed.first.shape[0], dstates.shape[-1])
     shape = (*q.shape[:-2], groups, heads // max(1, groups), q.shape[-1])
     return Gradients(
         q=dq.reshape(shape).sum(-2),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -105,17 +104,6 @@ def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-@contextmanager
-def _boundaries(cu_seqlens: Tensor | None, length: int) -> Iterator[Tensor | None]:
-    """cu_seqlens as kernels read it. They look at every value once, and only refuse: a refusal is explained here."""
-    try:
-        yield None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
-    except ValueError:
-        if cu_seqlens is not None:
-            _checks.boundaries("linear_recurrence", cu_seqlens, length)
-        raise
-
-
 def _prepare(kernel: str) -> Callable[[ScanProblem], Run]:
     def prepare(problem: ScanProblem) -> Run:
         call = _forward_call(kernel, problem)
@@ -125,7 +113,7 @@ def _prepare(kernel: str) -> Callable[[ScanProblem], Run]:
         offsets = tuple(tuple(item * offset for offset in turn) for turn in problem.offsets or ((0,) * 4,))
 
         def run(x: Tensor, y_init: Tensor | None, a: Tensor, cu_seqlens: Tensor | None, y: Tensor) -> None:
-            with _boundaries(cu_seqlens, problem.length) as boundaries:
+            with _checks.read_boundaries("linear_recurrence", cu_seqlens, problem.length) as boundaries:
                 at, *base = _addresses(boundaries, x, y_init, a, y)
                 for at_x, at_start, at_a, at_y in offsets:
                     call(base[0] + at_x, base[2] + at_a, base[1] and base[1] + at_start, at, base[3] + at_y)
@@ -177,7 +165,7 @@ def _prepare_gradient(problem: ScanGradientProblem) -> RunGradient:
         da: Tensor | None,
         dy_init: Tensor | None,
     ) -> None:
-        with _boundaries(cu_seqlens, problem.forward.length) as boundaries:
+        with _checks.read_boundaries("linear_recurrence", cu_seqlens, problem.forward.length) as boundaries:
             at, *base = _addresses(boundaries, a, y_init, y, dy, dx, da, dy_init)
             for turn in offsets:
                 turned = [start and start + item * offset for start, offset in zip(base, turn, strict=True)]

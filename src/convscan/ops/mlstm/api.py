@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ..linear_attention.arguments import gate, grouped, sequences, shaped, with_
 from ..linear_attention.problem import AttentionProblem
 from ..linear_attention.step import Settings, Step, state_of, written_and_read
 from ..linear_recurrence.api import linear_recurrence
+from ..packed import Packed
 
 _NAME = "mlstm"
 # Gates beyond this are as closed, or as open, as any: exp(-1e4) is zero in every type, and sums of these stay finite.
@@ -149,26 +149,7 @@ def _check(
     return _checks.common_dtype(name, DTYPES, q=q, k=k, v=v)
 
 
-class _Sequences(NamedTuple):
-    """Packed sequences as the stabiliser needs them: the number of each step's, and which steps are the first of
-    theirs."""
-
-    of_step: Tensor
-    is_first: Tensor
-
-
-def _sequences_of(cu_seqlens: Tensor | None, length: int, device: torch.device) -> _Sequences:
-    steps = torch.arange(length, device=device)
-    if cu_seqlens is None:
-        return _Sequences(torch.zeros_like(steps), (steps == 0).unsqueeze(-1))
-    bounds = cu_seqlens.to(torch.int64)
-    of_step = torch.bucketize(steps, bounds[1:], right=True)
-    # Boundaries that are none are refused by the operator that checks them, behind this.
-    of_step = of_step.clamp(max=bounds.shape[0] - 2)
-    return _Sequences(of_step, (bounds[of_step] == steps).unsqueeze(-1))
-
-
-def _keeps(i: Tensor, log_f: Tensor, before: Tensor, of_step: Tensor) -> Tensor:
+def _keeps(i: Tensor, log_f: Tensor, before: Tensor, packed: Packed) -> Tensor:
     """Where m[t] = log f[t] + m[t-1], and not i[t]: what came before still is the largest.
 
     Any answer gives a valid stabiliser, so that it may come from running sums in double precision.
@@ -177,12 +158,11 @@ def _keeps(i: Tensor, log_f: Tensor, before: Tensor, of_step: Tensor) -> Tensor:
     total = log_f.cumsum(-2)
     height = i - total
     # With every sequence lifted above all of the one before, one running maximum serves them all.
-    lift = (height.amax() - height.amin() + 1 if height.numel() else 1) * of_step.unsqueeze(-1)
+    lift = (height.amax() - height.amin() + 1 if height.numel() else 1) * packed.sequence.unsqueeze(-1)
     lifted = height + lift
     start = before - (total - log_f)  # of each step, what is right at the first of its sequence
-    first = torch.cat([torch.ones_like(of_step[:1]), of_step[1:] - of_step[:-1]]).bool()
-    at_first = torch.cummax(torch.where(first, torch.arange(first.shape[0], device=first.device), 0), 0).values
-    return (lifted.cummax(-2).values > lifted) | (start.index_select(-2, at_first) > height)
+    at_first = start.index_select(-2, packed.first.index_select(0, packed.sequence))
+    return (lifted.cummax(-2).values > lifted) | (at_first > height)
 
 
 def _stabiliser(
@@ -190,23 +170,21 @@ def _stabiliser(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """m[t] = max(log f[t] + m[t-1], i[t]), m[t-1], and m behind the last step of every sequence."""
     length = i.shape[-2]
-    sequences_of = _sequences_of(cu_seqlens, length, i.device)
+    packed = Packed.of(cu_seqlens, length, i.device)
     shape = (*i.shape[:-2], 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1, i.shape[-1])
     start = i.new_zeros(shape) if initial is None else (initial.unsqueeze(-2) if cu_seqlens is None else initial)
     if length == 0:
         return i, i, start.squeeze(-2) if cu_seqlens is None else start
-    before_first = start.index_select(-2, sequences_of.of_step)
-    keeps = _keeps(i, log_f, before_first, sequences_of.of_step)
+    before_first = start.index_select(-2, packed.sequence)
+    keeps = _keeps(i, log_f, before_first, packed)
     # The choice made, m is a linear recurrence, with all its derivatives.
-    carries = (keeps & ~sequences_of.is_first).to(i.dtype)
-    forcing = torch.where(keeps, log_f + before_first * sequences_of.is_first.to(i.dtype), i)
+    carries = (keeps & ~packed.is_first).to(i.dtype)
+    forcing = torch.where(keeps, log_f + before_first * packed.is_first.to(i.dtype), i)
     m = linear_recurrence(forcing, None, carries)
-    previous = torch.where(sequences_of.is_first, before_first, torch.cat([m[..., :1, :], m[..., :-1, :]], -2))
+    previous = torch.where(packed.is_first, before_first, torch.cat([m[..., :1, :], m[..., :-1, :]], -2))
     if cu_seqlens is None:
         return m, previous, m[..., -1, :]
-    ends = cu_seqlens.to(torch.int64)
-    last = m.index_select(-2, (ends[1:] - 1).clamp(min=0, max=length - 1))
-    return m, previous, torch.where((ends[1:] > ends[:-1]).unsqueeze(-1), last, start)
+    return m, previous, torch.where(packed.has_steps, m.index_select(-2, packed.last), start)
 
 
 def _floor(m: Tensor) -> Tensor:

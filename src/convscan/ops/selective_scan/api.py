@@ -31,6 +31,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """y[t] = sum_n C[t,n] h[t,n] with h[t,n] = exp(dt[t] A[n]) h[t-1,n] + dt[t] B[t,n] u[t], in every channel.
 
@@ -50,7 +51,10 @@ def selective_scan(
         z: the shape of u, or None.
         delta_bias: (D,), or None.
         delta_softplus: whether to apply softplus to the step sizes.
-        initial_state: (..., D, N), leading axes as u, or None for zeros; complex where A is.
+        initial_state: (..., D, N), leading axes as u, or None for zeros; complex where A is. With ``cu_seqlens``
+            (..., S, D, N).
+        cu_seqlens: (S+1,) int32 or int64, on the device of u: S sequences lie behind one another along time, the s-th
+            at cu_seqlens[s] <= t < cu_seqlens[s+1], and nothing passes from one to the next. They may be empty.
 
     Returns:
         y, with the shape and memory order of u. ``selective_scan_with_state`` returns the last state too, and
@@ -61,7 +65,7 @@ def selective_scan(
     parameters and states in float32. If any argument is in double precision, all are.
 
     Raises:
-        ValueError: a shape or device that does not fit.
+        ValueError: a shape or device that does not fit, or boundaries that are none.
         TypeError: an argument that is not a tensor, or has a dtype that is not supported.
         MemoryError: no workspace, or none within ``workspace_limit``.
 
@@ -82,12 +86,12 @@ def selective_scan(
     """
     if not is_traced():
         y = run_prepared(
-            _prepared, delta_softplus, u, delta, A, B, C, D, z, delta_bias, initial_state, None, None, None
+            _prepared, delta_softplus, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, None, None, None
         )
         if y is not None:
             return y
     name = "selective_scan"
-    tensors = checked(name, u, delta, A, B, C, D, z, delta_bias, initial_state)
+    tensors = checked(name, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     if is_plain(*tensors):
         y = empty_like(tensors.u)
         run(tensors, bool(delta_softplus), None, None, y)
@@ -107,11 +111,13 @@ def selective_scan_with_state(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y and the state after the last step, h[L-1].
 
-    Arguments, dtypes, errors and cost are those of ``selective_scan``. The state, (..., D, N), is in the type computed
-    in: given as ``initial_state`` of the next part of a sequence, it continues it exactly. Gradients pass through it.
+    Arguments, dtypes, errors and cost are those of ``selective_scan``. The state, (..., D, N), with ``cu_seqlens``
+    (..., S, D, N), is in the type computed in: given as ``initial_state`` of the next part of a sequence, it continues
+    it exactly. Gradients pass through it.
 
     Reference: A. Gu, T. Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023.
 
@@ -121,9 +127,10 @@ def selective_scan_with_state(
     >>> state.tolist()
     [[3.0]]
     """
-    tensors = checked("selective_scan_with_state", u, delta, A, B, C, D, z, delta_bias, initial_state)
+    name = "selective_scan_with_state"
+    tensors = checked(name, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     if is_plain(*tensors):
-        y, final_state = empty_like(tensors.u), empty_state(tensors.u, tensors.A)
+        y, final_state = empty_like(tensors.u), empty_state(tensors.u, tensors.A, cu_seqlens)
         run(tensors, bool(delta_softplus), final_state, None, y)
         return y, final_state
     y, final_state, _ = scan(*tensors.canonical(), bool(delta_softplus))
@@ -170,7 +177,10 @@ def selective_scan_step(
     [[1.0]]
     """
     if not is_traced():
-        y = run_prepared(_prepared, (delta_softplus,), u, delta, A, B, C, D, z, delta_bias, state, state, None, None)
+        # A state that is overwritten is given once, as the final one.
+        y = run_prepared(
+            _prepared, (delta_softplus,), u, delta, A, B, C, D, z, delta_bias, None, None, state, None, None
+        )
         if y is not None:
             return y
     name = "selective_scan_step"
@@ -189,19 +199,21 @@ def selective_scan_step(
     given = (u, delta, A, B, C, D, z, delta_bias, state)
     if is_plain(*rows) and all(
         tensor is None or (row is not None and tensor.dtype == row.dtype)
-        for tensor, row in zip(given, rows, strict=True)
+        for tensor, row in zip(given, rows, strict=False)
     ):
         y = torch.empty_like(u)
         calls.run(
             (delta_softplus,),
-            *given,
+            *given[:-1],
+            None,
+            None,
             state,
             None,
             y,
-            problem=lambda: problem_of(rows, bool(delta_softplus), state, None, y.unsqueeze(-2)),
+            problem=lambda: problem_of(rows, bool(delta_softplus), state, None, y.unsqueeze(-2), in_place=True),
         )
         return y
-    return cast(Tensor, step(state, *rows.canonical()[:-1], bool(delta_softplus))).squeeze(-2)
+    return cast(Tensor, step(state, *rows.canonical()[:8], bool(delta_softplus))).squeeze(-2)
 
 
 def _describe(
@@ -216,9 +228,10 @@ def _describe(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> SelectiveProblem:
     """The problem of a call of ``selective_scan``, for ``explain``."""
-    arguments = checked("selective_scan", u, delta, A, B, C, D, z, delta_bias, initial_state)
+    arguments = checked("selective_scan", u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     return problem_of(arguments, bool(delta_softplus), None, None, torch.empty_like(arguments.u))
 
 

@@ -14,8 +14,9 @@ from .problem import Projection, SelectiveProblem
 
 REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ANY = (*REAL, torch.complex64, torch.complex128)
-# The arguments of every operator that is registered with PyTorch, but for the state.
-SCHEMA = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+# The arguments of every operator that is registered with PyTorch, and those of whole sequences.
+ONE_STEP = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+SEQUENCES = f"{ONE_STEP}, Tensor? initial_state, Tensor? cu_seqlens"
 
 
 class Arguments(NamedTuple):
@@ -30,10 +31,28 @@ class Arguments(NamedTuple):
     z: Tensor | None
     delta_bias: Tensor | None
     initial_state: Tensor | None
+    cu_seqlens: Tensor | None = None
 
     def canonical(self) -> Arguments:
         """B and C with their axis of groups, as the operator registered with PyTorch takes them."""
         return self._replace(B=grouped(self.B, self.u), C=grouped(self.C, self.u))
+
+    def during(self, steps: slice) -> Arguments:
+        """Some steps of canonical arguments."""
+
+        def signal(tensor: Tensor) -> Tensor:
+            return tensor[..., steps, :]
+
+        def projection(tensor: Tensor) -> Tensor:
+            return tensor if tensor.ndim == 2 else tensor[..., steps, :, :]
+
+        return self._replace(
+            u=signal(self.u),
+            delta=signal(self.delta),
+            B=projection(self.B),
+            C=projection(self.C),
+            z=None if self.z is None else signal(self.z),
+        )
 
 
 def _is_constant(projection: Tensor, u: Tensor) -> bool:
@@ -93,6 +112,7 @@ def checked(
     z: Tensor | None,
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> Arguments:
     """Checks shapes, devices and dtypes, and converts to the dtypes that the operator takes."""
     _checks.signal(function, "u", u)
@@ -119,8 +139,11 @@ def checked(
         parameter = named[name]
         if parameter is not None:
             _checks.has_shape(function, name, parameter, (channels,), "(D,)")
+    sequences = () if cu_seqlens is None else (_checks.packed(function, cu_seqlens, u),)
     if initial_state is not None:
-        _checks.has_shape(function, state_name, initial_state, (*u.shape[:-2], channels, states), "(..., D, N)")
+        meaning = "(..., S, D, N)" if sequences else "(..., D, N)"
+        expected = (*u.shape[:-2], *sequences, channels, states)
+        _checks.has_shape(function, state_name, initial_state, expected, meaning)
     dtype = _checks.common_dtype(function, REAL, u=u, delta=delta, z=z)
     _checks.common_dtype(function, REAL, D=D, delta_bias=delta_bias, u=u)
     numbers = {"A": A, "B": B, "C": C, state_name: initial_state}
@@ -146,6 +169,7 @@ def checked(
         to(z, dtype),
         to(delta_bias, real),
         to(initial_state, number),
+        cu_seqlens,
     )
 
 
@@ -159,12 +183,15 @@ def problem_of(
     final_state: Tensor | None,
     checkpoints: Tensor | None,
     y: Tensor,
+    *,
+    in_place: bool = False,
 ) -> SelectiveProblem:
-    u, delta, A, B, C, D, z, delta_bias, initial_state = arguments.canonical()
+    """The problem of these tensors. ``in_place``: the initial state is overwritten with the final one."""
+    u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens = arguments.canonical()
     axes = u.ndim - 2
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, final_state, checkpoints, y)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, None, final_state, checkpoints, y)
     still = (0,) * axes
-    moving = {0, 1, 6, 8, 9, 10, 11} | {at for at, tensor in ((3, B), (4, C)) if tensor.ndim > 2}
+    moving = {0, 1, 6, 8, 10, 11, 12} | {at for at, tensor in ((3, B), (4, C)) if tensor.ndim > 2}
     leading = fold(
         u.shape[:-2],
         [tensor.stride()[:axes] if tensor is not None and at in moving else still for at, tensor in enumerate(tensors)],
@@ -174,6 +201,10 @@ def problem_of(
     def triple(at: int) -> tuple[int, int, int] | None:
         tensor = tensors[at]
         return None if tensor is None else (batch[at], tensor.stride(-2), tensor.stride(-1))
+
+    def states(at: int) -> tuple[int, int, int, int] | None:
+        tensor, strides = tensors[at], triple(at)
+        return None if tensor is None or strides is None else (*strides, 0 if cu_seqlens is None else tensor.stride(-3))
 
     def projection(at: int) -> Projection:
         tensor = cast(Tensor, tensors[at])
@@ -192,6 +223,7 @@ def problem_of(
         channels=u.shape[-1],
         states=A.shape[1],
         groups=groups[0] if groups else 1,
+        sequences=None if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         u=cast("tuple[int, int, int]", triple(0)),
         delta=cast("tuple[int, int, int]", triple(1)),
         a=(A.stride(0), A.stride(1)),
@@ -200,10 +232,11 @@ def problem_of(
         d=None if D is None else D.stride(0),
         z=triple(6),
         delta_bias=None if delta_bias is None else delta_bias.stride(0),
-        initial_state=triple(8),
-        final_state=triple(9),
+        initial_state=states(8),
+        final_state=states(10),
+        in_place=in_place,
         checkpoints=checkpoints is not None,
-        y=cast("tuple[int, int, int]", triple(11)),
+        y=cast("tuple[int, int, int]", triple(12)),
         offsets=leading.offsets,
         threads=_native.thread_count(),
         isa=_native.isa(),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from ..linear_recurrence.api import linear_recurrence
+from ..packed import Packed
 from .arguments import Arguments, compute_dtype
 
 
@@ -31,12 +32,16 @@ def _gather(gradient: Tensor, projection: Tensor) -> Tensor:
     return torch.unflatten(gradient, -2, (groups, gradient.shape[-2] // groups)).sum(-2)
 
 
-def _recur(x: Tensor, initial: Tensor | None, a: Tensor, *, reverse: bool = False) -> Tensor:
+def _recur(x: Tensor, initial: Tensor | None, a: Tensor, cu_seqlens: Tensor | None, *, reverse: bool = False) -> Tensor:
     """linear_recurrence over the states of all channels, (..., L, D, N)."""
-    y = linear_recurrence(
-        x.flatten(-2), None if initial is None else initial.flatten(-2), a.flatten(-2), reverse=reverse
-    )
+    start = None if initial is None else initial.flatten(-2)
+    y = linear_recurrence(x.flatten(-2), start, a.flatten(-2), reverse=reverse, cu_seqlens=cu_seqlens)
     return torch.unflatten(y, -1, x.shape[-2:])
+
+
+def of_sequences(states: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """(..., S, D, N), also where there is one sequence."""
+    return states if states is None or cu_seqlens is not None else states.unsqueeze(-3)
 
 
 class _States(NamedTuple):
@@ -50,10 +55,11 @@ class _States(NamedTuple):
     a: Tensor
     h: Tensor
     previous: Tensor
+    packed: Packed
 
     @staticmethod
     def of(arguments: Arguments, is_softplus: bool) -> _States:
-        u, delta, A, B, C, _, _, delta_bias, initial_state = arguments
+        u, delta, A, B, C, _, _, delta_bias, initial_state, cu_seqlens = arguments
         real = compute_dtype(u.dtype)
         u, dt = u.to(real), delta.to(real)
         dt = dt if delta_bias is None else dt + delta_bias
@@ -61,9 +67,13 @@ class _States(NamedTuple):
         dt = softplus(dt) if is_softplus else dt
         b, c = _spread(B, u.shape[-1]), _spread(C, u.shape[-1])
         a = torch.exp(dt.unsqueeze(-1) * A)
-        h = _recur((dt * u).unsqueeze(-1) * b, initial_state, a)
-        start = torch.zeros_like(h[..., :1, :, :]) if initial_state is None else initial_state.unsqueeze(-3)
-        return _States(u, dt, slope, b, c, a, h, torch.cat([start, h], -3)[..., : u.shape[-2], :, :])
+        h = _recur((dt * u).unsqueeze(-1) * b, initial_state, a, cu_seqlens)
+        packed = Packed.of(cu_seqlens, u.shape[-2], u.device)
+        before = torch.cat([h[..., :1, :, :], h[..., :-1, :, :]], -3)
+        start = of_sequences(initial_state, cu_seqlens)
+        at_first = h.new_zeros(()) if start is None else start.index_select(-3, packed.sequence)
+        previous = torch.where(packed.is_first.unsqueeze(-1), at_first, before)
+        return _States(u, dt, slope, b, c, a, h, previous, packed)
 
     def sum_states(self, product: Tensor) -> Tensor:
         """What the states contribute to y, of products with C."""
@@ -89,8 +99,9 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 
 def gradients(dy: Tensor, dfinal: Tensor | None, arguments: Arguments, is_softplus: bool) -> Gradients:
     """The gradient in differentiable operators; empty for arguments that are not there."""
-    u_, delta, A, B, C, D, z, delta_bias, initial_state = arguments
+    u_, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens = arguments
     s = _States.of(arguments, is_softplus)
+    has_steps = s.packed.has_steps.unsqueeze(-1)
     none = s.u.new_empty(0)
     dy, dz = dy.to(s.u.dtype), none
     if z is not None:
@@ -99,11 +110,12 @@ def gradients(dy: Tensor, dfinal: Tensor | None, arguments: Arguments, is_softpl
         dy = dy * silu(wide)
     scale = 2 if A.is_complex() else 1
     forcing = scale * s.c.conj_physical() * dy.unsqueeze(-1)
-    if dfinal is not None and u_.shape[-2] > 0:
-        last = forcing[..., -1:, :, :] + dfinal.unsqueeze(-3)
-        forcing = torch.cat([forcing[..., :-1, :, :], last], -3)
-    following = torch.cat([s.a[..., 1:, :, :], s.a[..., -1:, :, :]], -3)
-    g = _recur(forcing, None, following.conj_physical(), reverse=True)
+    behind = of_sequences(dfinal, cu_seqlens)
+    is_last = s.packed.is_last.unsqueeze(-1)
+    if behind is not None:
+        forcing = forcing + torch.where(is_last, behind.index_select(-3, s.packed.sequence), behind.new_zeros(()))
+    following = torch.where(is_last, s.a.new_zeros(()), torch.cat([s.a[..., 1:, :, :], s.a[..., -1:, :, :]], -3))
+    g = _recur(forcing, None, following.conj_physical(), cu_seqlens, reverse=True)
     carried = s.a.conj_physical() * g
     rate = carried * s.previous.conj_physical()
     projected = _real(s.b.conj_physical() * g).sum(-1)
@@ -115,8 +127,12 @@ def gradients(dy: Tensor, dfinal: Tensor | None, arguments: Arguments, is_softpl
         ddelta = ddelta * s.slope
     start = none
     if initial_state is not None:
-        at_start = carried[..., :1, :, :].sum(-3)
-        start = at_start if u_.shape[-2] > 0 or dfinal is None else dfinal
+        # What a sequence without steps begins with is what it ends with.
+        passed = carried.new_zeros(()) if behind is None else behind
+        if u_.shape[-2] > 0:
+            passed = torch.where(has_steps, carried.index_select(-3, s.packed.first), passed)
+        start = passed.expand(initial_state.shape if cu_seqlens is not None else initial_state.unsqueeze(-3).shape)
+        start = start if cu_seqlens is not None else start.squeeze(-3)
     return (
         du.to(u_.dtype),
         ddelta.to(delta.dtype),
@@ -143,7 +159,7 @@ def tangents(arguments: Arguments, t: Arguments, is_softplus: bool) -> tuple[Ten
     forcing = (tdt * s.u + s.dt * tu).unsqueeze(-1) * s.b + s.a * s.previous * exponent
     if t.B is not None:
         forcing = forcing + (s.dt * s.u).unsqueeze(-1) * _spread(t.B, s.u.shape[-1])
-    th = _recur(forcing, t.initial_state, s.a)
+    th = _recur(forcing, t.initial_state, s.a, arguments.cu_seqlens)
     product = s.c * th if t.C is None else s.c * th + _spread(t.C, s.u.shape[-1]) * s.h
     ty = s.sum_states(product)
     ty = ty if arguments.D is None else ty + arguments.D * tu
@@ -151,10 +167,9 @@ def tangents(arguments: Arguments, t: Arguments, is_softplus: bool) -> tuple[Ten
     if arguments.z is not None:
         z = arguments.z.to(real)
         ty = ty * silu(z) + s.ungated(arguments.D) * _silu_slope(z) * tz
-    start = torch.zeros_like(th[..., :1, :, :]) if t.initial_state is None else t.initial_state.unsqueeze(-3)
-    start = (
-        start
-        if th.shape[-3] or t.initial_state is not None
-        else s.u.new_zeros((*s.u.shape[:-2], 1, *arguments.A.shape), dtype=arguments.A.dtype)
-    )
-    return ty.to(arguments.u.dtype), torch.cat([start, th], -3)[..., -1, :, :]
+    start = of_sequences(t.initial_state, arguments.cu_seqlens)
+    final = th.new_zeros(()) if start is None else start
+    if th.shape[-3]:
+        final = torch.where(s.packed.has_steps.unsqueeze(-1), th.index_select(-3, s.packed.last), final)
+    final = final.expand(*s.u.shape[:-2], s.packed.first.shape[0], *arguments.A.shape)
+    return ty.to(arguments.u.dtype), final if arguments.cu_seqlens is not None else final.squeeze(-3)

@@ -7,16 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ... import _native
+from ... import _checks, _native
 from ..._dispatch import Cost, Implementation
 from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
 from .problem import SelectiveGradientProblem, SelectiveProblem
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-# u, delta, A, B, C, D, z, delta_bias, initial_state, final_state, checkpoints, y
+# u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, final_state, checkpoints, y
 Run = Callable[..., None]
 _ZEROS = (0, 0, 0)
+_NO_STATE = (0, 0, 0, 0)
+_BOUNDARIES = 9  # where those tensors have cu_seqlens
 
 
 def _refusals(problem: SelectiveProblem) -> list[str]:
@@ -25,7 +27,8 @@ def _refusals(problem: SelectiveProblem) -> list[str]:
 
 def _step_refusals(problem: SelectiveProblem) -> list[str]:
     reasons = _refusals(problem)
-    return [*reasons, "keeps no states for a gradient"] if problem.checkpoints else reasons
+    reasons += ["keeps no states for a gradient"] if problem.checkpoints else []
+    return reasons if problem.sequences is None else [*reasons, "takes no packed sequences"]
 
 
 def part_bytes(problem: SelectiveProblem) -> int:
@@ -41,7 +44,7 @@ def work(problem: SelectiveProblem) -> tuple[float, float]:
 
 def _seconds(problem: SelectiveProblem, kernel: str, tasks: float) -> float:
     units, elements = work(problem)
-    states = problem.batch * problem.channels * problem.states
+    states = problem.batch * (problem.sequences or 1) * problem.channels * problem.states
     return problem.turns * kernel_seconds(
         problem.isa,
         f"selective.{kernel}",
@@ -77,7 +80,7 @@ def _call(kernel: str, problem: SelectiveProblem) -> _native.SelectiveCall:
     return _native.SelectiveCall(
         kernel,
         problem.dtype,
-        (problem.batch, problem.length, problem.channels, problem.states, problem.groups),
+        (problem.batch, problem.length, problem.channels, problem.states, problem.groups, problem.sequences or 1),
         problem.complex,
         problem.softplus,
         problem.u,
@@ -90,9 +93,10 @@ def _call(kernel: str, problem: SelectiveProblem) -> _native.SelectiveCall:
         problem.d or 0,
         problem.z or _ZEROS,
         problem.delta_bias or 0,
-        problem.initial_state or _ZEROS,
+        problem.initial_state or _NO_STATE,
         problem.y,
-        problem.final_state or _ZEROS,
+        problem.final_state or _NO_STATE,
+        problem.in_place,
     )
 
 
@@ -108,13 +112,16 @@ def byte_offsets(tensors: tuple[Tensor | None, ...], offsets: tuple[tuple[int, .
 def _prepare(kernel: str) -> Callable[[SelectiveProblem], Run]:
     def prepare(problem: SelectiveProblem) -> Run:
         call = _call(kernel, problem)
-        offsets = problem.offsets
-        if offsets is None:
+        if problem.offsets is None and problem.sequences is None:
             return call
+        # A tensor that is not there, or that all turns share, stays where it is.
+        offsets = problem.offsets or ((0,) * 13,)
 
         def run(*tensors: Tensor | None) -> None:
-            for addresses in byte_offsets(tensors, offsets):
-                call.run_at(addresses)
+            with _checks.read_boundaries("selective_scan", tensors[_BOUNDARIES], problem.length) as boundaries:
+                moved = (*tensors[:_BOUNDARIES], boundaries, *tensors[_BOUNDARIES + 1 :])
+                for addresses in byte_offsets(moved, offsets):
+                    call.run_at(addresses)
 
         return run
 
@@ -145,15 +152,21 @@ def _gradient_cost(problem: SelectiveGradientProblem) -> Cost:
 
 
 def _prepare_gradient(problem: SelectiveGradientProblem) -> Run:
-    return _native.SelectiveGradientCall(
+    call = _native.SelectiveGradientCall(
         _call("over_channels", problem.forward),
         problem.dy,
-        problem.dfinal_state or _ZEROS,
+        problem.dfinal_state or _NO_STATE,
         problem.du,
         problem.ddelta,
         problem.dz or _ZEROS,
         problem.shard_channels,
     )
+
+    def run(*tensors: Tensor | None) -> None:
+        with _checks.read_boundaries("selective_scan", tensors[_BOUNDARIES], problem.forward.length) as boundaries:
+            call(*tensors[:_BOUNDARIES], boundaries, *tensors[_BOUNDARIES + 1 :])
+
+    return run
 
 
 GRADIENT_ROWS: tuple[Implementation, ...] = (

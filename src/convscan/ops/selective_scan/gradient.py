@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..._calls import empty_like
 from ..._dispatch import Cost, Implementation, choose, register
-from ..._library import below_autograd, define, is_recorded
+from ..._library import below_autograd, define, is_recorded, one_by_one
 from . import composed, cpu
-from .arguments import SCHEMA, Arguments, problem_of
+from .arguments import SEQUENCES, Arguments, problem_of
 from .composed import Gradients
 from .mapping import CHANNEL_AXES, into_channels, mapped, out_of_channels
 from .problem import SelectiveGradientProblem
@@ -42,6 +42,10 @@ def _describe_gradient(
     def triple(tensor: Tensor) -> tuple[int, int, int]:
         return cast("tuple[int, int, int]", tensor.stride())
 
+    def states(tensor: Tensor) -> tuple[int, int, int, int]:
+        packed = arguments.cu_seqlens is not None
+        return (tensor.stride(0), tensor.stride(-2), tensor.stride(-1), tensor.stride(1) if packed else 0)
+
     def like(tensor: Tensor) -> tuple[int, int, int]:
         return triple(torch.empty_like(tensor, device="meta"))
 
@@ -51,7 +55,7 @@ def _describe_gradient(
     return SelectiveGradientProblem(
         forward=forward,
         dy=triple(dy),
-        dfinal_state=None if dfinal is None else triple(dfinal),
+        dfinal_state=None if dfinal is None else states(dfinal),
         du=like(u),
         ddelta=like(delta),
         dz=None if z is None else like(z),
@@ -71,12 +75,12 @@ def _gradient_kernel(dy: Tensor, dfinal: Tensor | None, checkpoints: Tensor, *ar
     given = Arguments(*tensors)
     leads = given.u.ndim - 2
     fold_axes = [leads if at in (0, 1, 6, 8) or (at in (3, 4) and tensors[at].ndim > 2) else None for at in range(9)]
-    batched: Any = [t if axes is None else _one_batch(t, axes) for t, axes in zip(tensors, fold_axes, strict=True)]
-    arguments = Arguments(*batched)
+    batched: Any = [t if axes is None else _one_batch(t, axes) for t, axes in zip(tensors, fold_axes, strict=False)]
+    arguments = Arguments(*batched)._replace(cu_seqlens=given.cu_seqlens)
     outer: Any = [_one_batch(tensor, leads) for tensor in (dy, dfinal, checkpoints)]
     dy, dfinal, checkpoints = outer
     problem = _describe_gradient(dy, dfinal, checkpoints, arguments, is_softplus)
-    u, delta, A, B, C, D, z, delta_bias, initial_state = arguments
+    u, delta, A, B, C, D, z, delta_bias, initial_state, _ = arguments
     # Without a single element, nothing writes the sums.
     make = u.new_empty if u.numel() else u.new_zeros
     batch = u.shape[0]
@@ -128,24 +132,26 @@ def _gradient_vmap(
     info: Any, axes: tuple[int | None, ...], dy: Tensor, dfinal: Tensor | None, checkpoints: Tensor, *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     size = info.batch_size
+    there = tuple(0 if tensor is not None else None for tensor in args[:9])
+    if axes[12] is not None:
+        return one_by_one(gradient, size, axes, (dy, dfinal, checkpoints, *args), there), there
     outer = (
         into_channels(dy, axes[0], size, -1),
         into_channels(dfinal, axes[1], size, -2),
         into_channels(checkpoints, axes[2], size, -1),
     )
-    results = gradient(*outer, *mapped(args[:9], axes[3:12], size), args[9])
-    there = [tensor is not None for tensor in args[:9]]
+    results = gradient(*outer, *mapped(args[:9], axes[3:12], size), *args[9:])
     return (
         tuple(
-            out_of_channels(result, size, channels) if given else result
+            result if given is None else out_of_channels(result, size, channels)
             for result, channels, given in zip(results, CHANNEL_AXES, there, strict=True)
         ),
-        tuple(0 if given else None for given in there),
+        there,
     )
 
 
 gradient = define(
-    f"selective_scan_gradient(Tensor dy, Tensor? dfinal, Tensor checkpoints, {SCHEMA}, Tensor? initial_state, "
+    f"selective_scan_gradient(Tensor dy, Tensor? dfinal, Tensor checkpoints, {SEQUENCES}, "
     f"bool delta_softplus) -> ({', '.join(['Tensor'] * 9)})",
     _gradient_kernel,
     fake=_gradient_fake,
@@ -161,10 +167,10 @@ def _prepare_composed(problem: SelectiveGradientProblem) -> cpu.Run:
     """The gradient in PyTorch's operators and linear_recurrence, in memory for every state."""
 
     def run(*tensors: Any) -> None:
-        arguments = Arguments(*tensors[:9])
-        dy, dfinal, *results = tensors[12:]
+        arguments = Arguments(*tensors[:10])
+        dy, dfinal, *results = tensors[13:]
         gradients = composed.gradients(dy, dfinal, arguments, problem.forward.softplus)
-        for result, gradient, argument in zip(results, gradients, arguments, strict=True):
+        for result, gradient, argument in zip(results, gradients, arguments, strict=False):
             if result is None or argument is None:
                 continue
             if argument.shape == result.shape:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from .arguments import Arguments
-
-# The axis of channels or groups of every argument.
-CHANNEL_AXES = cast("tuple[int, ...]", Arguments(-1, -1, -2, -2, -2, -1, -1, -1, -2))  # type: ignore[arg-type]
+# The axis of channels or groups of every argument that has one, in their order.
+CHANNEL_AXES = (-1, -1, -2, -2, -2, -1, -1, -1, -2)
 
 
 def into_channels(tensor: Tensor | None, axis: int | None, size: int, channels: int) -> Tensor | None:

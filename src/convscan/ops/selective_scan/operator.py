@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ... import _checks
 from ..._calls import Calls, empty_like, in_huge_pages
 from ..._dispatch import Cost, Implementation, choose
-from ..._library import below_autograd, define, derivative
+from ..._library import below_autograd, define, derivative, one_by_one
 from . import composed, cpu, gradient, reference
-from .arguments import SCHEMA, Arguments, compute_dtype, one_step, problem_of, step_projection
+from .arguments import ONE_STEP, SEQUENCES, Arguments, compute_dtype, one_step, problem_of, step_projection
 from .mapping import mapped, out_of_channels
 from .problem import SelectiveProblem
 
 calls = Calls("selective_scan")
 
 
-def empty_state(u: Tensor, A: Tensor) -> Tensor:
-    return torch.empty(*u.shape[:-2], *A.shape, dtype=A.dtype, device=u.device)
+def empty_state(u: Tensor, A: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Memory for the last state, of each packed sequence."""
+    sequences = () if cu_seqlens is None else (cu_seqlens.shape[0] - 1,)
+    return torch.empty(*u.shape[:-2], *sequences, *A.shape, dtype=A.dtype, device=u.device)
 
 
-def _empty_checkpoints(u: Tensor, A: Tensor) -> Tensor:
+def _empty_checkpoints(u: Tensor, A: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """The states before every tile: (..., tiles times parts of N numbers, D), real."""
-    # The tile of the kernels is 64 steps. An axis of tiles by itself would make export think that it stays 1.
-    rows = (u.shape[-2] + 63) // 64 * (2 if A.is_complex() else 1) * A.shape[1]
-    return u.new_empty((*u.shape[:-2], rows, u.shape[-1]), dtype=compute_dtype(u.dtype))
+    # The tile of the kernels is 64 steps; csrc/include/convscan.h says how many there are. An axis of tiles by itself
+    # would make export think that it stays 1.
+    sequences = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    tiles = (u.shape[-2] + 63) // 64 if sequences == 1 else u.shape[-2] // 64 + sequences
+    return u.new_empty(
+        (*u.shape[:-2], tiles * (2 if A.is_complex() else 1) * A.shape[1], u.shape[-1]), dtype=compute_dtype(u.dtype)
+    )
 
 
 def run(
@@ -52,14 +60,16 @@ def _kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _empty_states(arguments: Arguments) -> tuple[Tensor, Tensor]:
-    u, A = arguments.u, arguments.A
-    return empty_state(u, A), in_huge_pages(_empty_checkpoints(u, A))
+    like = (arguments.u, arguments.A, arguments.cu_seqlens)
+    checkpoints = in_huge_pages(_empty_checkpoints(*like))
+    # Packed sequences do not use all rows; results are the same in every call nevertheless.
+    return empty_state(*like), checkpoints if arguments.cu_seqlens is None else checkpoints.zero_()
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     arguments = Arguments(*args[:-1])
-    u, A = arguments.u, arguments.A
-    return torch.empty_like(u), empty_state(u, A), _empty_checkpoints(u, A)
+    like = (arguments.u, arguments.A, arguments.cu_seqlens)
+    return torch.empty_like(arguments.u), empty_state(*like), _empty_checkpoints(*like)
 
 
 def _step_kernel(state: Tensor, *args: Any) -> Tensor:
@@ -67,7 +77,7 @@ def _step_kernel(state: Tensor, *args: Any) -> Tensor:
     following = state.to(tensors[2].dtype)
     arguments = Arguments(*(*tensors, following))
     y = torch.empty_like(arguments.u)
-    problem = problem_of(arguments, is_softplus, following, None, y)
+    problem = problem_of(arguments, is_softplus, following, None, y, in_place=True)
     choose("selective_scan", problem).prepare(problem)(*arguments, following, None, y)
     if following is not state:
         state.copy_(following)
@@ -97,16 +107,16 @@ class _SelectiveScan(torch.autograd.Function):
         dy, dfinal, _ = gradients
         *tensors, checkpoints = ctx.saved_tensors
         if dy is None and dfinal is None:
-            return (None,) * 10
+            return (None,) * 11
         if dy is None:
             dy = torch.zeros_like(tensors[0])
         results = gradient.gradient(dy, dfinal, checkpoints, *tensors, ctx.softplus)
         needed = zip(results, ctx.needs_input_grad, strict=False)
-        return (*(result if needs else None for result, needs in needed), None)
+        return (*(result if needs else None for result, needs in needed), None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None]:
-        y, final_state = composed.tangents(Arguments(*ctx.saved_tensors), Arguments(*tangents[:9]), ctx.softplus)
+        y, final_state = composed.tangents(Arguments(*ctx.saved_tensors), Arguments(*tangents[:10]), ctx.softplus)
         return y, final_state, None
 
 
@@ -120,27 +130,29 @@ def _step_autograd(state: Tensor, *args: Any) -> Tensor:
 
 def _vmap(info: Any, axes: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
-    y, final_state, checkpoints = scan(*mapped(args[:9], axes[:9], size), args[9])
+    if axes[9] is not None:
+        return one_by_one(scan, size, axes, args, (0, 0, 0)), (0, 0, 0)
+    y, final_state, checkpoints = scan(*mapped(args[:9], axes[:9], size), *args[9:])
     results = ((y, -1), (final_state, -2), (checkpoints, -1))
     return tuple(out_of_channels(result, size, channels) for result, channels in results), (0, 0, 0)
 
 
 def _step_vmap(info: Any, axes: tuple[int | None, ...], state: Tensor, *args: Any) -> tuple[Tensor, int]:
     tensors = (*args[:8], state.to(args[2].dtype))
-    (y, following, _), _ = _vmap(info, (*axes[1:9], axes[0], None), *tensors, args[8])
+    (y, following, _), _ = _vmap(info, (*axes[1:9], axes[0], None, None), *tensors, None, args[8])
     state.movedim(axes[0] or 0, 0).copy_(following)
     return y, 0
 
 
 scan = define(
-    f"selective_scan({SCHEMA}, Tensor? initial_state, bool delta_softplus) -> (Tensor, Tensor, Tensor)",
+    f"selective_scan({SEQUENCES}, bool delta_softplus) -> (Tensor, Tensor, Tensor)",
     _kernel,
     fake=_fake,
     autograd=derivative(_SelectiveScan),
     vmap=_vmap,
 )
 step = define(
-    f"selective_scan_step(Tensor(a!) state, {SCHEMA}, bool delta_softplus) -> Tensor",
+    f"selective_scan_step(Tensor(a!) state, {ONE_STEP}, bool delta_softplus) -> Tensor",
     _step_kernel,
     fake=lambda state, u, *args: torch.empty_like(u),
     autograd=_step_autograd,
@@ -153,22 +165,36 @@ step = define(
 
 def _prepare_reference(problem: SelectiveProblem) -> cpu.Run:
     def run(*tensors: Tensor | None) -> None:
-        *arguments, final_state, checkpoints, y = tensors
+        *given, final_state, checkpoints, y = tensors
         assert y is not None
-        if final_state is not None and final_state.ndim > y.ndim:  # rows of a single step
-            u, delta, A, B, C, D, z, *rest = cast(Any, arguments)
-            projections = (step_projection(P, u) for P in (B, C))
-            arguments = [one_step(u), one_step(delta), A, *projections, D, one_step(z), *rest]
-            y = one_step(y)
-        definition: Any = (*Arguments(*cast(Any, arguments)).canonical(), problem.softplus)
-        result, states = reference.selective_scan(*definition)
-        y.copy_(result)
-        if final_state is not None:
-            final_state.copy_(states[-1])
-        if checkpoints is not None:
-            tiles = [states[t] for t in range(0, problem.length, 64)]
-            parts = [torch.view_as_real(h) if problem.complex else h.unsqueeze(-1) for h in tiles]
-            checkpoints.copy_(torch.cat([h.movedim(-3, -1).flatten(-3, -2) for h in parts] or [checkpoints], -2))
+        if problem.in_place:
+            given[8] = final_state
+            if y.ndim < cast(Tensor, final_state).ndim:  # rows of a single step
+                u, delta, A, B, C, D, z, *rest = cast(Any, given)
+                projections = (step_projection(P, u) for P in (B, C))
+                given, y = [one_step(u), one_step(delta), A, *projections, D, one_step(z), *rest], one_step(y)
+        arguments = Arguments(*cast(Any, given)).canonical()
+        bounds = [0, problem.length]
+        if arguments.cu_seqlens is not None:
+            bounds = _checks.boundaries("selective_scan", arguments.cu_seqlens, problem.length)
+        kept: list[Tensor] = []
+        for s, (begin, end) in enumerate(pairwise(bounds)):
+            steps = slice(begin, end)
+            start = arguments.initial_state
+            if arguments.cu_seqlens is not None:
+                start = None if start is None else start[..., s, :, :]
+            definition: Any = (*arguments.during(steps)[:8], start, problem.softplus)
+            result, states = reference.selective_scan(*definition)
+            y[..., steps, :].copy_(result)
+            if final_state is not None:
+                (final_state if arguments.cu_seqlens is None else final_state[..., s, :, :]).copy_(states[-1])
+            # A sequence's tiles are behind those of all before it, each of which may have one more than whole ones.
+            unused = begin // 64 + s - len(kept)
+            kept += [states[-1]] * unused + states[:-1:64]
+        if checkpoints is not None and kept:
+            parts = [torch.view_as_real(h) if problem.complex else h.unsqueeze(-1) for h in kept]
+            rows = torch.cat([h.movedim(-3, -1).flatten(-3, -2) for h in parts], -2)
+            checkpoints[..., : rows.shape[-2], :].copy_(rows)
 
     return run
 
