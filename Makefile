@@ -4,8 +4,9 @@
 # make format     apply the style
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make device-test  the kernel tests compiled for AArch64 (NEON), under emulation where there is qemu-aarch64
+# make device-judge  what runs programs of ExecuTorch there, for the test suite
 # make device-counts  writes down the instructions that kernels take on AArch64, which device-test compares
-# make device-report  those, cycles by llvm-mca, and latencies predicted for phones
+# make device-report  these counts, cycles by llvm-mca, and latencies predicted for phones
 # make clean      remove what the targets above made
 #
 # Everything happens in .venv and build/; a changed C++ file costs an incremental build, a changed Python file nothing.
@@ -20,9 +21,16 @@ SANITIZED := build/sanitize
 CROSS := build/aarch64
 # Sanitized kernels compile slowly: on x86-64 the widest code paths, lowered, and those with intrinsics stand for all.
 SANITIZED_ISAS := $(if $(filter x86_64,$(shell uname -m)),"-DCONVSCAN_ISAS=wide;avx2")
+# Where ccache is installed, what was compiled before in any folder is not compiled again.
+CCACHE := $(shell command -v ccache)
+ifneq ($(CCACHE),)
+export CMAKE_CXX_COMPILER_LAUNCHER ?= ccache
+export CCACHE_BASEDIR ?= $(CURDIR)
+export CCACHE_NOHASHDIR ?= 1
+endif
 QEMU := $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static)
 
-.PHONY: profile test lint format sanitize device-test device-counts device-report clean
+.PHONY: profile test lint format sanitize device-test device-judge device-counts device-report clean
 
 profile: $(VENV)/installed
 	$(BIN)/convscan profile $(ARGS)
@@ -51,6 +59,10 @@ device-test: $(CROSS)/build.ninja
 	$(BIN)/cmake --build $(CROSS)
 	$(if $(QEMU),,@echo "not run, only built and disassembled: there is no qemu-aarch64 (Debian's package qemu-user)")
 	$(BIN)/ctest --test-dir $(CROSS) --output-on-failure --progress --parallel 2 $(if $(QEMU),,--tests-regex no_sve)
+
+# What runs programs of ExecuTorch on 64-bit Arm, for tests/test_executorch.py; from ExecuTorch's wheel for it.
+device-judge: $(VENV)/installed
+	$(BIN)/python -m convscan.device.judge build/device/judge
 
 device-counts: $(CROSS)/build.ninja
 	$(BIN)/cmake --build $(CROSS) --target update_counts

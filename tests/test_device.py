@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
+import resource
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from convscan.device import build, counts, elf, grid, mca, report, results, target
+from convscan.device import build, counts, elf, grid, judge, mca, report, results, target
 from convscan.ops.causal_conv import cases as conv_cases
 from convscan.profiler import cli
 
@@ -173,6 +174,69 @@ def test_the_grid_goes_to_the_phone_and_its_results_come_back(
     assert "Score" in output
 
 
+# Answers as the real judge does: right, and faster than our kernels on the phone that is not there.
+FAKE_JUDGE = (
+    "#!/bin/sh\nshift 3  # --library-path lib ./convscan_judge\n"
+    + FAKE_RUNNER.partition("\n")[2].partition("line direct")[0]
+    + 'while [ "$1" != --name ]; do shift; done\nline "$2" ok true "$(same 150)"\n'
+)
+
+
+def test_submissions_are_judged_beside_our_kernels_and_ranked(
+    phone: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(grid, "QUICK_LENGTHS", (64, 1024))
+    monkeypatch.setattr(build, "build", lambda folder, toolchain: folder / "convscan_runner")
+    program = phone.folder / "judge"
+    program.write_text(FAKE_JUDGE)
+    fake = judge.Judge(((program, "lib/loader"),), ("./lib/loader", "--library-path", "lib", "./convscan_judge"))
+    monkeypatch.setattr(judge, "build", lambda folder, wheel: fake)
+    for taps in (4, 32):  # programs for a part of the shapes only
+        (phone.folder / f"mine-512-1024-{taps}.pte").write_text("a program")
+    kernels = phone.folder / "theirs.so"
+    kernels.write_bytes(aarch64_object([NOP]))
+    assert phone.run("submit", str(phone.folder / "mine-{C}-{L}-{K}.pte"), str(kernels), "--quick") == 0
+    serial, folder = "-s R5CX10ABCDE", "/data/local/tmp/convscan"
+    commands = phone.commands()
+    assert f"{serial} shell rm -rf {folder} && mkdir -p {folder} {folder}/lib" in commands
+    assert f"{serial} push {phone.folder}/mine-512-1024-4.pte {folder}/submitted-mine-512-1024-4.pte" in commands
+    assert f"{serial} push {kernels} {folder}/submitted-theirs.so" in commands
+    asked = "./lib/loader --library-path lib ./convscan_judge causal_conv 512 1024 4 --inputs 3 --runs 3 --seconds 120"
+    assert any(f"&& {asked} --program ./submitted-mine-512-1024-4.pte --name mine >" in c for c in commands)
+    assert any(
+        "linear_recurrence 512 64 " in c and "--kernels ./submitted-theirs.so --name theirs" in c for c in commands
+    )
+    assert commands[-1] == f"{serial} shell rm -rf {folder}"
+    report = json.loads((phone.folder / "out/device.json").read_text())
+    scores = {(s["op"], s["implementation"]): s for s in report["challenge"]["scores"]}
+    assert scores["causal_conv", "theirs"]["cases"] == scores["causal_conv", "convscan"]["cases"] > 2
+    assert scores["causal_conv", "mine"]["cases"] == 2
+    assert scores["causal_conv", "convscan"]["mean_us"] == 200, "what is submitted is none of ours"
+    record = next(r for r in report["records"] if r["implementation"] == "theirs")
+    assert not record["ours"]
+    assert "theirs" in (phone.folder / "out/device.html").read_text()
+    output = capsys.readouterr().out
+    ranking = output[output.index("Score") :]
+    assert ranking.index("theirs") < ranking.index("convscan") < ranking.index("mine")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("notes.txt", "neither a program of ExecuTorch (.pte) nor a library of kernels (.so)"),
+        ("absent.pte", "there is no file"),
+        ("x86.so", "is not an ELF file for AArch64. To go on: build it for 64-bit Arm"),
+        (None, "To go on: convscan device submit FILE.pte or FILE.so"),
+    ],
+)
+def test_files_that_cannot_be_judged(
+    phone: Fake, file: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (phone.folder / "x86.so").write_bytes(b"\x7fELF\x02\x01" + bytes(12) + struct.pack("<H", 62) + bytes(60))
+    assert phone.run("submit", *([] if file is None else [str(phone.folder / file)])) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_profiling_waits_for_a_cool_phone_and_cleans_up(
     phone: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,18 +335,53 @@ def test_what_was_not_built_or_run_is_said(phone: Fake, capsys: pytest.CaptureFi
     assert "there is no toolchain file absent.cmake" in capsys.readouterr().err
 
 
-# ---- the real runner, built by hand where the cross compiler is, and run where qemu is ----
+# ---- the real runner, built where the cross compiler is, and run where qemu is ----
 
 
-def test_the_runner_under_emulation(tmp_path: Path) -> None:
-    runner = build.SOURCE / "build/device/convscan_runner"
-    if not runner.exists():
-        pytest.skip("the runner is not built: convscan device build")
-    if shutil.which("qemu-aarch64") is None:
+@pytest.fixture
+def runner() -> Path:
+    """Of make device-test or of convscan device build, the newer."""
+    built = [build.SOURCE / "build" / folder / target.RUNNER for folder in ("aarch64", "device")]
+    found = [path for path in built if path.exists()]
+    if not found:
+        pytest.skip("the runner is not built: make device-test, or convscan device build")
+    if counts.emulator() is None:
         pytest.skip("qemu-aarch64 is not installed")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def aarch64_program(words: list[int]) -> bytes:
+    """A static program of these instructions and nothing else."""
+    start, size = 0x400000, 120 + 4 * len(words)
+    header = struct.pack(
+        "<7s9xHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 183, 1, start + 120, 64, 0, 0, 64, 56, 1, 64, 0, 0
+    )
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, start, start, size, size, 0x10000)
+    return header + segment + struct.pack(f"<{len(words)}I", *words)
+
+
+def test_the_runner_is_small_and_starts_at_once(runner: Path, tmp_path: Path) -> None:
     assert runner.stat().st_size <= build.MOST_BYTES
+    nothing = tmp_path / "nothing"
+    nothing.write_bytes(aarch64_program([0xD2800BA8, 0xD2800040, 0xD4000001]))  # exit(2)
+    nothing.chmod(0o755)
+    emulator = str(counts.emulator())
+
+    def seconds(program: Path) -> float:  # of the processor's: what is user's and what the system's is sampled coarsely
+        def used() -> float:
+            of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return of_children.ru_utime + of_children.ru_stime
+
+        before = used()
+        assert subprocess.run([emulator, str(program)], capture_output=True).returncode == 2  # it says how to use it
+        return used() - before
+
+    assert min(seconds(runner) for _ in range(10)) - min(seconds(nothing) for _ in range(10)) <= 0.010
+
+
+def test_the_runner_under_emulation(runner: Path, tmp_path: Path) -> None:
     emulator = target.Emulator(tmp_path)
-    emulator.push(runner)
+    emulator.push([(runner, target.RUNNER)])
     current = grid.Settings(inputs=1, runs=1, threads=2)
     limits = grid.machine(emulator, current)
     case = next(c for c in conv_cases.CASES if c.name == "grid-c512-l256-k32")

@@ -1,4 +1,4 @@
-"""Models on ExecuTorch: exported, run on this machine, equal to PyTorch, their events read back."""
+"""Models on ExecuTorch: exported, run on this machine, equal to PyTorch, their events read back; and on Arm."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.export import Dim
 
 import convscan
+from convscan.device import build, counts, judge, target
 from convscan.integrations import executorch
 
 pytestmark = pytest.mark.skipif(
@@ -254,9 +255,17 @@ def test_decoding_keeps_its_states_in_the_program(tmp_path: Path) -> None:
         same((torch.stack(steps, 1),), expected)
 
 
-def test_events_are_read_back(tmp_path: Path) -> None:
+def execution_times(trace: Path, record: Path) -> tuple[list[float], list[float]]:
+    """Of each call, the whole program's and those of a convolution in it, as ExecuTorch's Inspector reads them."""
     from executorch.devtools import Inspector
 
+    inspector = Inspector(etdump_path=str(trace), etrecord=str(record))
+    events = {event.name: event.perf_data.raw for block in inspector.event_blocks for event in block.events}
+    own = next(times for name, times in events.items() if "convscan_executorch" in name and "causal_conv" in name)
+    return events["Method::execute"], own
+
+
+def test_events_are_read_back(tmp_path: Path) -> None:
     block = Output(convscan.nn.ShortConv(64))
     inputs = (torch.randn(1, 50, 64),)
     written = executorch.export(block, inputs, tmp_path / "model.pte")
@@ -265,12 +274,77 @@ def test_events_are_read_back(tmp_path: Path) -> None:
         program(*inputs)
     trace = tmp_path / "trace.etdump"
     program.write_trace(trace)
-    inspector = Inspector(etdump_path=str(trace), etrecord=str(written.record))
-    events = {event.name: event.perf_data.raw for block in inspector.event_blocks for event in block.events}
-    own = next(times for name, times in events.items() if "convscan_executorch" in name and "causal_conv" in name)
-    whole = events["Method::execute"]
+    whole, own = execution_times(trace, written.record)
     assert len(own) == len(whole)
     assert all(0 < part <= total for part, total in zip(own, whole, strict=True))
+
+
+# ---- the same programs on an emulated Arm processor, by the judge: convscan device build --executorch ----
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> target.Emulator:
+    """The judge under qemu-aarch64."""
+    if counts.emulator() is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    built = judge.existing(build.SOURCE / "build/device/judge")
+    if built is None:
+        pytest.skip("the program that runs models on 64-bit Arm is not built: convscan device build --executorch")
+    emulator = target.Emulator(tmp_path_factory.mktemp("arm"))
+    emulator.push(built.files)
+    return emulator
+
+
+def run_on_arm(emulator: target.Emulator, program: Path, calls: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
+    """The outputs of a program in as many calls as there are inputs; the last trace is ``trace`` in its folder."""
+    words = ["run", str(program), "--calls", str(len(calls)), "--output", "out.", "--trace", "trace", "--threads", "2"]
+    for call, inputs in enumerate(calls):
+        for index, tensor in enumerate(inputs):
+            path = emulator.folder / f"in.{call}.{index}"
+            path.write_bytes(tensor.contiguous().numpy().tobytes())
+            words += ["--input", f"{path.name}:{'x'.join(map(str, tensor.shape))}"]
+    done = emulator.run(words, judge.COMMAND)
+    assert done.code == 0, done.output
+    outputs: list[list[Tensor]] = [[] for _ in calls]
+    for line in target.lines(done.output):
+        if "output" in line:
+            data = (emulator.folder / f"out.{line['call']}.{line['output']}").read_bytes()
+            outputs[line["call"]].append(torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(line["shape"]))
+    return [tuple(one) for one in outputs]
+
+
+ON_ARM = [one for one in BARE if one[0] in ("conv-k4", "conv-k32", "conv-k300", "conv-groups", "recurrence")]
+
+
+@pytest.mark.parametrize(("model", "inputs"), [pytest.param(one[1], one[2], id=one[0]) for one in ON_ARM])
+def test_bare_operators_on_arm(
+    arm: target.Emulator, model: torch.nn.Module, inputs: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    written = executorch.export(model, inputs, tmp_path / "model.pte")
+    for outputs in run_on_arm(arm, written.path, [inputs, inputs]):
+        same(outputs, model(*inputs))
+
+
+def test_models_on_arm(arm: target.Emulator, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    s4d = Output(convscan.nn.FFTConvS4(d_model=8, l_max=200, kernel="s4d"))
+    for model, x in ((LFM2Block(), torch.randn(1, 8, 1024)), (s4d, torch.randn(1, 8, 200))):
+        written = executorch.export(model, (x,), tmp_path / "model.pte")
+        ((y,),) = run_on_arm(arm, written.path, [(x,)])
+        with torch.no_grad():
+            same((y,), model(x))
+        whole, own = execution_times(arm.folder / "trace", written.record)
+        assert 0 < sum(own) <= sum(whole)
+
+
+def test_decoding_on_arm(arm: target.Emulator, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(16)
+    x = torch.randn(1, 6, 16)
+    written = executorch.export(decoder, (x[:, 0],), tmp_path / "decoder.pte")
+    steps = run_on_arm(arm, written.path, [(x[:, t],) for t in range(6)])
+    with torch.no_grad():
+        same((torch.stack([y for (y,) in steps], 1),), decoder.whole(x))
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ class ThreadPool {
 ThreadPool *get_threadpool();
 }  // namespace executorch::extension::threadpool
 
+// The runtime's log, errors only: lines of the rest would come between those of the results.
+extern "C" void et_pal_emit_log_message(et_timestamp_t, et_pal_log_level_t level, const char *, const char *, size_t,
+                                        const char *message, size_t length) {
+  if (level == kError || level == kFatal) fprintf(stderr, "%.*s\n", static_cast<int>(length), message);
+}
+
 namespace {
 
 namespace harness = convscan::harness;

@@ -49,18 +49,24 @@ def build(folder: Path, toolchain: Path | None = None, source: Path = SOURCE) ->
         raise DeviceError(f"there is no toolchain file {toolchain}")
     else:  # what an NDK's file reads; others ignore it
         options = ["-DANDROID_ABI=arm64-v8a", "-DANDROID_PLATFORM=android-26", "-DANDROID_STL=c++_static"]
-    cmake, ninja = _tool("cmake"), _tool("ninja")
     switches = ["PYTHON=OFF", "OPENMP=OFF", "TESTS=OFF", "RUNNER=ON"]
+    options += [f"-DCONVSCAN_{switch}" for switch in switches]
+    runner = configure_and_build(folder, RUNNER, toolchain, options, source)
+    return check(runner, sorted(folder.glob(f"CMakeFiles/{RUNNER}.dir/**/*.o*")))
+
+
+def configure_and_build(folder: Path, target: str, toolchain: Path, options: list[str], source: Path) -> Path:
+    """A program of the project's, for another machine; raises :class:`DeviceError` with the compiler's last words."""
+    cmake, ninja = _tool("cmake"), _tool("ninja")
     _run(
         [
             cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DCMAKE_TOOLCHAIN_FILE={toolchain.resolve()}", f"-DPython_EXECUTABLE={sys.executable}",
-            "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXE_LINKER_FLAGS_RELEASE=-s", *options,
-            *(f"-DCONVSCAN_{switch}" for switch in switches),
+            "-DCMAKE_BUILD_TYPE=Release", *options,
         ]
     )  # fmt: skip
-    _run([cmake, "--build", str(folder), "--target", RUNNER])
-    return check(folder / RUNNER, sorted(folder.glob(f"CMakeFiles/{RUNNER}.dir/**/*.o*")))
+    _run([cmake, "--build", str(folder), "--target", target])
+    return folder / target
 
 
 def build_counter(folder: Path, source: Path = SOURCE) -> Path | None:
@@ -87,4 +93,4 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode != 0:
         words = "\n".join(done.stdout.strip().splitlines()[-12:])
-        raise DeviceError(f"building the runner failed:\n{words}")
+        raise DeviceError(f"building failed:\n{words}")

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import build, grid, mca, report, results
+from . import build, grid, judge, mca, programs, report, results
 from .errors import DeviceError
-from .grid import OPERATORS, Settings
+from .grid import OPERATORS, GridCase, Settings
+from .judge import Judge, Submission
 from .target import FOLDER, RUNNER, Emulator, Phone, Target, lines
+
+Result = TypeVar("Result")
 
 COMMANDS = {
     "build": "build the static runner",
@@ -22,8 +27,10 @@ COMMANDS = {
     "run": "run the grid there",
     "pull": "fetch the results and report them",
     "profile": "all of these, and remove everything from the device",
+    "submit": "profile, and judge these files beside our kernels: programs of ExecuTorch, libraries of kernels",
     "report": "without a device: instructions, modelled cycles, predicted latency",
 }
+WHOLE = ("profile", "submit")  # everything from building to cleaning up
 SHORT = {"conv": "causal_conv", "recurrence": "linear_recurrence"}
 
 
@@ -31,6 +38,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """The command's options."""
     device = commands.add_parser("device", help="profile the kernels on an Arm phone, or under emulation")
     device.add_argument("action", choices=tuple(COMMANDS), help="; ".join(f"{k}: {v}" for k, v in COMMANDS.items()))
+    device.add_argument("files", nargs="*", metavar="FILE", help="submit: .pte or .so; {C}, {L}, {K} stand for sizes")
+    device.add_argument("--executorch", action="store_true", help="our operators inside ExecuTorch as well")
+    device.add_argument("--wheel", type=Path, metavar="FILE", help="ExecuTorch's wheel for aarch64 (default: PyPI's)")
     device.add_argument("--serial", metavar="S", help="the device, where several are connected (see: adb devices)")
     device.add_argument("--qemu", action="store_true", help="under qemu-aarch64 on this machine instead of a device")
     device.add_argument("--cpus", type=_cpus, metavar="LIST", help="the device's processors to run on, such as 4-7")
@@ -75,43 +85,83 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
         raise DeviceError(f"there is no runner in {out}. To go on: convscan device build")
     if action == "report":
         return _report(out, arguments.toolchain, console)
+    if (action == "submit") != bool(arguments.files):
+        raise DeviceError("files are what submit judges. To go on: convscan device submit FILE.pte or FILE.so")
+    submissions = [Submission.of(pattern) for pattern in arguments.files]
     target: Target | None = None
     if action != "build":  # a device that is absent is said before minutes of building
         target = (
             Emulator(out / "emulated") if arguments.qemu else Phone(arguments.serial, arguments.adb, arguments.folder)
         )
-    if action in ("build", "profile"):
+    if action in ("build", *WHOLE):
         runner = build.build(out, arguments.toolchain)
         console.print(f"built {runner}, {runner.stat().st_size / 1000:.0f} kB", highlight=False)
     if target is None:
+        if arguments.executorch:
+            built = judge.build(out / "judge", arguments.wheel)
+            console.print(f"built {built.files[0][0]}, which runs programs of ExecuTorch", highlight=False)
         return 0
-    if action in ("push", "profile"):
-        target.push(runner)
     current = settings(arguments)
     chosen = grid.cases(current, target.emulated)
+    submitted = tuple(one.name for one in submissions)
+    if arguments.executorch and action in WHOLE:
+        submissions += _with_progress(console, lambda progress: programs.export(chosen, out / "programs", progress))
+    judged = _Judged(judge.build(out / "judge", arguments.wheel) if submissions else None, submissions)
+    if action in ("push", *WHOLE):
+        target.push([(runner, RUNNER), *judged.files(chosen)])
     remarks: list[str] = []
     try:
-        if action in ("run", "profile"):
-            remarks = _run(target, chosen, current, console)
-        if action in ("pull", "profile"):
+        if action in ("run", *WHOLE):
+            grid.machine(target, current)
+            remarks = _with_progress(
+                console, lambda progress: grid.run(target, chosen, current, progress, judged.commands)
+            )
+        if action in ("pull", *WHOLE):
             found = lines(target.pull(out).read_text(encoding="utf-8"))
             limits = next((line for line in reversed(found) if "peak_flops" in line), None)
             if limits is None:
                 raise DeviceError("nothing has been run since the runner was pushed. To go on: convscan device run")
             if isinstance(target, Emulator):
-                _count(target, out, found, console)
+                _count(target, out, found, judged.by_line(chosen), console)
             options = {"quick": current.quick, "inputs": current.inputs, "runs": current.runs, "cpus": current.cpus}
             document, challenge = results.report(
-                target.describe(), limits, chosen, found, target.emulated, options, remarks
+                target.describe(), limits, chosen, found, target.emulated, options, remarks, submitted
             )
             document.seconds = time.monotonic() - started
             results.print_all(console, document, challenge)
             for path in results.write(out, document, challenge):
                 console.print(f"wrote {path}", highlight=False)
     finally:
-        if action == "profile":
+        if action in WHOLE:
             target.clean()
     return 0
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is judged beside our kernels: a program for it, and the submissions."""
+
+    judge: Judge | None
+    submissions: list[Submission]
+
+    def files(self, chosen: list[tuple[str, GridCase]]) -> list[tuple[Path, str]]:
+        """All that has to be on the device."""
+        return [] if self.judge is None else [*self.judge.files, *judge.files(self.submissions, chosen)]
+
+    def commands(self, op: str, case: GridCase) -> list[tuple[str, Sequence[str], list[str]]]:
+        """Name, command and arguments of each for a case."""
+        if self.judge is None:
+            return []
+        files = ((one, one.file(op, case)) for one in self.submissions)
+        return [(one.name, self.judge.command, one.arguments(file)) for one, file in files if file is not None]
+
+    def by_line(self, chosen: list[tuple[str, GridCase]]) -> dict[tuple[Any, ...], tuple[Sequence[str], list[str]]]:
+        """Command and arguments by name, operator and sizes."""
+        return {
+            (name, op, *grid.sizes(case)): (command, arguments)
+            for op, case in chosen
+            for name, command, arguments in self.commands(op, case)
+        }
 
 
 def _report(out: Path, toolchain: Path | None, console: Console) -> int:
@@ -122,15 +172,7 @@ def _report(out: Path, toolchain: Path | None, console: Console) -> int:
     plugin = build.build_counter(out)
     if plugin is None:
         raise DeviceError("there is no C compiler for qemu's plugin. To go on: install one (Debian: apt install gcc)")
-    with _progress(console) as bar:
-        task = bar.add_task("")
-        lines = report.measure(
-            emulator.command,
-            plugin,
-            runner,
-            llvm,
-            lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
-        )
+    lines = _with_progress(console, lambda progress: report.measure(emulator.command, plugin, runner, llvm, progress))
     report.print_all(console, lines, llvm)
     path = out / "report.json"
     report.write(path, lines, llvm)
@@ -138,30 +180,23 @@ def _report(out: Path, toolchain: Path | None, console: Console) -> int:
     return 0
 
 
-def _count(target: Emulator, out: Path, found: list[dict[str, Any]], console: Console) -> None:
+def _count(
+    target: Emulator,
+    out: Path,
+    found: list[dict[str, Any]],
+    others: dict[tuple[Any, ...], tuple[Sequence[str], list[str]]],
+    console: Console,
+) -> None:
     plugin = build.build_counter(out)
     if plugin is None:
         console.print("instructions are not counted: there is no C compiler for qemu's plugin", style="yellow")
         return
-    with _progress(console) as bar:
-        task = bar.add_task("")
-        grid.count(
-            target,
-            plugin,
-            found,
-            lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
-        )
+    _with_progress(console, lambda progress: grid.count(target, plugin, found, progress, others))
 
 
-def _progress(console: Console) -> Progress:
+def _with_progress(console: Console, work: Callable[[Callable[[str, int, int], None]], Result]) -> Result:
+    """Calls ``work`` with a function that shows what is done, how many of how many."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
-
-
-def _run(target: Target, chosen: list[tuple[str, grid.GridCase]], current: Settings, console: Console) -> list[str]:
-    grid.machine(target, current)
-    with _progress(console) as bar:
-        task = bar.add_task("", total=len(chosen))
-        return grid.run(
-            target, chosen, current, lambda text, done, total: bar.update(task, description=text, completed=done)
-        )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+        return work(lambda text, done, total: bar.update(task, description=text, completed=done, total=total))

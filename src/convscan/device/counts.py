@@ -119,16 +119,29 @@ def build_plugin(source: Path, folder: Path) -> Path | None:
 
 
 def count(
-    emulated: Sequence[str], plugin: Path, runner: Path, arguments: Sequence[str], blocks: bool = False
+    emulated: Sequence[str],
+    plugin: Path,
+    command: Sequence[str],
+    arguments: Sequence[str],
+    blocks: bool = False,
+    working_folder: Path | None = None,
 ) -> Counts:
-    """One call: two calls less one, so that nothing else is in it. ``emulated`` is the emulator's command."""
+    """One call: two calls less one, so that nothing else is in it. ``emulated`` is the emulator's command, ``command``
+    the runner's."""
     found = []
     for calls in ("1", "2"):
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "counts.txt"
             options = ["-plugin", f"{plugin}{',blocks=on' if blocks else ''}", "-d", "plugin", "-D", str(written)]
-            words = [*emulated, *options, str(runner), *arguments, "--threads", "1", "--calls", calls]
-            done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+            words = [*emulated, *options, *command, *arguments, "--threads", "1", "--calls", calls]
+            done = subprocess.run(
+                words,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                cwd=working_folder,
+            )
             if done.returncode != 0 or not written.exists():
                 raise CountError(f"counting {' '.join(arguments)} failed:\n{done.stdout[-500:]}")
             if '"skipped"' in done.stdout:
@@ -168,7 +181,7 @@ def measure(
     found = {}
     for shape in SHAPES:
         progress(shape.name)
-        found[shape.name] = by_element(shape, count(emulated, plugin, runner, shape.arguments()).kinds)
+        found[shape.name] = by_element(shape, count(emulated, plugin, [str(runner)], shape.arguments()).kinds)
     return found
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from convscan.ops.causal_conv import cases as conv_cases
@@ -14,7 +15,7 @@ from convscan.ops.linear_recurrence import cases as recurrence_cases
 from convscan.profiler.problem import CaseLike
 
 from .errors import DeviceError, explain
-from .target import Emulator, Target, lines
+from .target import RUN, Emulator, Target, lines
 
 OPERATORS = ("causal_conv", "linear_recurrence")
 # A short run keeps the narrower half and three of the seven lengths.
@@ -23,6 +24,7 @@ QUICK_LENGTHS = (64, 1024, 4096)
 EMULATED_CHANNELS = 16
 
 GridCase = conv_cases.Case | recurrence_cases.Case
+Others = Callable[[str, GridCase], list[tuple[str, Sequence[str], list[str]]]]
 
 
 @dataclass(frozen=True)
@@ -95,32 +97,44 @@ def run(
     chosen: Sequence[tuple[str, GridCase]],
     settings: Settings,
     progress: Callable[[str, int, int], None],
+    others: Others = lambda op, case: [],
 ) -> list[str]:
-    """Runs the cases; the remarks on those that failed or ran hot. Results lie on the target, to be pulled."""
+    """Runs the cases; the remarks on those that failed or ran hot. Results lie on the target, to be pulled.
+
+    ``others`` are what runs a case beside the runner: a name, a command, and more arguments for it.
+    """
     remarks = []
     for index, (op, case) in enumerate(chosen):
         progress(f"{op} {case.name}", index, len(chosen))
-        hot = wait_until_cool(target, settings.cool_seconds)
-        if hot:
-            remarks.append(f"{case.name}: {hot}")
-        done = target.run([op, *sizes(case), *settings.arguments()])
-        if done.code != 0:
-            failure = _failure(done.code, done.output)
-            if failure is None:
-                raise explain(f"running {case.name}", done.output)
-            remarks.append(f"{case.name}: {failure}")
+        for name, command, more in [("", RUN, []), *others(op, case)]:
+            hot = wait_until_cool(target, settings.cool_seconds)
+            if hot:
+                remarks.append(f"{case.name}: {hot}")
+            done = target.run([op, *sizes(case), *settings.arguments(), *more], command)
+            if done.code != 0:
+                failure = _failure(done.code, done.output)
+                if failure is None:
+                    raise explain(f"running {case.name}", done.output)
+                remarks.append(f"{case.name}{f', {name}' if name else ''}: {failure}")
     return remarks
 
 
 def count(
-    target: Emulator, plugin: Path, found: list[dict[str, Any]], progress: Callable[[str, int, int], None]
+    target: Emulator,
+    plugin: Path,
+    found: list[dict[str, Any]],
+    progress: Callable[[str, int, int], None],
+    others: Mapping[tuple[Any, ...], tuple[Sequence[str], list[str]]] = MappingProxyType({}),
 ) -> None:
-    """Adds ``instructions``, those of one call by kind, to the lines of implementations that ran."""
+    """Adds ``instructions``, those of one call by kind, to the lines of implementations that ran. ``others`` has the
+    command and the arguments of what the runner does not know, by name, operator, and sizes."""
     ran = [line for line in found if line.get("status") == "ok"]
     for index, line in enumerate(ran):
         progress(f"counting {line['op']} {line['implementation']}", index, len(ran))
         shape = [str(line[k]) for k in ("channels", "length", "taps") if line[k]]
-        line["instructions"] = target.count(plugin, [line["op"], *shape, "--only", line["implementation"]])
+        key = (line["implementation"], line["op"], *shape)
+        command, more = others.get(key, (RUN, ["--only", line["implementation"]]))
+        line["instructions"] = target.count(plugin, [line["op"], *shape, *more], command)
 
 
 def _failure(code: int, output: str) -> str | None:

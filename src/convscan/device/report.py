@@ -123,7 +123,7 @@ def measure(
     lines = []
     for index, shape in enumerate(counts.SHAPES):
         progress(shape.name, index, len(counts.SHAPES))
-        lines.append(line(shape, counts.count(emulated, plugin, runner, shape.arguments(), blocks=True), llvm))
+        lines.append(line(shape, counts.count(emulated, plugin, [str(runner)], shape.arguments(), blocks=True), llvm))
     return lines
 
 

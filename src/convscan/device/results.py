@@ -62,7 +62,7 @@ def _matching(found: Sequence[dict[str, Any]], op: str, case: GridCase) -> list[
     return [line for line in found if line.get("op") == op and [line[k] for k in keys] == wanted]
 
 
-def record(op: str, case: GridCase, line: dict[str, Any], emulated: bool) -> Record:
+def record(op: str, case: GridCase, line: dict[str, Any], emulated: bool, submitted: Sequence[str] = ()) -> Record:
     """A line of the runner as a record of the profiler."""
     taps = () if op == "linear_recurrence" else (int(sizes(case)[2]),)
     shape = (*case.shape, *taps)
@@ -89,7 +89,7 @@ def record(op: str, case: GridCase, line: dict[str, Any], emulated: bool) -> Rec
         direction="forward",
         implementation=name,
         version=__version__,
-        ours=name != BASELINE,
+        ours=name != BASELINE and name not in submitted,
         status=status,
         reason=reason,
         latency=None
@@ -113,9 +113,10 @@ def report(
     emulated: bool,
     options: dict[str, Any],
     remarks: list[str],
+    submitted: Sequence[str] = (),
 ) -> tuple[Report, Challenge]:
     """The profiler's report and the challenge's, of what was pulled. ``convscan`` is the fastest kernel of each shape
-    among those that keep the challenge's tolerance."""
+    among those that keep the challenge's tolerance; names that were ``submitted`` are none of them."""
     machine = Machine(
         processor=described,
         cores=limits["cores"],
@@ -134,7 +135,7 @@ def report(
     for op, case in chosen:
         matching = _matching(found, op, case)
         kept += matching
-        block = [record(op, case, line, emulated) for line in matching]
+        block = [record(op, case, line, emulated, submitted) for line in matching]
         within = {line["implementation"] for line in matching if line.get("within_tolerance")}
         ours = [r for r in block if r.ours and r.status == "ok" and r.latency and r.implementation in within]
         if ours:
@@ -148,10 +149,12 @@ def report(
         records += block
     if emulated:  # no time is reported that no device would take
         kept = [line | {"latency_us": None} for line in kept]
-    return Report(machine, records, options), Challenge(emulated, kept, scores(chosen, kept), remarks)
+    return Report(machine, records, options), Challenge(emulated, kept, scores(chosen, kept, submitted), remarks)
 
 
-def scores(chosen: Sequence[tuple[str, GridCase]], found: Sequence[dict[str, Any]]) -> list[Score]:
+def scores(
+    chosen: Sequence[tuple[str, GridCase]], found: Sequence[dict[str, Any]], submitted: Sequence[str] = ()
+) -> list[Score]:
     """By operator, those that are right in most cases first, then by the mean of their average latencies."""
     rows = []
     for op in dict.fromkeys(op for op, _ in chosen):
@@ -163,7 +166,7 @@ def scores(chosen: Sequence[tuple[str, GridCase]], found: Sequence[dict[str, Any
                 for line in _matching(found, op, case)
                 if line["status"] == "ok" and line.get("within_tolerance") and line.get("latency_us")
             }
-            ours = [value for name, value in block.items() if name != BASELINE]
+            ours = [value for name, value in block.items() if name != BASELINE and name not in submitted]
             if ours:
                 block["convscan"] = min(ours)
             for name, value in block.items():
@@ -175,6 +178,16 @@ def scores(chosen: Sequence[tuple[str, GridCase]], found: Sequence[dict[str, Any
     return sorted(rows, key=lambda s: (s.op, -s.cases, s.mean_us, s.implementation != "convscan"))
 
 
+def ranks(found: Sequence[Score]) -> list[int]:
+    """The place of each within its operator, in the order of ``scores``."""
+    before: dict[str, int] = {}
+    places = []
+    for s in found:
+        before[s.op] = before.get(s.op, 0) + 1
+        places.append(before[s.op])
+    return places
+
+
 def print_all(console: Console, document: Report, challenge: Challenge) -> None:
     """The tables: a block per case, then the challenge's figures and the scores."""
     if not challenge.emulated:
@@ -183,12 +196,11 @@ def print_all(console: Console, document: Report, challenge: Challenge) -> None:
     console.print(challenge_table(challenge))
     if challenge.scores:
         table = Table(title="Score", title_justify="left", header_style="dim", box=None)
-        for name in ("operator", "implementation", "right in", "mean latency", "geometric mean"):
+        for name in ("operator", "rank", "implementation", "right in", "mean latency", "geometric mean"):
             table.add_column(name, justify="left" if name in ("operator", "implementation") else "right", no_wrap=True)
-        for s in challenge.scores:
-            table.add_row(
-                s.op, s.implementation, f"{s.cases} of {s.of}", duration(s.mean_us), duration(s.geometric_mean_us)
-            )
+        for s, rank in zip(challenge.scores, ranks(challenge.scores), strict=True):
+            means = (duration(s.mean_us), duration(s.geometric_mean_us))
+            table.add_row(s.op, str(rank), s.implementation, f"{s.cases} of {s.of}", *means)
         console.print(table)
     for remark in challenge.remarks:
         console.print(Text(remark, style="yellow"))
@@ -218,7 +230,7 @@ def challenge_table(challenge: Challenge) -> Table:
             shape,
             line["implementation"],
             *(_counted(line) if challenge.emulated else _measured(line)),
-            size(line["workspace_bytes"]),
+            "" if line["workspace_bytes"] is None else size(line["workspace_bytes"]),
             f"{line['max_abs']:.1e}",
             f"{line['max_abs_ones']:.1e}",
             "yes" if line["within_tolerance"] else "no",

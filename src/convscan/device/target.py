@@ -16,6 +16,7 @@ from .errors import DeviceError, explain
 
 FOLDER = "/data/local/tmp/convscan"
 RUNNER, RESULTS = "convscan_runner", "results.jsonl"
+RUN = (f"./{RUNNER}",)
 CASE_SECONDS = 3600.0
 # The gate before a case: what the challenge waits for.
 COOL_CELSIUS = 34.0
@@ -52,12 +53,12 @@ class Target(Protocol):
         """Name and processor."""
         ...
 
-    def push(self, runner: Path) -> None:
-        """Puts the runner there."""
+    def push(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Puts files there, under these names, into an empty folder; all may be run."""
         ...
 
-    def run(self, arguments: Sequence[str]) -> Done:
-        """Runs the runner; what it prints is kept there as well."""
+    def run(self, arguments: Sequence[str], command: Sequence[str] = RUN) -> Done:
+        """Runs the runner, or another command, in that folder; what it prints is kept there as well."""
         ...
 
     def pull(self, folder: Path) -> Path:
@@ -73,9 +74,9 @@ class Target(Protocol):
         ...
 
 
-def _call(command: Sequence[str], seconds: float = 60.0) -> Done:
+def _call(command: Sequence[str], seconds: float = 60.0, folder: Path | None = None) -> Done:
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, cwd=folder)
     except FileNotFoundError:
         raise DeviceError(
             f"{command[0]} is not installed. To go on: install Android's platform tools (Debian: apt install adb), "
@@ -146,22 +147,24 @@ class Phone:
         model, soc, version = (self._shell(f"getprop {name}").output.strip() for name in names)
         return f"{model or self.serial} ({soc or 'unknown processor'}), Android {version or '?'}"
 
-    def push(self, runner: Path) -> None:
+    def push(self, files: Sequence[tuple[Path, str]]) -> None:
         """Into an empty folder of its own."""
         folder = shlex.quote(self.folder)
-        done = self._shell(f"rm -rf {folder} && mkdir -p {folder}")
+        inner = sorted({str(Path(self.folder, name).parent) for _, name in files})
+        done = self._shell(f"rm -rf {folder} && mkdir -p {shlex.join(inner)}")
         if done.code != 0:
             raise explain(f"making {self.folder}", done.output)
-        self._adb("copying the runner", "push", str(runner), f"{self.folder}/{RUNNER}", seconds=120.0)
-        done = self._shell(f"chmod 755 {folder}/{RUNNER}")
+        for path, name in files:
+            self._adb(f"copying {path.name}", "push", str(path), f"{self.folder}/{name}", seconds=600.0)
+        done = self._shell(f"chmod 755 {shlex.join(f'{self.folder}/{name}' for _, name in files)}")
         if done.code != 0:
-            raise explain("making the runner executable", done.output)
+            raise explain("making the files executable", done.output)
 
-    def run(self, arguments: Sequence[str]) -> Done:
+    def run(self, arguments: Sequence[str], command: Sequence[str] = RUN) -> Done:
         """The lines go through the device's memory card, so that a cable that comes loose costs one case."""
-        command = shlex.join([f"./{RUNNER}", *arguments])
+        whole = shlex.join([*command, *arguments])
         done = self._shell(
-            f"cd {shlex.quote(self.folder)} && {command} > case.jsonl; code=$?; cat case.jsonl; "
+            f"cd {shlex.quote(self.folder)} && {whole} > case.jsonl; code=$?; cat case.jsonl; "
             f"cat case.jsonl >> {RESULTS}; exit $code",
             CASE_SECONDS,
         )
@@ -201,22 +204,26 @@ class Emulator:
             raise DeviceError("qemu-aarch64 is not installed. To go on: install it (Debian: apt install qemu-user)")
         self.command = [found, "-cpu", cpu]
         self.cpu, self.folder = cpu, folder
+        self._names: list[str] = []
 
     def describe(self) -> str:
         """The emulator and the processor that it is."""
         version = re.search(r"version (\S+)", _call([self.command[0], "--version"]).output)
         return f"qemu {version[1] if version else ''} -cpu {self.cpu}, emulated"
 
-    def push(self, runner: Path) -> None:
-        """A copy, beside the results."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if runner.resolve() != (self.folder / RUNNER).resolve():
-            shutil.copy(runner, self.folder / RUNNER)
+    def push(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Copies, beside the results."""
+        self._names = [name for _, name in files]
+        for path, name in files:
+            to = self.folder / name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            if path.resolve() != to.resolve():
+                shutil.copy(path, to)
         (self.folder / RESULTS).unlink(missing_ok=True)
 
-    def run(self, arguments: Sequence[str]) -> Done:
+    def run(self, arguments: Sequence[str], command: Sequence[str] = RUN) -> Done:
         """The same lines as a device's."""
-        done = _call([*self.command, str(self.folder / RUNNER), *arguments], CASE_SECONDS)
+        done = _call([*self.command, *command, *arguments], CASE_SECONDS, self.folder)
         with (self.folder / RESULTS).open("a", encoding="utf-8") as results:
             results.write(done.output)
         return done
@@ -232,16 +239,17 @@ class Emulator:
         """An emulated processor stays cool."""
         return None
 
-    def count(self, plugin: Path, arguments: Sequence[str]) -> dict[str, int] | None:
+    def count(self, plugin: Path, arguments: Sequence[str], command: Sequence[str] = RUN) -> dict[str, int] | None:
         """Instructions of one call, by kind; None where this qemu takes no plugins."""
         try:
-            return counts.count(self.command, plugin, self.folder / RUNNER, arguments).kinds
+            return counts.count(self.command, plugin, command, arguments, working_folder=self.folder).kinds
         except counts.CountError:
             return None
 
     def clean(self) -> None:
-        """The runner's copy."""
-        (self.folder / RUNNER).unlink(missing_ok=True)
+        """The copies."""
+        for name in self._names:
+            (self.folder / name).unlink(missing_ok=True)
 
 
 def lines(text: str) -> list[dict[str, Any]]:

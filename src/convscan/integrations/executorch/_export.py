@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...nn._kept import constant_filters
+from ...nn._kept import KeptFilters, constant_filters
 from ._errors import ExecuTorchError, require_executorch
 
 
@@ -124,8 +124,9 @@ def export(
 
         inputs = tuple(example_inputs)
         with _evaluation(model), torch.no_grad(), constant_filters():
-            with _unchanged_buffers(model):
-                model(*_largest(inputs, dynamic_shapes))
+            if any(isinstance(vars(module).get("_kept"), KeptFilters) for module in model.modules()):
+                with _unchanged_buffers(model):
+                    model(*_largest(inputs, dynamic_shapes))
             exported = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
             # First functional: only then is it known which buffers are written, and are no constants.
             exported = constant_prop_pass(exported.run_decompositions({}))
