@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import random
 from collections.abc import Callable
@@ -136,14 +137,18 @@ def recurrence_session(seed: int, dtype: torch.dtype) -> Session:
     )
 
 
+LAYERS: dict[str, Callable[[], Any]] = {
+    "Hyena": lambda: convscan.nn.Hyena(4, 60),
+    "RGLRU": lambda: convscan.nn.RGLRU(4),
+    "S4": lambda: convscan.nn.S4Block(4, d_state=8, kernel="s4"),
+    "S4D": lambda: convscan.nn.S4Block(4, d_state=8, kernel="s4d"),
+    "ShortConv": lambda: convscan.nn.ShortConv(4),
+}
+
+
 def layer_session(name: str, seed: int) -> Session:
     torch.manual_seed(seed)
-    layers = {
-        "Hyena": lambda: convscan.nn.Hyena(4, 60),
-        "S4Block": lambda: convscan.nn.S4Block(4, d_state=8),
-        "RGLRU": lambda: convscan.nn.RGLRU(4),
-    }
-    layer = layers[name]().double().eval()
+    layer = LAYERS[name]().double().eval()
 
     def judge(x: Tensor, y: Tensor) -> None:
         if x.shape[0]:
@@ -153,6 +158,68 @@ def layer_session(name: str, seed: int) -> Session:
                 raise oracle.Mismatch(f"{name} is off by {float((y - expected).abs().max())}")
 
     return Session(LayerStream(layer, (2,)), 4, judge, torch.float64, seed)
+
+
+# Shapes of inputs after batch and time, of the state after the batch, and of constants.
+OPERATOR_CASES: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "allpole_filter": ([(4,)], [(2, 4)], {"a": (2, 4)}),
+    "selective_scan": ([(4,), (4,), (3,), (3,), (4,)], [(4, 3)], {"A": (4, 3), "D": (4,)}),
+    "ssd_scan": ([(2, 4), (2,), (1, 3), (1, 3), (2, 4)], [(2, 4, 3)], {"A": (2,)}),
+    "gated_delta_rule": ([(2, 3), (2, 3), (2, 4), (2, 3), (2,)], [(2, 3, 4)], {}),
+    "gated_linear_attention": ([(2, 3), (2, 3), (2, 4), (2, 3)], [(2, 3, 4)], {}),
+    "mlstm": ([(2, 3), (2, 3), (2, 4), (2,), (2,)], [(2, 3, 4), (2, 3), (2,)], {}),
+}
+
+
+class OneSignal(OperatorStream):
+    """An operator whose inputs are the channels of one signal, and its output the first of that many channels."""
+
+    def __init__(self, operator: str, draw: oracle.Draw) -> None:
+        self.shapes, states, fixed = OPERATOR_CASES[operator]
+        # Poles within the unit circle.
+        small = 0.3 if operator == "allpole_filter" else 1.0
+        self.fixed = {name: -small * draw.normal(*shape).abs().clamp(max=1) for name, shape in fixed.items()}
+        zeros = tuple(torch.zeros(2, *shape, dtype=torch.float64) for shape in states)
+        super().__init__(operator, zeros if len(zeros) > 1 else zeros[0], (2,), **self.fixed)
+
+    @property
+    def channels(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        sizes = [math.prod(shape) for shape in self.shapes]
+        parts = [part.unflatten(-1, shape) for part, shape in zip(x.split(sizes, -1), self.shapes, strict=True)]
+        if self._operator in ("gated_linear_attention", "gated_delta_rule"):
+            parts[1], parts[3] = torch.nn.functional.normalize(parts[1], dim=-1), -parts[3].abs()
+        if self._operator == "gated_delta_rule":
+            parts[4] = torch.sigmoid(parts[4])
+        if self._operator in ("selective_scan", "ssd_scan"):
+            parts[1] = parts[1].abs()
+        return parts
+
+    def whole(self, x: Tensor) -> Tensor:
+        inputs = dict(zip(self._names, self.parts(x), strict=True))
+        return self.padded(getattr(convscan, self._operator)(**self.fixed, **inputs), x)
+
+    def padded(self, y: Tensor, x: Tensor) -> Tensor:
+        y = y.flatten(x.ndim - 1)
+        return torch.nn.functional.pad(y, (0, self.channels - y.shape[-1]))
+
+    def _advance(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        return self.padded(super()._advance(*self.parts(x)), x)
+
+    def _advance_one(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        return self.padded(super()._advance_one(*self.parts(x)), x)
+
+
+def operator_session(operator: str, seed: int) -> Session:
+    stream = OneSignal(operator, oracle.Draw(seed))
+
+    def judge(x: Tensor, y: Tensor) -> None:
+        if not torch.allclose(y, stream.whole(x), rtol=1e-9, atol=1e-9):
+            raise oracle.Mismatch(f"{operator} is off by {float((y - stream.whole(x)).abs().max())}")
+
+    return Session(stream, stream.channels, judge, torch.float64, seed)
 
 
 class Interleaved(RuleBasedStateMachine):
@@ -239,7 +306,13 @@ TestGrowing = machine(lambda seed, dtype, taps: conv_session(ConvStream, "growin
 TestSpread = machine(lambda seed, dtype, taps: conv_session(ConvStream, "spread", taps, seed, dtype))
 TestUniform = machine(lambda seed, dtype, taps: conv_session(ConvStream, "uniform", taps, seed, dtype))
 TestRecurrence = machine(lambda seed, dtype, taps: recurrence_session(seed, dtype))
-TestLayer = machine(lambda seed, dtype, taps: layer_session(("Hyena", "S4Block", "RGLRU")[seed % 3], seed))
+TestLayer = machine(lambda seed, dtype, taps: layer_session(list(LAYERS)[seed % len(LAYERS)], seed))
+TestAllpoleFilter = machine(lambda seed, dtype, taps: operator_session("allpole_filter", seed))
+TestGatedDeltaRule = machine(lambda seed, dtype, taps: operator_session("gated_delta_rule", seed))
+TestGatedLinearAttention = machine(lambda seed, dtype, taps: operator_session("gated_linear_attention", seed))
+TestMatrixMemory = machine(lambda seed, dtype, taps: operator_session("mlstm", seed))
+TestSelectiveScan = machine(lambda seed, dtype, taps: operator_session("selective_scan", seed))
+TestStateSpaceDuality = machine(lambda seed, dtype, taps: operator_session("ssd_scan", seed))
 
 
 # ---- impostors: streams that are wrong in one way, which the session must not accept ----
@@ -579,15 +652,6 @@ def test_gradients_flow_from_chunk_to_chunk() -> None:
     y = torch.cat([stream.extend(x[:, :4]), stream.step(x[:, 4]).unsqueeze(1), stream.extend(x[:, 5:])], 1)
     for ours, theirs in zip(torch.autograd.grad(y.square().sum(), (x, a)), expected, strict=True):
         assert torch.allclose(ours, theirs)
-
-
-OPERATOR_CASES: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
-    # Shapes of inputs after batch and time, of the state after the batch, and of constants.
-    "selective_scan": ([(4,), (4,), (3,), (3,), (4,)], [(4, 3)], {"A": (4, 3), "D": (4,)}),
-    "ssd_scan": ([(2, 4), (2,), (1, 3), (1, 3), (2, 4)], [(2, 4, 3)], {"A": (2,)}),
-    "gated_linear_attention": ([(2, 3), (2, 3), (2, 4), (2, 3)], [(2, 3, 4)], {}),
-    "mlstm": ([(2, 3), (2, 3), (2, 4), (2,), (2,)], [(2, 3, 4), (2, 3), (2,)], {}),
-}
 
 
 @pytest.mark.parametrize("operator", OPERATOR_CASES)

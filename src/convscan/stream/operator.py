@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .._errors import message
+from ..ops.allpole_filter.api import allpole_filter
+from ..ops.gated_delta_rule.api import gated_delta_rule_step, gated_delta_rule_with_state
 from ..ops.gated_linear_attention.api import gated_linear_attention_step, gated_linear_attention_with_state
 from ..ops.mlstm.api import mlstm_step, mlstm_with_state
 from ..ops.selective_scan.api import selective_scan_step, selective_scan_with_state
@@ -25,7 +27,23 @@ class _Operator(NamedTuple):
     inputs: tuple[str, ...]
 
 
+def _allpole_with_state(x: Tensor, a: Tensor, *, initial_state: Tensor) -> tuple[Tensor, Tensor]:
+    y = allpole_filter(x, a, initial_state=initial_state)
+    order = initial_state.shape[-2]
+    return y, torch.cat([initial_state, y.to(initial_state.dtype)], -2)[..., y.shape[-2] :, :][..., -order:, :].clone()
+
+
+def _allpole_step(state: Tensor, x: Tensor, a: Tensor) -> Tensor:
+    # Coefficients that vary come without the time axis, as x does.
+    a = a if a.ndim == 2 else a.unsqueeze(-3)
+    y, after = _allpole_with_state(x.unsqueeze(-2), a, initial_state=state)
+    state.copy_(after)
+    return y.squeeze(-2)
+
+
 OPERATORS = {
+    "allpole_filter": _Operator(_allpole_with_state, _allpole_step, ("x", "a")),
+    "gated_delta_rule": _Operator(gated_delta_rule_with_state, gated_delta_rule_step, ("q", "k", "v", "g", "beta")),
     "gated_linear_attention": _Operator(
         gated_linear_attention_with_state, gated_linear_attention_step, ("q", "k", "v", "g")
     ),
@@ -42,13 +60,15 @@ class OperatorStream(StateStream):
     """y, state = <operator>_with_state(..., initial_state=state) for chunks, <operator>_step(state, ...) for samples.
 
     Args:
-        operator: ``"gated_linear_attention"``, ``"mlstm"``, ``"selective_scan"`` or ``"ssd_scan"``.
+        operator: ``"allpole_filter"``, ``"gated_delta_rule"``, ``"gated_linear_attention"``, ``"mlstm"``,
+            ``"selective_scan"`` or ``"ssd_scan"``.
         state: the state before the first sample, as the operator takes it: zeros, or one that it returned. Copied.
         batch_shape: the leading axes of state and inputs.
         constants: arguments of the operator that are the same in every call, such as A, D or scale.
 
     ``extend`` and ``step`` take the tensors that have a time axis, in the operator's order and without those that are
-    constants: (q, k, v, g), (q, k, v, i, f), (u, delta, B, C) or (x, dt, B, C), the last two with z where wanted.
+    constants: (x, a), (q, k, v, g, beta), (q, k, v, g), (q, k, v, i, f), (u, delta, B, C) or (x, dt, B, C), the last
+    two with z where wanted.
 
     State, dtypes, errors and cost are the operator's. Steps have no gradient, for they overwrite the state.
 
