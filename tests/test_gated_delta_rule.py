@@ -254,7 +254,7 @@ def test_steps_are_watched_where_they_must_be() -> None:
     step = torch.compile(gated_delta_rule_step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(step(compiled, *arguments), y)
     torch.testing.assert_close(compiled, expected)
-    with pytest.raises(RuntimeError, match="gated_delta_rule_step: state is overwritten, which cannot be"):
+    with pytest.raises(RuntimeError, match="gated_delta_rule_step: a step overwrites its state, which cannot be"):
         gated_delta_rule_step(state, *(tensor.requires_grad_() for tensor in arguments))
     with pytest.raises(TypeError, match="gated_delta_rule_step: state must have the dtype of the arithmetic, float64"):
         gated_delta_rule_step(state.float(), *(tensor.detach() for tensor in arguments))

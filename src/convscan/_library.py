@@ -19,10 +19,17 @@ from torch.autograd import forward_ad
 
 from . import _native
 from ._dispatch import settings_variable
+from ._errors import message
 
 NAMESPACE = "convscan"
 _TYPICAL_SIZE = 16
 _library = torch.library.Library(NAMESPACE, "DEF")
+
+# Operators that are composed of others, by name, and of what.
+composites: dict[str, Callable[..., Any]] = {}
+
+# Steps, by name: what they compute in PyTorch's operations, overwriting the states.
+steps: dict[str, Callable[..., torch.Tensor]] = {}
 
 
 @contextmanager
@@ -78,6 +85,7 @@ def define_composite(schema: str, function: Callable[..., Any]) -> Any:
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, function, "CompositeImplicitAutograd")
+    composites[name] = function
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
@@ -118,6 +126,50 @@ def with_leading_axis(
         return one_by_one(operator, size, axes, arguments, out_axes)
     pairs = enumerate(zip(arguments, axes, strict=True))
     return operator(*(each if at == boundaries else leading_axis(each, axis, size) for at, (each, axis) in pairs))
+
+
+def define_step(
+    schema: str,
+    kernel: Callable[..., torch.Tensor],
+    *,
+    composed: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]],
+    states: tuple[int, ...],
+) -> Any:
+    """Registers ``convscan::<schema>``, a step of generation, and returns the operator.
+
+    A step returns a tensor like its first argument and overwrites those at ``states``, of which it has no gradient.
+    ``composed`` returns the same and the next states, in PyTorch's operations.
+    """
+    name = schema.partition("(")[0]
+
+    def autograd(*args: Any) -> torch.Tensor:
+        refuse_gradient(name, *(arg for arg in args if isinstance(arg, torch.Tensor)))
+        with below_autograd():
+            return operator(*args)  # type: ignore[no-any-return]
+
+    def vmap(info: Any, axes: tuple[int | None, ...], *args: Any) -> tuple[torch.Tensor, int]:
+        if any(axes[at] is None for at in states):
+            raise ValueError(message(name, "a state must be mapped over like what it takes in", "one for all"))
+        (y,) = one_by_one(lambda *row: (step(*row),), info.batch_size, axes, args, (0,))
+        return y, 0
+
+    def step(*args: Any) -> torch.Tensor:
+        y, after = composed(*args)
+        for at, state in zip(states, after, strict=True):
+            args[at].copy_(state)
+        return y
+
+    operator = define(schema, kernel, fake=lambda x, *args: torch.empty_like(x), autograd=autograd, vmap=vmap)
+    steps[name] = step
+    return operator
+
+
+def refuse_gradient(name: str, *tensors: torch.Tensor | None) -> None:
+    """Raises where a step would have to be differentiated."""
+    if needs_gradient(*tensors):
+        expectation = "a step overwrites its state, which cannot be differentiated"
+        remedy = "Call it under torch.no_grad(), or the whole-sequence operator with one step"
+        raise RuntimeError(message(name, expectation, "a tensor that requires grad", remedy))
 
 
 def likely_size(size: int | torch.SymInt) -> int:

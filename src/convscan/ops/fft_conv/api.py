@@ -106,8 +106,8 @@ def _problem(equation: str, x: Tensor, args: Sequence[Tensor]) -> EinsumProblem:
     return EinsumProblem(
         equation=parsed,
         sizes=tuple(sorted((axis, likely_size(size)) for axis, size in sizes.items())),
-        length=int(x.shape[parsed.signal.index(TIME)]),
-        taps=int(args[parsed.kernel].shape[parsed.operands[parsed.kernel].index(TIME)]),
+        length=likely_size(x.shape[parsed.signal.index(TIME)]),
+        taps=likely_size(args[parsed.kernel].shape[parsed.operands[parsed.kernel].index(TIME)]),
         dtype=dtype_name(x.dtype),
         compute=dtype_name(torch.float64 if compute == torch.float64 else torch.float32),
         device=x.device.type,

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from ..causal_conv.api import causal_conv
 from .equation import TIME
-from .plan import Axes, Costs, Plan, Step, Term, axes, by_products, has_signal, meet, points
+from .plan import Axes, Costs, Plan, Step, Term, axes, by_products, has_signal, meet, transform_length
 from .problem import EinsumProblem
 
 # Intermediate tensors of this size together run faster than larger ones, which leave the caches and whose pages are
 # fresh in every call, and no slower than smaller ones.
 CHUNK_BYTES = 4 << 20
+# Among the sizes of axes, whose names are letters: the taps that reach an output.
+_TAPS = "taps"
 
 
 class Operand(NamedTuple):
@@ -202,12 +204,12 @@ def _spectral(
 # ---- plans ----
 
 
-def _input(problem: EinsumProblem, place: int, tensor: Tensor) -> Operand:
+def _input(problem: EinsumProblem, place: int, tensor: Tensor, taps: int) -> Operand:
     """An input with l last, of size 1 where it has none, its needless taps dropped and its needless axes summed."""
     equation = problem.equation
     given, wanted = equation.terms[place], axes(equation, 1 << place)
-    if place == equation.kernel + 1 and problem.taps > problem.length:
-        tensor = tensor.narrow(given.index(TIME), 0, problem.length)
+    if place == equation.kernel + 1:
+        tensor = tensor.narrow(given.index(TIME), 0, taps)
     needless = [position for position, axis in enumerate(given) if axis != TIME and axis not in wanted]
     if needless:
         tensor = tensor.sum(needless)
@@ -246,10 +248,10 @@ class Execution:
     def _step(self, step: Step, terms: Mapping[Term, Operand], lengths: Mapping[str, int]) -> Operand:
         first, *others = (terms[source] for source in step.sources)
         if step.kind == "transform":
-            return Operand(torch.fft.rfft(first.tensor, points(self.problem)), first.letters, True)
+            return Operand(torch.fft.rfft(first.tensor, self._points(lengths)), first.letters, True)
         if step.kind == "invert":
-            y = torch.fft.irfft(first.tensor, points(self.problem))
-            return Operand(y[..., : self.problem.length], first.letters, True)
+            y = torch.fft.irfft(first.tensor, self._points(lengths))
+            return Operand(y[..., : lengths[TIME]], first.letters, True)
         second, parts = others[0], self._parts(step)
         if step.kind == "contract":
             return _contract(first, second, parts, lengths)
@@ -268,7 +270,7 @@ class Execution:
                     del terms[source]
 
     def _output(self, x: Tensor, kept: Mapping[Term, Operand], lengths: Mapping[str, int]) -> Tensor:
-        terms = {**kept, Term(1): _input(self.problem, 0, self._cast(x))}
+        terms = {**kept, Term(1): _input(self.problem, 0, self._cast(x), lengths[_TAPS])}
         self._walk(terms, lengths, True)
         (y,) = terms.values()
         output = self.problem.equation.output
@@ -279,7 +281,7 @@ class Execution:
         equation, lengths = self.problem.equation, self._lengths(x, args)
         if not self.problem.chunked or self.chunk >= lengths.get(self.axis, 1):
             return self._output(x, self._kept(args, lengths), lengths).to(x.dtype)
-        extents = [self.problem.length if axis == TIME else lengths[axis] for axis in equation.output]
+        extents = [lengths[axis] for axis in equation.output]
         y = torch.empty(extents, dtype=x.dtype, device=x.device)
         self.store(y, x, args)
         return y
@@ -303,13 +305,28 @@ class Execution:
                 target.copy_(part)
 
     def _lengths(self, x: Tensor, args: Sequence[Tensor]) -> dict[str, int]:
-        """The size of every axis but l. From the tensors: an exported program may be run with another batch."""
-        terms = zip(self.problem.equation.terms, (x, *args), strict=True)
-        return {axis: size for axes_of, t in terms for axis, size in zip(axes_of, t.shape, strict=True) if axis != TIME}
+        """The size of every axis, and how many taps the sum has. From the tensors: an exported program may be run with
+        others."""
+        equation = self.problem.equation
+        terms = list(zip(equation.terms, (x, *args), strict=True))
+        sizes = {axis: size for axes_of, t in terms for axis, size in zip(axes_of, t.shape, strict=True)}
+        of_kernel, kernel = terms[equation.kernel + 1]
+        length, taps = x.shape[equation.signal.index(TIME)], kernel.shape[of_kernel.index(TIME)]
+        taps = torch.sym_min(taps, length)  # type: ignore[no-untyped-call]
+        return sizes | {TIME: length, _TAPS: taps}
+
+    def _points(self, lengths: Mapping[str, int]) -> int:
+        """Points of the transforms; of lengths that may change just as many as needed, for which ones are fast is not
+        known."""
+        samples = lengths[TIME] + lengths[_TAPS] - 1
+        return transform_length(samples, self.problem.compute) if isinstance(samples, int) else samples
 
     def _kept(self, args: Sequence[Tensor], lengths: Mapping[str, int]) -> dict[Term, Operand]:
         """What does not depend on x."""
-        terms = {Term(1 << at): _input(self.problem, at, self._cast(tensor)) for at, tensor in enumerate(args, 1)}
+        terms = {
+            Term(1 << at): _input(self.problem, at, self._cast(tensor), lengths[_TAPS])
+            for at, tensor in enumerate(args, 1)
+        }
         self._walk(terms, lengths, False)
         if not self.by_products and self.product is not None and self.product.sources[1] in terms:
             # The memory order that matrix products read: once, not for every chunk.

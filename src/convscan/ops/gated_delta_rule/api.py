@@ -17,12 +17,13 @@ from ..._layout import dtype_name
 from ..._library import (
     below_autograd,
     define,
+    define_step,
     derivative,
     has_tangent,
     is_plain,
     is_recorded,
     is_traced,
-    needs_gradient,
+    refuse_gradient,
     with_leading_axis,
 )
 from ..gated_linear_attention.api import default_scale
@@ -471,14 +472,23 @@ def _checked_step(
     if state.dtype != wide:
         expectation = f"state must have the dtype of the arithmetic, {dtype_name(wide)}"
         raise TypeError(message(name, expectation, dtype_name(state.dtype), f"Convert it with state.to({wide})"))
-    if needs_gradient(state, q, k, v, g, beta):
-        expectation = f"state is overwritten, which cannot be differentiated; use {_NAME}_with_state where it must be"
-        raise RuntimeError(message(name, expectation, "a tensor that requires grad", "Call under torch.no_grad()"))
+    refuse_gradient(name, state, q, k, v, g, beta)
     q, k, v, g, beta = q.to(dtype), k.to(dtype), v.to(dtype), g.to(wide), beta.to(wide)
-    if not is_plain(state, q, k, v, g, beta):
-        return _composed_step(state, q, k, v, g, beta, default_scale(q) if scale is None else float(scale))
-    y = empty_like(v)
     factor = default_scale(q) if scale is None else float(scale)
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _step_operator(v, state, q, k, g, beta, factor))
+    return _run_step(v, state, q, k, g, beta, factor, scale)
+
+
+def _run_step(
+    v: Tensor, state: Tensor, q: Tensor, k: Tensor, g: Tensor, beta: Tensor, factor: float, scale: float | None
+) -> Tensor:
+    """``scale`` is what the caller gave, by which calls are remembered."""
+    if not is_plain(state, q, k, v, g, beta):
+        y, (after,) = _composed_step(v, state, q, k, g, beta, factor)
+        state.copy_(after)
+        return y
+    y = empty_like(v)
     tensors = (v, state, q, k, g, beta, y)
     _step_calls.run(
         scale,
@@ -493,15 +503,25 @@ def _checked_step(
     return y
 
 
-def _composed_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float) -> Tensor:
-    """In PyTorch's operators, which compilation and transforms look into."""
+def _composed_step(
+    v: Tensor, state: Tensor, q: Tensor, k: Tensor, g: Tensor, beta: Tensor, scale: float
+) -> tuple[Tensor, tuple[Tensor]]:
+    """In PyTorch's operators, which transforms look into."""
     wide = state.dtype
     q, k, rest = q.to(wide), k.to(wide), v.to(wide)
     decay = g.exp() if g.ndim == q.ndim else g.exp().unsqueeze(-1)
     decayed = decay.unsqueeze(-1) * state
     u = beta.unsqueeze(-1) * (rest - (decayed * k.unsqueeze(-1)).sum(-2))
-    state.copy_(decayed + k.unsqueeze(-1) * u.unsqueeze(-2))
-    return (scale * (state * q.unsqueeze(-1)).sum(-2)).to(v.dtype)
+    after = decayed + k.unsqueeze(-1) * u.unsqueeze(-2)
+    return (scale * (after * q.unsqueeze(-1)).sum(-2)).to(v.dtype), (after,)
+
+
+_step_operator = define_step(
+    f"{_NAME}_step(Tensor v, Tensor(a!) state, Tensor q, Tensor k, Tensor g, Tensor beta, float scale) -> Tensor",
+    lambda v, state, q, k, g, beta, scale: _run_step(v, state, q, k, g, beta, scale, scale),
+    composed=_composed_step,
+    states=(1,),
+)
 
 
 def _prepare_step(problem: _StepProblem) -> Any:

@@ -236,4 +236,12 @@ def _composed_step(
     return written_and_read(settings.scale, v, state, q, k, decay)
 
 
-_step = Step(f"{_NAME}_step", _composed_step, _step_arguments, states=(1,), queries=2)
+_step = Step(
+    f"{_NAME}_step",
+    "decay",
+    "Tensor v, Tensor(a!) state, Tensor q, Tensor k, Tensor g",
+    _composed_step,
+    _step_arguments,
+    states=(1,),
+    queries=2,
+)

@@ -14,7 +14,7 @@ from ..._calls import Calls
 from ..._dispatch import Cost, Implementation, register
 from ..._errors import message
 from ..._layout import dtype_name, fold
-from ..._library import is_plain, needs_gradient
+from ..._library import define_step, is_plain, refuse_gradient
 from ..._targets import cpu_refusals
 from ...tuning.table import constants
 from .api import arithmetic
@@ -62,12 +62,14 @@ class Step:
 
     ``arguments`` turns those of the public function into tensors, v, state, ..., in the order of the native call;
     ``shared`` are the indices of those without leading axes. ``composed(settings, *tensors)`` returns y and the next
-    states, in the order of those given.
+    states, in the order of those given. ``tensors`` declares them for the operator that compilation and export see.
     """
 
     def __init__(
         self,
         name: str,
+        gates: str,
+        tensors: str,
         composed: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
         describe: Callable[..., tuple[Settings, Sequence[Tensor | None]]],
         *,
@@ -89,13 +91,21 @@ class Step:
             Implementation("reference", "any", lambda problem: [], _reference_cost, self._prepare_reference),
         )
         register(name, rows, described)
+        self.operator = define_step(
+            f"{name}({tensors}, float scale, float eps, bool softplus) -> Tensor",
+            lambda *args: self._run(Settings(gates, *args[-3:]), args[:-3]),
+            composed=lambda *args: composed(Settings(gates, *args[-3:]), *args[:-3]),
+            states=states,
+        )
 
     def run(self, settings: Settings, tensors: Sequence[Tensor | None]) -> Tensor:
         """The step on arguments that have been checked and have the dtypes of the native call."""
-        if needs_gradient(*tensors):
-            expectation = "a step overwrites its state, which cannot be differentiated"
-            remedy = "Call it under torch.no_grad(), or the whole-sequence operator with one step"
-            raise RuntimeError(message(self.name, expectation, "a tensor that requires grad", remedy))
+        refuse_gradient(self.name, *tensors)
+        if torch.compiler.is_compiling():
+            return self.operator(*tensors, settings.scale, settings.eps, settings.softplus)  # type: ignore[no-any-return]
+        return self._run(settings, tensors)
+
+    def _run(self, settings: Settings, tensors: Sequence[Tensor | None]) -> Tensor:
         v = tensors[0]
         assert v is not None
         if is_plain(*tensors):

@@ -12,7 +12,7 @@ from ... import _checks
 from ..._calls import run_prepared
 from ..._dispatch import register
 from ..._errors import message
-from ..._library import is_traced
+from ..._library import define_composite, is_traced
 from ..gated_linear_attention.api import default_scale
 from ..linear_attention.api import DTYPES, ROWS, attend, describe
 from ..linear_attention.arguments import gate, grouped, sequences, shaped, with_heads, with_time
@@ -158,7 +158,7 @@ def _keeps(i: Tensor, log_f: Tensor, before: Tensor, packed: Packed) -> Tensor:
     total = log_f.cumsum(-2)
     height = i - total
     # With every sequence lifted above all of the one before, one running maximum serves them all.
-    lift = (height.amax() - height.amin() + 1 if height.numel() else 1) * packed.sequence.unsqueeze(-1)
+    lift = (height.max() - height.min() + 1 if height.numel() else 1) * packed.sequence.unsqueeze(-1)
     lifted = height + lift
     start = before - (total - log_f)  # of each step, what is right at the first of its sequence
     at_first = start.index_select(-2, packed.first.index_select(0, packed.sequence))
@@ -205,16 +205,38 @@ def _attend(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, State]:
     dtype = _check(name, q, k, v, i, f, initial_state, cu_seqlens)
-    C, n, m_before = (None,) * 3 if initial_state is None else (gate(state, dtype) for state in initial_state)
+    C, n, m = (None,) * 3 if initial_state is None else initial_state
+    factor = default_scale(q) if scale is None else float(scale)
+    arguments = (q.to(dtype), k.to(dtype), v.to(dtype), i, f, C, n, m, cu_seqlens, factor, float(eps))
+    # One operator for compilation and export, in which nothing of the stabiliser is traced.
+    y, *last = (_operator if torch.compiler.is_compiling() else _compute)(*arguments)
+    return y, (last[0], last[1], last[2])
+
+
+def _compute(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    C: Tensor | None,
+    n: Tensor | None,
+    m: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = v.dtype
+    C, n, m = (None if state is None else gate(state, dtype) for state in (C, n, m))
     i = gate(i, dtype).clamp(-_CLOSED, _CLOSED)
     log_f = logsigmoid(gate(f, dtype)).clamp(min=-_CLOSED)
-    m, m_previous, m_last = _stabiliser(i, log_f, m_before, cu_seqlens)
+    m, m_previous, m_last = _stabiliser(i, log_f, m, cu_seqlens)
     found = attend(
-        q.to(dtype),
-        k.to(dtype),
-        v.to(dtype),
+        q,
+        k,
+        v,
         log_f + m_previous - m,
-        scale=default_scale(q) if scale is None else float(scale),
+        scale=scale,
         w=(i - m).exp(),
         state=C,
         sum_state=n,
@@ -222,7 +244,14 @@ def _attend(
         sums=True,
     )
     divisor = torch.maximum(found.sums.abs(), _floor(m)) + eps
-    return (found.y / divisor.unsqueeze(-1)).to(dtype), (found.state, found.sum_state, m_last)
+    return (found.y / divisor.unsqueeze(-1)).to(dtype), found.state, found.sum_state, m_last
+
+
+_operator = define_composite(
+    "mlstm(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C, Tensor? n, Tensor? m, Tensor? cu_seqlens, "
+    "float scale, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    _compute,
+)
 
 
 def _describe(
@@ -336,4 +365,12 @@ def _composed_step(
     return (y[..., :-1] / divisor).to(v.dtype), (both[..., :-1], both[..., -1], after_m)
 
 
-_step = Step(f"{_NAME}_step", _composed_step, _step_arguments, states=(1, 2, 3), queries=4)
+_step = Step(
+    f"{_NAME}_step",
+    "mlstm",
+    "Tensor v, Tensor(a!) C, Tensor(b!) n, Tensor(c!) m, Tensor q, Tensor k, Tensor i, Tensor f",
+    _composed_step,
+    _step_arguments,
+    states=(1, 2, 3),
+    queries=4,
+)

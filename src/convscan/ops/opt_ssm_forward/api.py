@@ -146,8 +146,8 @@ def _describe(
         batch *= likely_size(size)
     return SSMProblem(
         batch=batch,
-        length=int(x.shape[-2]),
-        taps=int(K.shape[axes.index("l")]),
+        length=likely_size(x.shape[-2]),
+        taps=likely_size(K.shape[axes.index("l")]),
         inputs=int(x.shape[-1]),
         outputs=outputs,
         states=states,

@@ -315,4 +315,13 @@ def _composed_step(
     return (y if z is None else y * silu(z.to(y.dtype))).to(x.dtype), (after.transpose(-1, -2),)
 
 
-_step = Step(f"{_NAME}_step", _composed_step, _step_arguments, states=(1,), queries=5, shared=(3, 6, 8))
+_step = Step(
+    f"{_NAME}_step",
+    "ssd",
+    "Tensor x, Tensor(a!) state, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias",
+    _composed_step,
+    _step_arguments,
+    states=(1,),
+    queries=5,
+    shared=(3, 6, 8),
+)
