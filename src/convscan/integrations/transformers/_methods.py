@@ -41,6 +41,36 @@ def rg_lru_scan(original: Function) -> Function:
     return replacement
 
 
+def rg_lru(original: Function) -> Function:
+    """The gates of RecurrentGemma and its recurrence, in three arrays of the size of the input instead of fifteen."""
+
+    @functools.wraps(original)
+    def replacement(self: Any, activations: Tensor, position_ids: Tensor) -> Any:
+        parameters = (self.recurrent_param, self.input_gate_weight, self.recurrent_gate_weight)
+        single = activations.dtype == torch.float32 and activations.shape[1] > 0
+        if not single or not is_served(activations) or not overwrites(activations, *parameters):
+            return original(self, activations, position_ids)
+        reset = position_ids[:, :, None] == 0
+        heads = activations.reshape(-1, self.num_attention_heads, self.block_width).transpose(0, 1)
+
+        def gate(weight: Tensor, bias: Tensor) -> Tensor:
+            mixed = torch.baddbmm(bias[:, None, :], heads, weight)
+            return mixed.transpose(0, 1).reshape(activations.shape).sigmoid_()
+
+        x = gate(self.input_gate_weight, self.input_gate_bias).mul_(activations)
+        log_a = gate(self.recurrent_gate_weight, self.recurrent_gate_bias)
+        log_a.mul_(-8.0 * torch.nn.functional.softplus(self.recurrent_param))
+        a = log_a.exp().masked_fill_(reset, 0)
+        # The first sample of a document counts in full.
+        x.mul_(log_a.mul_(2).exp_().neg_().add_(1).sqrt_().masked_fill_(reset, 1))
+        before = None if self.recurrent_states is None else self.recurrent_states.to(x.dtype)
+        y = linear_recurrence(x, before, a, out=x)
+        self.recurrent_states = y[:, -1].clone()
+        return y
+
+    return replacement
+
+
 def mlstm_backend(original: Function) -> Function:
     """The matrix memory of xLSTM, in every mode: (batch, heads, time, channels)."""
 

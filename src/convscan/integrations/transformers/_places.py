@@ -85,6 +85,9 @@ METHODS = {
         _names("self hidden_states recurrent_gate reset recurrent_states acc_dtype"),
         "linear_recurrence",
     ),
+    ("RecurrentGemmaRglru", "forward"): Place(
+        _methods.rg_lru, _names("self activations position_ids"), "linear_recurrence"
+    ),
     ("xLSTMBackend", "forward"): Place(
         _methods.mlstm_backend,
         _names("self query key value igate fgate c_initial n_initial m_initial return_last_states mode"),
