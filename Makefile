@@ -87,7 +87,7 @@ $(VENV)/cross: $(VENV)/tools
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[gpu,rivals,test,dev,examples,executorch]'
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[gpu,rivals,test,dev,examples,executorch,onnx]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps heartpy  # an example reads a recording it ships
 	touch $@
 

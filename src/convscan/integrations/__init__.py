@@ -4,6 +4,6 @@
 Importing this imports none of these libraries.
 """
 
-from . import executorch, transformers
+from . import executorch, onnx, transformers
 
-__all__ = ["executorch", "transformers"]
+__all__ = ["executorch", "onnx", "transformers"]
