@@ -26,8 +26,12 @@ class Packed(NamedTuple):
     def of(cu_seqlens: Tensor | None, length: int, device: torch.device) -> Packed:
         """One sequence without cu_seqlens. Boundaries that are none give a result, which whoever reads them refuses."""
         steps = torch.arange(length, device=device)
-        bounds = steps.new_tensor([0, length]) if cu_seqlens is None else cu_seqlens.to(torch.int64)
-        sequence = (torch.searchsorted(bounds, steps, right=True) - 1).clamp(0, bounds.shape[0] - 2)
+        if cu_seqlens is None:
+            # By a product, for an exported program's length may change.
+            bounds, sequence = torch.arange(2, device=device) * length, torch.zeros_like(steps)
+        else:
+            bounds = cu_seqlens.to(torch.int64)
+            sequence = (torch.searchsorted(bounds, steps, right=True) - 1).clamp(0, bounds.shape[0] - 2)
         begins, ends = bounds[:-1], bounds[1:] - 1
         return Packed(
             sequence,
