@@ -226,6 +226,23 @@ def test_accelerated_scan(length: int) -> None:
     assert torch.allclose(scan(gates, tokens), expected)
     if length:
         assert torch.autograd.gradcheck(scan, (gates.requires_grad_(), tokens.requires_grad_()))
+    backwards = scan(gates.flip(-1), tokens.flip(-1), reverse=True).flip(-1)
+    assert torch.allclose(backwards, expected)
+
+
+def test_accelerated_scan_by_later_names() -> None:
+    """Complex gates, and real or complex inputs."""
+    draw = oracle.Draw(6)
+    forget = torch.polar(torch.sigmoid(draw.normal(2, 3, 9)), draw.normal(2, 3, 9))
+    for inputs in (draw.normal(2, 3, 9), torch.complex(draw.normal(2, 3, 9), draw.normal(2, 3, 9))):
+        last, expected = torch.zeros(2, 3, dtype=forget.dtype), torch.empty_like(forget)
+        for t in range(9):
+            last = forget[..., t] * last + inputs[..., t]
+            expected[..., t] = last
+        with compat.install("accelerated_scan"):
+            for name in ("complex", "scalar"):
+                module = importlib.import_module(f"accelerated_scan.{name}")
+                assert torch.allclose(module.scan(forget=forget, inputs=inputs), expected)
 
 
 # ---- flashfftconv ----
@@ -562,7 +579,11 @@ def test_stand_ins_are_found_under_the_original_names_and_taken_back() -> None:
             ("causal_conv1d.causal_conv1d_varlen", "causal_conv1d_varlen_states"),
             ("flashfftconv", "FlashFFTConv"),
             ("flashfftconv.conv", "FlashFFTConv"),
+            ("causal_conv1d.causal_conv1d_interface", "causal_conv1d_update_ref"),
             ("mamba_ssm.ops.selective_scan_interface", "mamba_inner_fn"),
+            ("mamba_ssm.ops.selective_scan_interface", "mamba_inner_ref"),
+            ("mamba_ssm.ops.selective_scan_interface", "selective_scan_ref"),
+            ("mamba_ssm.ops.triton.selective_state_update", "selective_state_update_ref"),
             ("mamba_ssm.ops.triton.selective_state_update", "selective_state_update"),
             ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"),
             ("fla.ops", "chunk_kda"),

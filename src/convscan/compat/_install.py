@@ -19,14 +19,24 @@ _conv1d = {
     "causal_conv1d_update": causal_conv1d.causal_conv1d_update,
 }
 _varlen = {"causal_conv1d_varlen_states": causal_conv1d.causal_conv1d_varlen_states}
-_scan = {"scan": accelerated_scan.scan}
+_conv1d_interface = {**_conv1d, "causal_conv1d_update_ref": causal_conv1d.causal_conv1d_update}
+_scan, _scan_later = {"scan": accelerated_scan.scan}, {"scan": accelerated_scan.scan_by_later_names}
 _long, _depthwise = (
     {"FlashFFTConv": flashfftconv.FlashFFTConv},
     {"FlashDepthWiseConv1d": flashfftconv.FlashDepthWiseConv1d},
 )
 
 _mamba = {"mamba_inner_fn": mamba_ssm.mamba_inner_fn, "selective_scan_fn": mamba_ssm.selective_scan_fn}
-_update = {"selective_state_update": mamba_ssm.selective_state_update}
+# Reference functions of the originals, which programs call where there is no GPU: the same arguments and results.
+_mamba_interface = {
+    **_mamba,
+    "mamba_inner_ref": mamba_ssm.mamba_inner_fn,
+    "selective_scan_ref": mamba_ssm.selective_scan_fn,
+}
+_update = {
+    "selective_state_update": mamba_ssm.selective_state_update,
+    "selective_state_update_ref": mamba_ssm.selective_state_update,
+}
 _dual = {
     "mamba_chunk_scan_combined": mamba_ssm.mamba_chunk_scan_combined,
     "mamba_split_conv1d_scan_combined": mamba_ssm.mamba_split_conv1d_scan_combined,
@@ -58,15 +68,22 @@ def _ending(endings: Iterable[str]) -> dict[str, Any]:
 LIBRARIES: Mapping[str, Names] = {
     "causal_conv1d": {
         "": {**_conv1d, **_varlen},
-        "causal_conv1d_interface": _conv1d,
+        "causal_conv1d_interface": _conv1d_interface,
         "causal_conv1d_varlen": _varlen,
     },
-    "accelerated_scan": {"": {}, "warp": _scan, "triton": _scan, "ref": _scan},
+    "accelerated_scan": {
+        "": {},
+        "warp": _scan,
+        "triton": _scan,
+        "ref": _scan,
+        "scalar": _scan_later,
+        "complex": _scan_later,
+    },
     "flashfftconv": {"": {**_long, **_depthwise}, "conv": _long, "depthwise_1d": _depthwise},
     "mamba_ssm": {
         "": _mamba,
         "ops": {},
-        "ops.selective_scan_interface": _mamba,
+        "ops.selective_scan_interface": _mamba_interface,
         "ops.triton": {},
         "ops.triton.selective_state_update": _update,
         "ops.triton.ssd_combined": _dual,
