@@ -87,6 +87,32 @@ def error(block: Block) -> float | None:
     return None if record is None or record["error"] is None else record["error"]["relative_rms"]
 
 
+def peak_share(rival: str) -> Callable[[Block], float | None]:
+    """convscan's peak memory over a rival's."""
+
+    def quantity(block: Block) -> float | None:
+        ours, theirs = (block.get(name, {}).get("peak_bytes") for name in ("convscan", rival))
+        return None if ours is None or not theirs else ours / theirs
+
+    return quantity
+
+
+def overhead(block: Block) -> float | None:
+    """Microseconds that convscan takes beyond those of the bytes at the machine's bandwidth."""
+    ours, share = median(block, "convscan"), roofline(block)
+    return None if ours is None or share is None else ours * (1 - share)
+
+
+def case(op: str, name: str, direction: str = "forward") -> Callable[[Record], bool]:
+    """One case of an operator."""
+    return lambda record: (record["op"], record["case"], record["direction"]) == (op, name, direction)
+
+
+def is_step(record: Record) -> bool:
+    """Steps of generation."""
+    return bool(record["op"].endswith("_step"))
+
+
 def conv(test: Callable[[int, int, int], bool], direction: str = "forward") -> Callable[[Record], bool]:
     """Convolutions whose (L, D, K) pass a test."""
 
@@ -143,6 +169,18 @@ def requirements(threads: int) -> Iterator[Requirement]:
         yield Requirement(f"{op}: × PyTorch einsum", wide_kernel, ratio(rival), 8)
         yield Requirement(f"{op}: workspace KiB", wide_kernel, workspace, 1024 * threads, at_least=False)
         yield Requirement(f"{op}: relative RMS error", wide_kernel, error, 5e-6, at_least=False)
+    mamba, training = (case("selective_scan", "mamba-130m", direction) for direction in ("forward", "backward"))
+    yield Requirement("selective scan: × Hugging Face", mamba, ratio("huggingface torch"), 25)
+    yield Requirement("selective scan: × mambapy", mamba, ratio("mambapy pscan"), 5)
+    yield Requirement("selective scan, training step: × mambapy", training, ratio("mambapy pscan"), 10)
+    yield Requirement(
+        "selective scan, training step: of mambapy's peak", training, peak_share("mambapy pscan"), 1 / 8, False
+    )
+    yield Requirement("ssd scan: × Hugging Face", case("ssd_scan", "mamba2-130m"), ratio("huggingface torch"), 3)
+    yield Requirement("GLA: × chunked PyTorch", case("gated_linear_attention", "gla-340m"), ratio("torch chunked"), 5)
+    delta = case("gated_delta_rule", "gated-deltanet")
+    yield Requirement("gated delta rule: × Hugging Face", delta, ratio("huggingface torch"), 5)
+    yield Requirement("steps: µs beyond bytes / bandwidth", is_step, overhead, 3, at_least=False)
     backward = conv(lambda length, channels, taps: length > 1, "backward")
     yield Requirement("convolution, backward: × autograd", backward, ratio(*CONVOLUTION_WAYS), 5)
     backward = recurrence(lambda length, channels: length > 1, "backward")

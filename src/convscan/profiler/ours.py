@@ -15,7 +15,7 @@ from convscan._targets import TARGETS
 
 from .operators import operator
 from .peer import Peer, Prepared
-from .problem import Problem, as_tuple
+from .problem import Problem, as_tuple, own
 
 
 def _forced(name: str | None) -> AbstractContextManager[None]:
@@ -49,7 +49,7 @@ def _workspace() -> int:
 def _prepare(problem: Problem, name: str | None = None, fresh: bool = False) -> Prepared:
     if problem.direction == "backward":
         return _prepare_backward(problem, name)
-    call = partial(problem.operator.function, **problem.inputs)
+    call = partial(problem.operator.function, **own(problem))
     fresh = fresh or not problem.operator.takes_out
     y = None if fresh else torch.empty_like(problem.outputs[0], device="cpu")
     force = partial(_forced, name)

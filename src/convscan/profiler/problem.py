@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from convscan._dispatch import Explanation
 
@@ -84,6 +85,7 @@ class Operator:
     where there is no other. ``signal_cases`` are those for a user's own signal, and ``own_case(shape, taps, dtype,
     layout)`` is one for a user's own shape, None without the taps that it needs. ``kept(inputs)`` are arguments of
     which something is prepared once for all calls, such as a spectrum, None where these have no such thing.
+    ``overwrites`` names arguments, tensors or tuples of them, that a call overwrites.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Operator:
     own_case: Callable[[tuple[int, int, int], int | None, str, str], Any] | None = None
     signal_cases: Callable[[Tensor, int, str], Sequence[tuple[Any, dict[str, Any]]]] = lambda signal, seed, source: ()
     kept: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    overwrites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,12 @@ def _cotangent(output: Tensor, seed: int) -> Tensor:
     return memory.copy_(torch.randn(output.shape, generator=generator, dtype=output.dtype))
 
 
+def own(problem: Problem) -> dict[str, Any]:
+    """The arguments by name, with a copy of those that a call overwrites."""
+    overwritten = {name: problem.inputs[name] for name in problem.operator.overwrites}
+    return {**problem.inputs, **tree_map_only(Tensor, torch.clone, overwritten)}
+
+
 def as_tuple(result: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """What a function of one or several outputs returned, as several."""
     return (result,) if isinstance(result, Tensor) else tuple(result)
@@ -263,10 +272,9 @@ def truth(problem: Problem, seed: int = 0) -> Truth:
 def differentiated(problem: Problem, function: Callable[..., Any]) -> tuple[Tensor, ...]:
     """In double precision: ``function`` of the arguments by name, or its gradients by autograd, in the problem's
     direction."""
-    inputs = {
-        name: wide(t) if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()) else t
-        for name, t in problem.inputs.items()
-    }
+    inputs = tree_map_only(
+        Tensor, lambda t: wide(t) if t.is_floating_point() or t.is_complex() else t, dict(problem.inputs)
+    )
     if problem.direction == "forward":
         with torch.no_grad():
             return as_tuple(function(**inputs))
