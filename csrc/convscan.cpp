@@ -812,7 +812,7 @@ convscan_status Check(const convscan_attention_gradient *p) {
 convscan_status Check(const convscan_attention_step *p) {
   if (p == nullptr || !SizesAreValid(p->batch, p->heads, p->keys, p->threads) ||
       !SizesAreValid(p->batch, p->heads, p->values, 0) || !IsKnown(p->dtype) || p->gates < CONVSCAN_GATES_DECAY ||
-      p->gates > CONVSCAN_GATES_MLSTM || p->groups < 0)
+      p->gates > CONVSCAN_GATES_DELTA || p->groups < 0)
     return CONVSCAN_INVALID_ARGUMENT;
   if (p->heads != 0 && (p->groups == 0 || p->heads % p->groups != 0)) return CONVSCAN_INVALID_ARGUMENT;
   int64_t state;
@@ -835,7 +835,7 @@ convscan_status Check(const convscan_attention_step *p) {
   add(in, p->k, element, p->groups, p->keys, p->k_strides, true);
   add(in, p->v, element, p->heads, p->values, p->v_strides, true);
   add(in, p->g, arithmetic, p->heads, decays, p->g_strides, true);
-  add(in, p->i, arithmetic, p->heads, 1, p->i_strides, is_mlstm);
+  add(in, p->i, arithmetic, p->heads, 1, p->i_strides, is_mlstm || p->gates == CONVSCAN_GATES_DELTA);
   add(in, p->bias, arithmetic, p->heads, 1, {0, p->bias_stride, 0}, false);
   add(in, p->rate, arithmetic, p->heads, 1, {0, p->rate_stride, 0}, is_ssd);
   add(in, p->skip, arithmetic, p->heads, p->values, {0, p->skip_head_stride, p->skip_channel_stride}, false);
@@ -868,11 +868,11 @@ void AddState(Arrays &arrays, const convscan_delta_rule &p, const void *address,
   if (p.keys != 0 && p.values != 0) arrays.Add(state, element);
 }
 
-// A signal of heads; false where it has elements and no memory.
-bool AddHeads(Arrays &arrays, const convscan_delta_rule &p, const void *address, int64_t element, int64_t channels,
-              const convscan_head_strides &strides) {
+// A signal of heads, or of groups of them; false where it has elements and no memory.
+bool AddHeads(Arrays &arrays, const convscan_delta_rule &p, const void *address, int64_t element, int64_t heads,
+              int64_t channels, const convscan_head_strides &strides) {
   if (p.length == 0 || channels == 0) return true;
-  arrays.Add(Heads(address, element, p.batch, p.length, p.heads, channels, strides), element);
+  arrays.Add(Heads(address, element, p.batch, p.length, heads, channels, strides), element);
   return address != nullptr;
 }
 
@@ -880,7 +880,8 @@ bool AddHeads(Arrays &arrays, const convscan_delta_rule &p, const void *address,
 convscan_status CheckInputs(const convscan_delta_rule &p, Arrays &in) {
   int64_t state, steps;
   if (!SizesAreValid(p.batch, p.length, p.heads, p.threads) || p.sequences < 1 || p.sequences > int64_t{1} << 48 ||
-      !IsKnown(p.dtype) || __builtin_mul_overflow(p.batch, p.length + p.sequences, &steps) ||
+      !IsKnown(p.dtype) || p.groups < 0 || (p.heads != 0 && (p.groups == 0 || p.heads % p.groups != 0)) ||
+      __builtin_mul_overflow(p.batch, p.length + p.sequences, &steps) ||
       !SizesAreValid(steps, p.heads, p.keys, 0) || !SizesAreValid(steps, p.heads, p.values, 0) ||
       __builtin_mul_overflow(p.keys, p.values, &state) || !SizesAreValid(p.batch * p.sequences, p.heads, state, 0))
     return CONVSCAN_INVALID_ARGUMENT;
@@ -889,11 +890,11 @@ convscan_status CheckInputs(const convscan_delta_rule &p, Arrays &in) {
   if (!IsReal(p.dtype) || p.dtype == CONVSCAN_WIDE_FLOAT32) return CONVSCAN_UNSUPPORTED;
   if (p.batch == 0 || p.heads == 0) return CONVSCAN_OK;
   const int64_t element = ElementBytes(p.dtype), arithmetic = ComputeBytes(p.dtype);
-  const bool complete = AddHeads(in, p, p.q, element, p.keys, p.q_strides) &&
-                        AddHeads(in, p, p.k, element, p.keys, p.k_strides) &&
-                        AddHeads(in, p, p.v, element, p.values, p.v_strides) &&
-                        AddHeads(in, p, p.g, arithmetic, p.per_key ? p.keys : 1, p.g_strides) &&
-                        AddHeads(in, p, p.beta, arithmetic, 1, p.beta_strides);
+  const bool complete = AddHeads(in, p, p.q, element, p.groups, p.keys, p.q_strides) &&
+                        AddHeads(in, p, p.k, element, p.groups, p.keys, p.k_strides) &&
+                        AddHeads(in, p, p.v, element, p.heads, p.values, p.v_strides) &&
+                        AddHeads(in, p, p.g, arithmetic, p.heads, p.per_key ? p.keys : 1, p.g_strides) &&
+                        AddHeads(in, p, p.beta, arithmetic, p.heads, 1, p.beta_strides);
   return complete && in.AreValid() ? CONVSCAN_OK : CONVSCAN_INVALID_ARGUMENT;
 }
 
@@ -902,7 +903,7 @@ convscan_status Check(const convscan_delta_rule *p) {
   Arrays in, out;
   const convscan_status status = CheckInputs(*p, in);
   if (status != CONVSCAN_OK || p->batch == 0 || p->heads == 0) return status;
-  const bool complete = AddHeads(out, *p, p->y, ElementBytes(p->dtype), p->values, p->y_strides);
+  const bool complete = AddHeads(out, *p, p->y, ElementBytes(p->dtype), p->heads, p->values, p->y_strides);
   AddState(out, *p, p->last, p->last_strides);
   // In place, a state is read before it is written: exactly the same memory is no conflict.
   bool in_place = p->initial == p->last;
@@ -918,12 +919,12 @@ convscan_status Check(const convscan_delta_rule_gradient *p) {
   const convscan_status status = CheckInputs(f, in);
   if (status != CONVSCAN_OK || f.batch == 0 || f.heads == 0) return status;
   const int64_t element = ElementBytes(f.dtype), arithmetic = ComputeBytes(f.dtype);
-  const bool complete = AddHeads(in, f, p->dy, element, f.values, p->dy_strides) &&
-                        AddHeads(out, f, p->dq, element, f.keys, p->dq_strides) &&
-                        AddHeads(out, f, p->dk, element, f.keys, p->dk_strides) &&
-                        AddHeads(out, f, p->dv, element, f.values, p->dv_strides) &&
-                        AddHeads(out, f, p->dg, arithmetic, f.per_key ? f.keys : 1, p->dg_strides) &&
-                        AddHeads(out, f, p->dbeta, arithmetic, 1, p->dbeta_strides);
+  const bool complete = AddHeads(in, f, p->dy, element, f.heads, f.values, p->dy_strides) &&
+                        AddHeads(out, f, p->dq, arithmetic, f.heads, f.keys, p->dq_strides) &&
+                        AddHeads(out, f, p->dk, arithmetic, f.heads, f.keys, p->dk_strides) &&
+                        AddHeads(out, f, p->dv, element, f.heads, f.values, p->dv_strides) &&
+                        AddHeads(out, f, p->dg, arithmetic, f.heads, f.per_key ? f.keys : 1, p->dg_strides) &&
+                        AddHeads(out, f, p->dbeta, arithmetic, f.heads, 1, p->dbeta_strides);
   AddState(in, f, f.initial, f.initial_strides);
   AddState(in, f, p->dlast, p->dlast_strides);
   AddState(out, f, p->dinitial, p->dinitial_strides);

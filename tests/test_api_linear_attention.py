@@ -251,6 +251,24 @@ def test_workspace_is_within_what_is_predicted(operator: Operator) -> None:
         assert convscan.workspace_memory().peak <= gradient.workspace_bytes
 
 
+@ONE_OF_A_KIND
+def test_no_state_is_kept_for_each_tile(operator: Operator) -> None:
+    """Forward, workspace does not depend on the length; backward it grows with its root."""
+    torch.set_num_threads(1)
+
+    def peak(length: int, *, backward: bool) -> int:
+        arguments = operator.arguments(Draw(0, torch.float32), (), length, 1, 1, 16, 16)
+        leaves = [value.requires_grad_(backward) for value in arguments.values() if isinstance(value, Tensor)]
+        convscan.reset_peak_workspace()
+        y = operator.call(**arguments)[0]
+        if backward:
+            torch.autograd.grad(y.sum(), leaves, allow_unused=True)
+        return convscan.workspace_memory().peak
+
+    assert peak(64 * 256, backward=False) == peak(64, backward=False)
+    assert peak(64 * 256, backward=True) < 5 * peak(64 * 16, backward=True)
+
+
 @EACH
 def test_carrying_the_state_at_every_position(operator: Operator) -> None:
     for length, positions in ((40, range(41)), (130, (15, 16, 17, 63, 64, 65, 128))):
@@ -721,7 +739,7 @@ def test_errors_say_what_to_do() -> None:
         (
             lambda: gated_linear_attention(q, k, v[:, :, :3], g),
             ValueError,
-            "the groups of q must divide the 3 heads of x; got 2",
+            "the groups of q must divide the 3 heads of v; got 2",
         ),
         (
             lambda: gated_linear_attention(q, k, v, g[0]),

@@ -24,13 +24,13 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = WIDE) -> Tensor:
 
 
 def sample(
-    length: int, *, leading: tuple[int, ...] = (2,), heads: int = 2, keys: int = 5, values: int = 9,
-    per_key: bool = False, dtype: torch.dtype = WIDE
+    length: int, *, leading: tuple[int, ...] = (2,), heads: int = 2, groups: int | None = None, keys: int = 5,
+    values: int = 9, per_key: bool = False, dtype: torch.dtype = WIDE
 ) -> Arguments:  # fmt: skip
     """Keys of length 1, gates of which some are shut, beta from 0 to 2 with both ends."""
-    rows = (*leading, length, heads)
-    q, v = normal(*rows, keys, seed=1), normal(*rows, values, seed=3)
-    k = torch.nn.functional.normalize(normal(*rows, keys, seed=2), dim=-1)
+    rows, of_groups = (*leading, length, heads), (*leading, length, heads if groups is None else groups)
+    q, v = normal(*of_groups, keys, seed=1), normal(*rows, values, seed=3)
+    k = torch.nn.functional.normalize(normal(*of_groups, keys, seed=2), dim=-1)
     g = -normal(*rows, *((keys,) if per_key else ()), seed=4).abs()
     g[normal(*g.shape, seed=5) > 1.3] = -torch.inf
     beta = (2 * normal(*rows, seed=6).sigmoid() * 1.2 - 0.2).clamp(0, 2)
@@ -81,6 +81,37 @@ def test_sizes_and_threads(per_key: bool, isa: str) -> None:
             answers.append(gated_delta_rule_with_state(*arguments))
         assert all(torch.equal(a, b) for answer in answers for a, b in zip(answers[0], answer, strict=True))
         check(answers[0], truth(arguments), torch.float32)
+
+
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize(("groups", "heads"), [(1, 3), (2, 4), (2, 6)])
+def test_groups_serve_heads_in_a_row(groups: int, heads: int, per_key: bool) -> None:
+    """Values and every derivative are those of queries and keys written out for each head."""
+    arguments = sample(37, groups=groups, heads=heads, per_key=per_key)
+    q, k, *others = leaves = [tensor.requires_grad_() for tensor in arguments]
+
+    def written_out(q: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = (tensor.repeat_interleave(heads // groups, -2) for tensor in (q, k))
+        return gated_delta_rule_with_state(q, k, *others)
+
+    found, expected = gated_delta_rule_with_state(*leaves), written_out(q, k, *others)
+    check(tuple(t.detach() for t in found), tuple(t.detach() for t in expected))
+    weights = tuple(normal(*tensor.shape, seed=8) for tensor in expected)
+    wanted = torch.autograd.grad(expected, leaves, weights)
+    check(torch.autograd.grad(found, leaves, weights, retain_graph=True), wanted)
+    check(torch.autograd.grad(found, leaves, weights, create_graph=True), wanted)
+    tangents = tuple(torch.ones_like(tensor) for tensor in leaves)
+    _, moved = torch.func.jvp(gated_delta_rule_with_state, tuple(leaves), tangents)
+    _, wanted_moves = torch.func.jvp(written_out, tuple(leaves), tangents)
+    check(moved, wanted_moves)
+    state = torch.zeros(found[1].shape, dtype=WIDE)
+    for t in range(3):
+        y = gated_delta_rule_step(state, *(tensor[:, t].detach() for tensor in leaves))
+        check((y,), (expected[0][:, t].detach(),))
+    with convscan.force("reference"):
+        slow = gated_delta_rule_with_state(*leaves)
+        check(tuple(t.detach() for t in slow), tuple(t.detach() for t in expected))
+        check(torch.autograd.grad(slow, leaves, weights), wanted)
 
 
 @pytest.mark.parametrize("leading", [(), (2, 3), (0,), (2, 0)])
@@ -256,7 +287,7 @@ def test_steps_are_watched_where_they_must_be() -> None:
     torch.testing.assert_close(compiled, expected)
     with pytest.raises(RuntimeError, match="gated_delta_rule_step: a step overwrites its state, which cannot be"):
         gated_delta_rule_step(state, *(tensor.requires_grad_() for tensor in arguments))
-    with pytest.raises(TypeError, match="gated_delta_rule_step: state must have the dtype of the arithmetic, float64"):
+    with pytest.raises(TypeError, match="gated_delta_rule_step: state must have the dtype float64"):
         gated_delta_rule_step(state.float(), *(tensor.detach() for tensor in arguments))
 
 
@@ -303,16 +334,20 @@ def test_only_what_is_needed() -> None:
     torch.testing.assert_close(only, expected.detach())
 
 
-def test_workspace_grows_with_the_root_of_the_length() -> None:
+def test_no_state_is_kept_for_each_tile() -> None:
+    """Forward, workspace does not depend on the length; backward it grows with its root."""
     torch.set_num_threads(1)
 
-    def peak(length: int) -> int:
-        arguments = [t.requires_grad_() for t in sample(length, leading=(), heads=1, keys=16, values=16)]
+    def peak(length: int, *, backward: bool) -> int:
+        arguments = [t.requires_grad_(backward) for t in sample(length, leading=(), heads=1, keys=16, values=16)]
         convscan.reset_peak_workspace()
-        gated_delta_rule(*arguments).sum().backward()
+        y = gated_delta_rule(*arguments)
+        if backward:
+            y.sum().backward()
         return convscan.workspace_memory().peak
 
-    assert peak(16 * 1024) < 5 * peak(16 * 64)
+    assert peak(16 * 1024, backward=False) == peak(16, backward=False)
+    assert peak(16 * 1024, backward=True) < 5 * peak(16 * 64, backward=True)
 
 
 # ---- transforms, compilation, export ----
@@ -375,11 +410,16 @@ Q, V, GATE = torch.ones(2, 7, 3, 4), torch.ones(2, 7, 3, 5), torch.zeros(2, 7, 3
     ("arguments", "error", "text"),
     [
         ({"v": 1.0}, TypeError, "v must be a torch.Tensor; got float. Convert it with torch.as_tensor(v)"),
-        ({"v": torch.ones(3, 5)}, ValueError, "v must have the shape (..., L, H, V); got (3, 5). Add the missing axis"),
-        ({"q": Q[:, :6]}, ValueError, "q must have the shape (..., L, H, K) = (2, 7, 3, 4); got (2, 6, 3, 4)"),
-        ({"k": Q[..., :2]}, ValueError, "k must have the shape (..., L, H, K) = (2, 7, 3, 4); got (2, 7, 3, 2)"),
+        (
+            {"v": torch.ones(3, 5)},
+            ValueError,
+            "v must have the shape (..., L, H, channels); got (3, 5). Add",
+        ),
+        ({"q": Q[:, :6]}, ValueError, "q must have the shape (..., L, G, K) = (2, 7, 3, 4); got (2, 6, 3, 4)"),
+        ({"k": Q[..., :2]}, ValueError, "k must have the shape (..., L, G, K) = (2, 7, 3, 4); got (2, 7, 3, 2)"),
+        ({"q": Q[:, :, :2]}, ValueError, "the groups of q must divide the 3 heads of v; got 2"),
         ({"k": Q.to("meta")}, ValueError, "k must be on the device of v, cpu; got meta"),
-        ({"g": V}, ValueError, "g must have the shape (..., L, H) = (2, 7, 3) or (..., L, H, K) = (2, 7, 3, 4); got"),
+        ({"g": V}, ValueError, "g must have the shape (..., L, H, K) = (2, 7, 3, 4) or (..., L, H) = (2, 7, 3); got"),
         ({"beta": Q}, ValueError, "beta must have the shape (..., L, H) = (2, 7, 3); got (2, 7, 3, 4)"),
         ({"beta": GATE.long()}, TypeError, "beta must have one of the dtypes float32, float64, bfloat16, float16; got"),
         ({"v": V.cfloat()}, TypeError, "v must have one of the dtypes float32, float64, bfloat16, float16; got"),
@@ -409,4 +449,4 @@ def test_steps_cost_microseconds() -> None:
     state = torch.zeros(1, 8, 8)
     gated_delta_rule_step(state, *arguments)
     key = _native.call_key(None, arguments[2], state, *arguments[:2], *arguments[3:], None)
-    assert key in convscan.ops.gated_delta_rule.api._prepared_steps, "the step was not remembered"
+    assert key in convscan.ops.gated_delta_rule.api._step.prepared, "the step was not remembered"

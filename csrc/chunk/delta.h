@@ -99,9 +99,10 @@ struct DeltaTile {
   template <class S>
   void Read(const convscan_delta_rule &problem, int64_t batch, int64_t head, int64_t t, int64_t steps) {
     n = steps;
-    Rows<S>(problem.q, problem.q_strides, batch, t, head)
+    const int64_t group = head / (problem.heads / problem.groups);
+    Rows<S>(problem.q, problem.q_strides, batch, t, group)
         .LoadInto(n, problem.keys, static_cast<T>(problem.scale), q, sizes.keys);
-    Rows<S>(problem.k, problem.k_strides, batch, t, head).LoadInto(n, problem.keys, T(1), k, sizes.keys);
+    Rows<S>(problem.k, problem.k_strides, batch, t, group).LoadInto(n, problem.keys, T(1), k, sizes.keys);
     Rows<S>(problem.v, problem.v_strides, batch, t, head).LoadInto(n, problem.values, T(1), v, sizes.values);
     Rows<T>(problem.beta, problem.beta_strides, batch, t, head).LoadInto(n, 1, T(1), beta, 1);
     const Rows<T> g(problem.g, problem.g_strides, batch, t, head);

@@ -232,8 +232,8 @@ class Gradient {
     const GradientTile<T> &of = memory.gradient;
     const int64_t n = memory.tile.n;
     ScaleRow(n * sizes_.keys, static_cast<T>(p_.scale), of.dq, of.dq);
-    Rows<S>(g_.dq, g_.dq_strides, batch, t, head).StoreFrom(n, p_.keys, of.dq, sizes_.keys);
-    Rows<S>(g_.dk, g_.dk_strides, batch, t, head).StoreFrom(n, p_.keys, of.dk, sizes_.keys);
+    Rows<T>(g_.dq, g_.dq_strides, batch, t, head).StoreFrom(n, p_.keys, of.dq, sizes_.keys);
+    Rows<T>(g_.dk, g_.dk_strides, batch, t, head).StoreFrom(n, p_.keys, of.dk, sizes_.keys);
     Rows<S>(g_.dv, g_.dv_strides, batch, t, head)
         .StoreFrom(n, p_.values, of.dy_b + n * sizes_.values, sizes_.values);
     Rows<T>(g_.dbeta, g_.dbeta_strides, batch, t, head).StoreFrom(n, 1, of.dbeta, 1);

@@ -23,6 +23,10 @@ class Rows {
     return rows;
   }
 
+  const S *Data() const { return base_; }
+  int64_t Step() const { return time_; }
+  bool IsDense() const { return channel_ == 1; }
+
   Compute<S> At(int64_t t, int64_t channel) const { return LoadScalar(base_ + t * time_ + channel * channel_); }
   void Set(int64_t t, int64_t channel, Compute<S> value) const {
     StoreScalar(base_ + t * time_ + channel * channel_, value);

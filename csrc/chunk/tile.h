@@ -55,12 +55,12 @@ struct Columns {
 };
 
 // c += p b, p lower triangular with zeros above its diagonal.
-template <class T>
+template <class T, class Meanwhile = Nothing>
 void MultiplyLower(int64_t n, int64_t columns, const T *p, int64_t p_row, const T *b, int64_t b_row, T *c,
-                   int64_t c_row) {
+                   int64_t c_row, const Meanwhile &meanwhile = {}) {
   for (int64_t i = 0; i < n; i += kBlock)
     Multiply<true>(Min(kBlock, n - i), columns, Min(i + kBlock, n), RowMajor(p + i * p_row, p_row), b, b_row,
-                   c + i * c_row, c_row);
+                   c + i * c_row, c_row, meanwhile);
 }
 
 // c += p^T b.
@@ -188,21 +188,30 @@ struct HeadTile {
     }
   }
 
+  // Blocks of the products that Output and Advance consist of, which call meanwhile() in between.
+  int64_t Blocks(const KeyTile<T> &keys) const {
+    const int64_t lower = CeilDiv(keys.n, kBlock) * MultiplyBlocks<T>(kBlock, sizes.values);
+    return MultiplyBlocks<T>(keys.n, sizes.values) + lower + MultiplyBlocks<T>(sizes.keys, sizes.values);
+  }
+
   // y = the tile's output.
-  void Output(const KeyTile<T> &keys, const T *state, T *y) const {
+  template <class Meanwhile = Nothing>
+  void Output(const KeyTile<T> &keys, const T *state, T *y, const Meanwhile &meanwhile = {}) const {
     const T *const q = kPerKey ? decayed_q : keys.q;
-    Multiply<false>(keys.n, sizes.values, sizes.keys, RowMajor(q, sizes.keys), state, sizes.values, y, sizes.values);
+    Multiply<false>(keys.n, sizes.values, sizes.keys, RowMajor(q, sizes.keys), state, sizes.values, y, sizes.values,
+                    meanwhile);
     if constexpr (!kPerKey)
       for (int64_t t = 0; t < keys.n; ++t) ScaleRow(sizes.values, from_start[t], y + t * sizes.values, y + t * sizes.values);
-    MultiplyLower(keys.n, sizes.values, p, sizes.steps, v, sizes.values, y, sizes.values);
+    MultiplyLower(keys.n, sizes.values, p, sizes.steps, v, sizes.values, y, sizes.values, meanwhile);
   }
 
   // state = the one after the tile.
-  void Advance(const KeyTile<T> &keys, T *state) const {
+  template <class Meanwhile = Nothing>
+  void Advance(const KeyTile<T> &keys, T *state, const Meanwhile &meanwhile = {}) const {
     DecayState(keys.n, state);
     const T *const left = kPerKey ? weighted : keys.k, *const right = kPerKey ? v : weighted;
     Multiply<true>(sizes.keys, sizes.values, keys.n, RowMajor(left, sizes.keys).Transposed(), right, sizes.values, state,
-                   sizes.values);
+                   sizes.values, meanwhile);
   }
 
   // state = D[n-1,-1] state, what a tile does to it and to its gradient alike.
@@ -260,36 +269,83 @@ struct HeadTile {
     }
   }
 
-  // P, one column s after the other from the last.
+  // P by key: a key's queries, lanes over t, are decayed on from one s to the one before while all columns are summed up.
+  // Both stay in registers, columns in groups of as many as half of these hold.
   void PrepareProductsOfKeys(const KeyTile<T> &keys) {
-    constexpr int kVectors = kStepsPerKey / W < 1 ? 1 : kStepsPerKey / W;
-    constexpr int kChains = 4;  // as many sums over keys as an addition takes cycles
-    static_assert(kStepsPerKey % W == 0 && kKeyMultiple % kChains == 0);
+    static_assert(kStepsPerKey % W == 0);
     const int64_t n = keys.n, row = sizes.keys;
     TurnTile(n, row, keys.q, row, moving_q, kStepsPerKey);
-    for (int64_t s = n - 1; s >= 0; --s) {
-      Vec<T> sums[kChains][kVectors] = {};
-      T later[kStepsPerKey];  // of the steps from s on: they are decayed by a[s] on the way to s - 1
-      for (int64_t t = 0; t < kStepsPerKey; ++t) later[t] = t >= s;
-      for (int64_t i = 0; i < row; i += kChains) {
-#pragma GCC unroll 4
-        for (int chain = 0; chain < kChains; ++chain) {
-          T *const q = moving_q + (i + chain) * kStepsPerKey;
-          const Vec<T> k = Broadcast<T>(keys.k[s * row + i + chain]), decay = Broadcast<T>(a[s * row + i + chain]);
-#pragma GCC unroll 8
-          for (int v = 0; v < kVectors; ++v) {
-            const Vec<T> decayed = LoadVector(q + v * W);
-            sums[chain][v] += k * decayed;
-            Store<W>(q + v * W, LoadVector(later + v * W) != 0 ? decayed * decay : decayed);
-          }
-        }
-      }
-      T column[kStepsPerKey];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v)
-        Store<W>(column + v * W, ((sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v])) * w[s]);
-      for (int64_t t = 0; t < n; ++t) p[t * sizes.steps + s] = t >= s ? column[t] : T(0);
+    for (int64_t s = n; s < kStepsPerKey; ++s) {  // no steps
+      __builtin_memset(keys.k + s * row, 0, sizeof(T) * static_cast<size_t>(row));
+      __builtin_memset(a + s * row, 0, sizeof(T) * static_cast<size_t>(row));
     }
+    EachVectorOfSteps(keys, MakeIndices<kStepsPerKey / W>{});
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t s = 0; s < kStepsPerKey; s += W)
+        Store<W>(p + t * sizes.steps + s, LoadVector(p + t * sizes.steps + s) * LoadVector(w + s));
+  }
+
+  static constexpr int kColumns = kVectorRegisters / 2 < kStepsPerKey ? kVectorRegisters / 2 : kStepsPerKey;
+
+  template <int... V>
+  void EachVectorOfSteps(const KeyTile<T> &keys, Indices<V...>) {
+    (EachGroupOfColumns<V * W>(keys, MakeIndices<kStepsPerKey / kColumns>{}), ...);
+  }
+  template <int kFirst, int... G>
+  void EachGroupOfColumns(const KeyTile<T> &keys, Indices<G...>) {
+    (ColumnsOfSteps<kFirst, kStepsPerKey - (G + 1) * kColumns>(keys, MakeIndices<kColumns>{}), ...);
+  }
+
+  // P[t,s] for W steps t from kFirst on and the columns s from kColumn on.
+  template <int kFirst, int kColumn, int... I>
+  void ColumnsOfSteps(const KeyTile<T> &keys, Indices<I...>) {
+    const int64_t row = sizes.keys;
+    Vec<T> columns[kColumns] = {};
+    if constexpr (kColumn < kFirst + W) {
+      for (int64_t i = 0; i < row; ++i) {
+        T *const at = moving_q + i * kStepsPerKey + kFirst;
+        Vec<T> q = LoadVector(at);
+        const auto add = [&]<int kBehind>() {
+          constexpr int s = kColumn + kColumns - 1 - kBehind;
+          if constexpr (s < kFirst + W) {
+            columns[s - kColumn] += q * keys.k[s * row + i];
+            // The steps from s on are decayed by a[s] on the way to s - 1.
+            const Vec<T> decayed = q * a[s * row + i];
+            q = FromStep<s - kFirst>(decayed, q, MakeIndices<W>{});
+          }
+        };
+        (add.template operator()<I>(), ...);
+        if constexpr (kColumn > 0) Store<W>(at, q);
+      }
+    }
+    for (int s = 0; s < kColumns; s += W) {
+      Vec<T> square[W];
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) {
+        // Nothing above the diagonal, whatever has been summed up there.
+        const int column = kColumn + s + r;
+        square[r] = column < kFirst ? columns[s + r] : Below(columns[s + r], column - kFirst);
+      }
+      Transpose<T>(square);
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) Store<W>(p + (kFirst + r) * sizes.steps + kColumn + s, square[r]);
+    }
+  }
+
+  // Lanes from kStep on of one, the others of the other.
+  template <int kStep, int... L>
+  static CONVSCAN_INLINE Vec<T> FromStep(Vec<T> from, Vec<T> before, Indices<L...>) {
+    if constexpr (kStep <= 0) {
+      return from;
+    } else {
+      return __builtin_shufflevector(before, from, (L < kStep ? L : L + W)...);
+    }
+  }
+  // Zero in the lanes before `step`.
+  static CONVSCAN_INLINE Vec<T> Below(Vec<T> v, int64_t step) {
+    T keep[W];
+    for (int lane = 0; lane < W; ++lane) keep[lane] = lane >= step;
+    return LoadVector(keep) != 0 ? v : Vec<T>{};
   }
 };
 

@@ -35,17 +35,13 @@ CONVSCAN_INLINE Factor<T> RowMajor(const T *data, int64_t row) {
 template <int W, bool kWhole, class T>
 CONVSCAN_INLINE Vec<T, W> LoadLanes(const T *p, int64_t lanes) {
   if constexpr (kWhole) return Load<W>(p);
-  T part[W] = {};
-  for (int64_t i = 0; i < lanes; ++i) part[i] = p[i];
-  return Load<W>(part);
+  return LoadPart<W>(p, lanes);
 }
 
 template <int W, bool kWhole, class T>
 CONVSCAN_INLINE void StoreLanes(T *p, Vec<T, W> v, int64_t lanes) {
   if constexpr (kWhole) return Store<W>(p, v);
-  T part[W];
-  Store<W>(part, v);
-  for (int64_t i = 0; i < lanes; ++i) p[i] = part[i];
+  StorePart<W>(p, v, lanes);
 }
 
 // kRows x kVectors vectors of c; where not kWhole, only `lanes` of the one vector there is.
@@ -77,26 +73,39 @@ CONVSCAN_INLINE void MultiplyBlock(int64_t depth, const Factor<T> &a, const T *b
     for (int v = 0; v < kVectors; ++v) StoreLanes<W, kWhole>(c + r * c_row + v * W, sums[r][v], lanes);
 }
 
+struct Nothing {
+  CONVSCAN_INLINE void operator()() const {}
+};
+
 // All columns of kRows rows of c.
-template <int kRows, bool kAccumulate, class T>
-void MultiplyRows(int64_t columns, int64_t depth, const Factor<T> &a, const T *b, int64_t b_row, T *c, int64_t c_row) {
+template <int kRows, bool kAccumulate, class T, class Meanwhile>
+void MultiplyRows(int64_t columns, int64_t depth, const Factor<T> &a, const T *b, int64_t b_row, T *c, int64_t c_row,
+                  const Meanwhile &meanwhile) {
   constexpr int64_t W = kLanes<T>, kPanel = kMatmulVectors * W;
   int64_t j = 0;
-  for (; j + kPanel <= columns; j += kPanel)
+  for (; j + kPanel <= columns; j += kPanel) {
+    meanwhile();
     MultiplyBlock<kRows, kMatmulVectors, true, kAccumulate>(depth, a, b + j, b_row, c + j, c_row, W);
+  }
   for (; j + W <= columns; j += W) MultiplyBlock<kRows, 1, true, kAccumulate>(depth, a, b + j, b_row, c + j, c_row, W);
   if (j < columns)
     MultiplyBlock<kRows, 1, false, kAccumulate>(depth, a, b + j, b_row, c + j, c_row, columns - j);
 }
 
-// c = a b, or c += a b. The matrices must not overlap.
-template <bool kAccumulate, class T>
+// How often Multiply calls `meanwhile`: once for each block of kMatmulRows rows or fewer and kMatmulVectors vectors.
+template <class T>
+int64_t MultiplyBlocks(int64_t rows, int64_t columns) {
+  return CeilDiv(rows, kMatmulRows) * (columns / (kMatmulVectors * kLanes<T>));
+}
+
+// c = a b, or c += a b. The matrices must not overlap. Between its blocks, meanwhile() is called.
+template <bool kAccumulate, class T, class Meanwhile = Nothing>
 void Multiply(int64_t rows, int64_t columns, int64_t depth, Factor<T> a, const T *b, int64_t b_row, T *c,
-              int64_t c_row) {
+              int64_t c_row, const Meanwhile &meanwhile = {}) {
   int64_t i = 0;
   const auto by = [&]<int kRows>() {
     for (; i + kRows <= rows; i += kRows)
-      MultiplyRows<kRows, kAccumulate>(columns, depth, a.From(i, 0), b, b_row, c + i * c_row, c_row);
+      MultiplyRows<kRows, kAccumulate>(columns, depth, a.From(i, 0), b, b_row, c + i * c_row, c_row, meanwhile);
   };
   by.template operator()<kMatmulRows>();
   if constexpr (kMatmulRows > 8) by.template operator()<8>();

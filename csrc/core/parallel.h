@@ -28,6 +28,14 @@ void ParallelFor(int64_t count, int threads, const Function &function) {
       const_cast<void *>(static_cast<const void *>(&function)));
 }
 
+// Runs share(begin, end) for as many even shares of [0, count) as there are threads: of data that stays in the caches, a
+// thread mostly finds in a call what it left there in the one before.
+template <class Function>
+void ParallelShares(int64_t count, int threads, const Function &share) {
+  const int64_t all = threads > 0 ? threads : ThreadCount(), shares = all < count ? all : count;
+  ParallelFor(shares, threads, [&](int64_t i) { share(i * count / shares, (i + 1) * count / shares); });
+}
+
 // Runs task once on each of the threads that ParallelFor keeps between calls, the caller's included. Of a host's pool only
 // the caller's: no pool promises which of its threads a task runs on.
 void OnEveryThread(void (*task)());

@@ -201,6 +201,34 @@ CONVSCAN_INLINE void Store(S *p, Vec<Compute<S>, W> v) {
   }
 }
 
+// The first `count` of W numbers, at most W; zeros beyond, where nothing is read.
+template <int W, class T>
+CONVSCAN_INLINE Vec<T, W> LoadPart(const T *p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (kSame<T, float> && W == 16)
+    return (Vec<T, W>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+  if constexpr (kSame<T, double> && W == 8)
+    return (Vec<T, W>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p);
+#endif
+  T part[W] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return Load<W>(part);
+}
+
+// The first `count` of W numbers, at most W; nothing is written beyond.
+template <int W, class T>
+CONVSCAN_INLINE void StorePart(T *p, Vec<T, W> v, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (kSame<T, float> && W == 16)
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+  if constexpr (kSame<T, double> && W == 8)
+    return _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
+#endif
+  T part[W];
+  Store<W>(part, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = part[i];
+}
+
 template <class S>
 CONVSCAN_INLINE Compute<S> LoadScalar(const S *p) {
   if constexpr (!kSame<S, Compute<S>>) {

@@ -513,11 +513,17 @@ CONVSCAN_API convscan_status convscan_attention_gradient_chunked(const convscan_
 
 /* One step, in place: S = exp(g) S + w k v^T and y = silu(z) (scale S^T q / divisor + skip v), of gates that are
  *   DECAY   w = 1, divisor = 1
+ *   DELTA   v - (exp(g) S)^T k for v, w = i, divisor = 1
  *   SSD     w = g + bias, or softplus of it, and exp(rate w) for exp(g)
  *   MLSTM   next m = max(log sigmoid(g) + m, i), w = exp(i - next m), exp(log sigmoid(g) + m - next m) for exp(g),
  *           n = exp(g) n + w k, divisor = max(|scale n^T q|, exp(-next m)) + eps
  * Types as above; strides of bias and rate are those of heads. */
-typedef enum convscan_gates { CONVSCAN_GATES_DECAY = 0, CONVSCAN_GATES_SSD = 1, CONVSCAN_GATES_MLSTM = 2 } convscan_gates;
+typedef enum convscan_gates {
+  CONVSCAN_GATES_DECAY = 0,
+  CONVSCAN_GATES_SSD = 1,
+  CONVSCAN_GATES_MLSTM = 2,
+  CONVSCAN_GATES_DELTA = 3
+} convscan_gates;
 
 typedef struct convscan_step_strides {
   int64_t batch, head, channel;
@@ -535,7 +541,7 @@ typedef struct convscan_attention_step {
   int64_t n_strides[3], m_strides[2];
   const void *q, *k, *v, *g;
   convscan_step_strides q_strides, k_strides, v_strides, g_strides;
-  const void *i, *bias, *rate; /* i: MLSTM; bias (or null) and rate: SSD */
+  const void *i, *bias, *rate; /* i: MLSTM and DELTA; bias (or null) and rate: SSD */
   convscan_step_strides i_strides;
   int64_t bias_stride, rate_stride;
   const void *skip, *z; /* null: zero, and no gate */
@@ -557,7 +563,7 @@ CONVSCAN_API convscan_status convscan_attention_step_in_place(const convscan_att
  * which is real; g, beta (at channel 0) and states that of its arithmetic: float32 for half types. Strides of states are
  * those of (batch, sequence, head, key, value). The last state may be the initial one. */
 typedef struct convscan_delta_rule {
-  int64_t batch, length, heads, keys, values, sequences;
+  int64_t batch, length, groups, heads, keys, values, sequences; /* q and k have groups, of heads / groups heads each */
   const int64_t *boundaries; /* sequences + 1, or null for one sequence */
   convscan_dtype dtype;
   double scale;
@@ -575,8 +581,9 @@ typedef struct convscan_delta_rule {
 
 CONVSCAN_API convscan_status convscan_delta_rule_chunked(const convscan_delta_rule *problem);
 
-/* Its gradients. `forward` describes the forward call; its y and last are not read. dq, dk and dv have the dtype, dg,
- * dbeta and the gradients of states that of its arithmetic. */
+/* Its gradients. `forward` describes the forward call; its y and last are not read. dq and dk are what every head by itself
+ * contributes, (batch, length, heads, keys), which the caller adds up for groups. dv has the dtype, all others that of its
+ * arithmetic. */
 typedef struct convscan_delta_rule_gradient {
   convscan_delta_rule forward;
   const void *dy, *dlast; /* dlast: null for zeros */

@@ -95,6 +95,7 @@ void AttentionGradient(const std::string &dtype, const nb::tuple &sizes, Address
 //   DECAY   v, state, q, k, g, y
 //   SSD     x, state, dt, A, B, C, D, z, dt_bias, y
 //   MLSTM   v, C, n, m, q, k, i, f, y
+//   DELTA   v, state, q, k, g, beta, y
 struct AttentionStepCall final : NativeCall {
   convscan_attention_step problem{};
 
@@ -138,6 +139,13 @@ struct AttentionStepCall final : NativeCall {
       ReadInto(problem.k_strides, strides[3]);
       ReadInto(problem.g_strides, strides[4]);
       ReadInto(problem.y_strides, strides[5]);
+    } else if (gates == "delta") {
+      problem.gates = CONVSCAN_GATES_DELTA;
+      ReadInto(problem.q_strides, strides[2]);
+      ReadInto(problem.k_strides, strides[3]);
+      ReadInto(problem.g_strides, strides[4]);
+      ReadInto(problem.i_strides, strides[5]);
+      ReadInto(problem.y_strides, strides[6]);
     } else {
       throw nb::value_error(("unknown gates: " + gates).c_str());
     }
@@ -172,6 +180,13 @@ struct AttentionStepCall final : NativeCall {
         p.k = Pointer<const void>(at[3]);
         p.g = Pointer<const void>(at[4]);
         p.y = Pointer<void>(at[5]);
+        break;
+      case CONVSCAN_GATES_DELTA:
+        p.q = Pointer<const void>(at[2]);
+        p.k = Pointer<const void>(at[3]);
+        p.g = Pointer<const void>(at[4]);
+        p.i = Pointer<const void>(at[5]);
+        p.y = Pointer<void>(at[6]);
         break;
     }
     convscan_status status;

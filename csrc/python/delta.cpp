@@ -4,7 +4,6 @@
 
 #include "convscan.h"
 #include "python/calls.h"
-#include "python/tensors.h"
 
 namespace nb = nanobind;
 
@@ -12,8 +11,8 @@ namespace convscan::python {
 namespace {
 
 void ReadSizes(const nb::tuple &sizes, convscan_delta_rule &p) {
-  int64_t *const fields[] = {&p.batch, &p.length, &p.heads, &p.keys, &p.values, &p.sequences};
-  for (size_t i = 0; i < 6; ++i) *fields[i] = nb::cast<int64_t>(sizes[i]);
+  int64_t *const fields[] = {&p.batch, &p.length, &p.groups, &p.heads, &p.keys, &p.values, &p.sequences};
+  for (size_t i = 0; i < 7; ++i) *fields[i] = nb::cast<int64_t>(sizes[i]);
 }
 
 convscan_delta_rule ReadProblem(const std::string &dtype, const nb::tuple &sizes, Address boundaries, double scale,
@@ -66,52 +65,6 @@ void DeltaRuleGradient(const std::string &dtype, const nb::tuple &sizes, Address
   Raise(status, "gated_delta_rule backward");
 }
 
-// One step of generation in place, all but its addresses: those of (v, state, q, k, g, beta, y), as steps prepare them.
-struct DeltaRuleStepCall final : NativeCall {
-  convscan_delta_rule problem{};
-
-  DeltaRuleStepCall(const std::string &dtype, const nb::tuple &sizes, double scale, bool per_key,
-                    const nb::tuple &strides) {
-    ReadSizes(sizes, problem);
-    problem.dtype = ParseDtype(dtype);
-    problem.scale = scale;
-    problem.per_key = per_key;
-    // (address, strides) of no address yet.
-    Read(strides[0], problem.v_strides);
-    Read(strides[1], problem.initial_strides);
-    Read(strides[2], problem.q_strides);
-    Read(strides[3], problem.k_strides);
-    Read(strides[4], problem.g_strides);
-    Read(strides[5], problem.beta_strides);
-    Read(strides[6], problem.y_strides);
-    for (int axis = 0; axis < 5; ++axis) problem.last_strides[axis] = problem.initial_strides[axis];
-  }
-
-  void RunOn(const Address *at) const override {
-    convscan_delta_rule p = problem;
-    p.v = Pointer<const void>(at[0]);
-    p.initial = p.last = Pointer<void>(at[1]);
-    p.q = Pointer<const void>(at[2]);
-    p.k = Pointer<const void>(at[3]);
-    p.g = Pointer<const void>(at[4]);
-    p.beta = Pointer<const void>(at[5]);
-    p.y = Pointer<void>(at[6]);
-    convscan_status status;
-    {
-      const ReleasedGil released;
-      status = convscan_delta_rule_chunked(&p);
-    }
-    Raise(status, "gated_delta_rule_step");
-  }
-
-  void RunOnTensors(nb::handle v, nb::handle state, nb::handle q, nb::handle k, nb::handle g, nb::handle beta,
-                    nb::handle y) const {
-    const Address at[] = {TensorAddress(v), TensorAddress(state), TensorAddress(q), TensorAddress(k),
-                          TensorAddress(g), TensorAddress(beta),  TensorAddress(y)};
-    RunOn(at);
-  }
-};
-
 }  // namespace
 
 void DefineDeltaRule(nb::module_ &m) {
@@ -120,10 +73,6 @@ void DefineDeltaRule(nb::module_ &m) {
         "outputs"_a);
   m.def("delta_rule_gradient", &DeltaRuleGradient, "dtype"_a, "sizes"_a, "boundaries"_a, "scale"_a, "per_key"_a,
         "inputs"_a, "gradients"_a, "outputs"_a);
-  nb::class_<DeltaRuleStepCall, NativeCall>(m, "DeltaRuleStepCall", "A step of the gated delta rule, all but its addresses.")
-      .def(nb::init<const std::string &, const nb::tuple &, double, bool, const nb::tuple &>(), "dtype"_a, "sizes"_a,
-           "scale"_a, "per_key"_a, "strides"_a)
-      .def("__call__", &DeltaRuleStepCall::RunOnTensors, "v"_a, "state"_a, "q"_a, "k"_a, "g"_a, "beta"_a, "y"_a);
 }
 
 }  // namespace convscan::python

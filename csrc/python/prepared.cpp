@@ -117,16 +117,15 @@ bool Describe(nb::handle tensor, Array &array) {
 // Whether nothing watches the call (no tracing, transform, mode, forward-mode level or gradient) and every tensor is an
 // ordinary one whose memory has its values: PyTorch may have put off a conjugation, a negation, or zeros. Describes them.
 bool IsPlain(const Tensors &tensors, Array *arrays) {
-  bool requires_grad = false;
+  const bool records = Truth(Checked(PyObject_CallNoArgs(torch.is_grad_enabled)));
   for (size_t i = 0; i < tensors.count; ++i) {
     PyObject *const tensor = tensors.items[i];
     if (tensor == Py_None) continue;
     if (Py_TYPE(tensor) != torch.tensor && Py_TYPE(tensor) != torch.parameter) return false;
     if (!Describe(tensor, arrays[i]) || (arrays[i].address == 0 && arrays[i].count() != 0)) return false;
     if (Ask(torch.is_neg, tensor) || (arrays[i].is_complex && Ask(torch.is_conj, tensor))) return false;
-    requires_grad = requires_grad || Truth(Checked(PyObject_GetAttr(tensor, names.requires_grad)));
+    if (records && Truth(Checked(PyObject_GetAttr(tensor, names.requires_grad)))) return false;
   }
-  if (requires_grad && Truth(Checked(PyObject_CallNoArgs(torch.is_grad_enabled)))) return false;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch.watchers); ++i)
     if (Truth(Checked(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch.watchers, i))))) return false;
   return PyLong_AsLong(Checked(PyObject_GetAttr(torch.forward_ad, names.current_level)).ptr()) < 0;

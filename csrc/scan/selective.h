@@ -153,6 +153,7 @@ bool ForEachSelectiveTask(const convscan_selective &p, int64_t width, int64_t pa
 template <class S, class T = Compute<S>>
 CONVSCAN_INLINE Vec<T> LoadLanes(const S *p, int64_t count) {
   if (count >= kLanes<T>) return Load<kLanes<T>>(p);
+  if constexpr (kSame<S, T>) return LoadPart<kLanes<T>>(p, count);
   T lanes[kLanes<T>] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = LoadScalar(p + i);
   return Load<kLanes<T>>(lanes);
@@ -160,6 +161,7 @@ CONVSCAN_INLINE Vec<T> LoadLanes(const S *p, int64_t count) {
 template <class S, class T = Compute<S>>
 CONVSCAN_INLINE void StoreLanes(S *p, Vec<T> v, int64_t count) {
   if (count >= kLanes<T>) return Store<kLanes<T>>(p, v);
+  if constexpr (kSame<S, T>) return StorePart<kLanes<T>>(p, v, count);
   T lanes[kLanes<T>];
   Store<kLanes<T>>(lanes, v);
   for (int64_t i = 0; i < count; ++i) StoreScalar(p + i, lanes[i]);

@@ -7,12 +7,15 @@
 namespace convscan::CONVSCAN_ISA {
 namespace {
 
-// Strided numbers of P parts, the first `count` of W; zeros beyond.
-template <class T, int P>
+// How numbers of states lie: apart, or real ones behind one another, of which fewer than a vector's lanes may be left.
+enum class Layout { strided, part, whole };
+
+// The first `count` of W numbers of P parts; zeros beyond.
+template <Layout kLayout, class T, int P>
 CONVSCAN_INLINE Planar<T, P> GatherStates(const T *p, int64_t stride, int64_t count) {
   constexpr int W = kLanes<T>;
-  if constexpr (P == 1)
-    if (stride == 1 && count >= W) return {{Load<W>(p)}};
+  if constexpr (kLayout == Layout::whole) return {{Load<W>(p)}};
+  if constexpr (kLayout == Layout::part) return {{LoadPart<W>(p, count)}};
   T lanes[P][W] = {};
   for (int64_t i = 0; i < Min(W, count); ++i)
     for (int part = 0; part < P; ++part) lanes[part][i] = p[i * stride * P + part];
@@ -20,22 +23,27 @@ CONVSCAN_INLINE Planar<T, P> GatherStates(const T *p, int64_t stride, int64_t co
   for (int part = 0; part < P; ++part) v.part[part] = Load<W>(lanes[part]);
   return v;
 }
-template <class T, int P>
+template <Layout kLayout, class T, int P>
 CONVSCAN_INLINE void ScatterStates(T *p, int64_t stride, int64_t count, const Planar<T, P> &v) {
   constexpr int W = kLanes<T>;
-  if constexpr (P == 1)
-    if (stride == 1 && count >= W) return Store<W>(p, v.part[0]);
+  if constexpr (kLayout == Layout::whole) return Store<W>(p, v.part[0]);
+  if constexpr (kLayout == Layout::part) return StorePart<W>(p, v.part[0], count);
   T lanes[P][W];
   for (int part = 0; part < P; ++part) Store<W>(lanes[part], v.part[part]);
   for (int64_t i = 0; i < Min(W, count); ++i)
     for (int part = 0; part < P; ++part) p[i * stride * P + part] = lanes[part][i];
 }
 
-// exp(dt A), the product rounded once: a table of rates would cost more than it saves.
+// exp(dt A): A comes into the units of the exponential by a product in two numbers.
 template <class T, int P>
 CONVSCAN_INLINE Planar<T, P> GateOf(T dt, const Planar<T, P> &a) {
   constexpr int W = kLanes<T>;
-  const Vec<T> magnitude = Exp<W, T>(dt * a.part[0]);
+  constexpr T kHigh = static_cast<T>(1.4426950408889634074);  // log2 e, and what that lacks
+  constexpr T kLow = sizeof(T) == 4 ? static_cast<T>(1.4426950408889634074 - static_cast<double>(kHigh))
+                                    : static_cast<T>(2.0355273740931033e-17);
+  const Vec<T> high = a.part[0] * kHigh;
+  const Vec<T> low = a.part[0] * kLow + MultiplyAdd(a.part[0], Broadcast<T>(kHigh), -high);
+  const Vec<T> magnitude = Exp2OfProduct<W, T>(Broadcast<T>(dt), {high, low});
   if constexpr (P == 1) {
     return {{magnitude}};
   } else {
@@ -50,37 +58,82 @@ CONVSCAN_INLINE Planar<T, P> GateOf(T dt, const Planar<T, P> &a) {
   }
 }
 
+// Numbers of the states of a channel, `stride` apart.
 template <class T>
-CONVSCAN_INLINE T SumLanes(Vec<T> v) {
-  T sum = 0;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
-}
+struct OfStates {
+  T *data;
+  int64_t stride;
+};
 
-// One step of one channel; h is read from and written to [states], which may be one array.
-template <class T, int P>
-CONVSCAN_INLINE T Step(const convscan_selective &p, T dt, T input, const T *a, const T *b, const T *c, const T *from,
-                       int64_t from_stride, T *to, int64_t to_stride) {
+// One step of one channel; h is read from and written to [states], which may be one array. Lanes add up to sum C h.
+template <bool kDense, class T, int P>
+CONVSCAN_INLINE Vec<T> Step(int64_t states, T dt, T input, OfStates<const T> a, OfStates<const T> b, OfStates<const T> c,
+                            OfStates<const T> from, OfStates<T> to) {
   constexpr int W = kLanes<T>;
   Vec<T> sum{};
-  for (int64_t n = 0; n < p.states; n += W) {
-    const int64_t count = p.states - n;
-    const Planar<T, P> rate = GatherStates<T, P>(a + n * p.a.state * P, p.a.state, count);
+  const auto advance = [&]<Layout kLayout>(int64_t n) {
+    const auto gather = [&](const OfStates<const T> &of) {
+      return GatherStates<kLayout, T, P>(of.data + n * of.stride * P, of.stride, states - n);
+    };
     Planar<T, P> h{};
-    if (from != nullptr) h = GatherStates<T, P>(from + n * from_stride * P, from_stride, count);
-    h = Next(GateOf(dt, rate), h, Broadcast<T>(input), GatherStates<T, P>(b + n * p.b.state * P, p.b.state, count));
-    Planar<T, P> weight = GatherStates<T, P>(c + n * p.c.state * P, p.c.state, count);
+    if (from.data != nullptr) h = gather(from);
+    h = Next(GateOf(dt, gather(a)), h, Broadcast<T>(input), gather(b));
+    Planar<T, P> weight = gather(c);
 #pragma GCC unroll 2
     for (int part = 0; part < P; ++part) weight.part[part] *= kOutputScales<T, P>[part];
     sum += Dot(weight, h);
-    ScatterStates<T, P>(to + n * to_stride * P, to_stride, count, h);
+    ScatterStates<kLayout, T, P>(to.data + n * to.stride * P, to.stride, states - n, h);
+  };
+  int64_t n = 0;
+  if constexpr (kDense) {
+    for (; n + W <= states; n += W) advance.template operator()<Layout::whole>(n);
+    if (n < states) advance.template operator()<Layout::part>(n);
+  } else {
+    for (; n < states; n += W) advance.template operator()<Layout::strided>(n);
   }
-  return SumLanes<T>(sum);
+  return sum;
 }
 
+// Lane i is the sum of the lanes of v[i].
+template <class T>
+CONVSCAN_INLINE Vec<T> SumsOfLanes(Vec<T> (&v)[kLanes<T>]) {
+  Transpose<T>(v);
+#pragma GCC unroll 16
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
+}
+
+// B or C of one step, for one channel after the other.
+template <class T, int P>
+class ProjectionOfChannels {
+ public:
+  ProjectionOfChannels(const convscan_selective &p, const convscan_projection &b, int64_t batch, int64_t t, int64_t first)
+      : in_group_(p.channels / p.groups), step_(b.group * P), is_constant_(b.is_constant) {
+    const int64_t group = first / in_group_;
+    inside_ = first - group * in_group_;
+    at_ = static_cast<const T *>(b.data) +
+          (is_constant_ ? first * b.group : batch * b.batch + t * b.time + group * b.group) * P;
+  }
+
+  CONVSCAN_INLINE const T *Next() {
+    const T *const at = at_;
+    if (is_constant_ || ++inside_ == in_group_) {
+      at_ += step_;
+      inside_ = 0;
+    }
+    return at;
+  }
+
+ private:
+  int64_t in_group_, step_, inside_;
+  bool is_constant_;
+  const T *at_;
+};
+
 // A vector's worth of channels, or fewer, of one batch entry through all of time.
-template <class S, int P, class T = Compute<S>>
+template <bool kDense, class S, int P, class T = Compute<S>>
 void StepChannels(const convscan_selective &p, int64_t batch, int64_t first, int64_t count, T *states) {
   constexpr int W = kLanes<T>;
   const auto row = [&](const void *address, const convscan_strides &s, int64_t t) {
@@ -91,36 +144,48 @@ void StepChannels(const convscan_selective &p, int64_t batch, int64_t first, int
     return Load<W>(lanes);
   };
   const auto channels = [&](const void *address, int64_t stride) {
+    if (address == nullptr) return Vec<T>{};
+    const T *const at = static_cast<const T *>(address) + first * stride;
+    if (stride == 1) return LoadLanes(at, count);
     T lanes[W] = {};
-    for (int64_t i = 0; address != nullptr && i < count; ++i)
-      lanes[i] = static_cast<const T *>(address)[(first + i) * stride];
+    for (int64_t i = 0; i < count; ++i) lanes[i] = at[i * stride];
     return Load<W>(lanes);
   };
-  const auto projection = [&](const convscan_projection &b, int64_t t, int64_t channel) {
-    const int64_t at = b.is_constant ? channel * b.group
-                                     : batch * b.batch + t * b.time + channel / (p.channels / p.groups) * b.group;
-    return static_cast<const T *>(b.data) + at * P;
-  };
-  const auto at = [&](const convscan_states &s, int64_t channel) {
+  // Of the first channel.
+  const auto at = [&](const convscan_states &s) {
     T *const data = static_cast<T *>(s.data);
-    return data == nullptr ? data : data + (batch * s.batch + channel * s.channel) * P;
+    return data == nullptr ? data : data + (batch * s.batch + first * s.channel) * P;
   };
   const Vec<T> bias = channels(p.delta_bias, p.delta_bias_stride), skip = channels(p.d, p.d_stride);
+  // States stay where the last ones go, or in the workspace.
   const bool has_final = p.final_state.data != nullptr;
+  T *const kept = has_final ? at(p.final_state) : states;
+  const int64_t kept_stride = has_final ? p.final_state.state : 1;
+  const int64_t kept_channel = (has_final ? p.final_state.channel : p.states) * P;
+  const T *const initial = at(p.initial_state), *const rates = static_cast<const T *>(p.a.data) + first * p.a.channel * P;
   for (int64_t t = 0; t < p.length; ++t) {
     const Vec<T> sample = row(p.u, p.u_strides, t), dt = StepSize<T>(p, row(p.delta, p.delta_strides, t) + bias);
-    const Vec<T> input = dt * sample;
-    T sums[W] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      // States stay where the last ones go, or in the workspace.
-      const int64_t stride = has_final ? p.final_state.state : 1;
-      T *const to = has_final ? at(p.final_state, first + i) : states + i * p.states * P;
-      const bool is_first = t == 0;
-      sums[i] = Step<T, P>(p, dt[i], input[i], static_cast<const T *>(p.a.data) + (first + i) * p.a.channel * P, projection(p.b, t, first + i),
-                           projection(p.c, t, first + i), is_first ? at(p.initial_state, first + i) : to,
-                           is_first ? p.initial_state.state : stride, to, stride);
+    T steps[W], inputs[W];
+    Store<W>(steps, dt);
+    Store<W>(inputs, dt * sample);
+    ProjectionOfChannels<T, P> b(p, p.b, batch, t, first), c(p, p.c, batch, t, first);
+    OfStates<const T> from = {kept, kept_stride};
+    int64_t from_channel = kept_channel;
+    if (t == 0) {
+      from = {initial, p.initial_state.state};
+      from_channel = initial == nullptr ? 0 : p.initial_state.channel * P;
     }
-    Vec<T> y = skip * sample + Load<W>(sums);
+    OfStates<const T> a = {rates, p.a.state};
+    OfStates<T> to = {kept, kept_stride};
+    const int64_t a_channel = p.a.channel * P, b_state = p.b.state, c_state = p.c.state, all = p.states;
+    Vec<T> sums[W] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] = Step<kDense, T, P>(all, steps[i], inputs[i], a, {b.Next(), b_state}, {c.Next(), c_state}, from, to);
+      a.data += a_channel;
+      from.data += from_channel;
+      to.data += kept_channel;
+    }
+    Vec<T> y = skip * sample + SumsOfLanes<T>(sums);
     if (p.z != nullptr) y *= Silu<W, T>(row(p.z, p.z_strides, t));
     S *const out = static_cast<S *>(p.y) + batch * p.y_strides.batch + t * p.y_strides.time + first * p.y_strides.channel;
     if (p.y_strides.channel == 1) {
@@ -131,32 +196,38 @@ void StepChannels(const convscan_selective &p, int64_t batch, int64_t first, int
   }
   if (p.length > 0 || !has_final) return;
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t n = 0; n < p.states * P; ++n) {
-      const T *const from = at(p.initial_state, first + i);
-      const int64_t state = n / P, part = n % P;
-      at(p.final_state, first + i)[state * p.final_state.state * P + part] =
-          from == nullptr ? T(0) : from[state * p.initial_state.state * P + part];
-    }
+    for (int64_t n = 0; n < p.states; ++n)
+      for (int part = 0; part < P; ++part)
+        kept[i * kept_channel + n * kept_stride * P + part] =
+            initial == nullptr ? T(0) : initial[(i * p.initial_state.channel + n * p.initial_state.state) * P + part];
 }
 
 template <class S, int P>
 convscan_status Scan(const convscan_selective &p) {
   using T = Compute<S>;
-  constexpr int64_t kW = kLanes<T>;
-  constexpr int64_t kChunk = 16;                // vectors of channels in a task
-  constexpr int64_t kSmallProblem = 1 << 15;  // gates that one thread computes before another has woken up
-  const int64_t width = kChunk * kW, chunks = CeilDiv(p.channels, width);
+  constexpr int64_t W = kLanes<T>;
+  constexpr int64_t kSmallProblem = 1 << 14;  // gates that one thread computes before another has woken up
   const bool is_small = p.batch * p.length * p.channels * Max(1, p.states) < kSmallProblem;
-  const size_t workspace = p.final_state.data != nullptr ? 0 : sizeof(T) * static_cast<size_t>(kW * p.states * P);
+  const size_t workspace = p.final_state.data != nullptr ? 0 : sizeof(T) * static_cast<size_t>(W * p.states * P);
+  const bool is_dense = P == 1 && p.a.state == 1 && p.b.state == 1 && p.c.state == 1 &&
+                        (p.initial_state.data == nullptr || p.initial_state.state == 1) &&
+                        (p.final_state.data == nullptr || p.final_state.state == 1);
+  const int64_t vectors = CeilDiv(p.channels, W);
   bool failed = false;
-  ParallelFor(p.batch * chunks, is_small ? 1 : p.threads, [&](int64_t task) {
+  ParallelShares(p.batch * vectors, is_small ? 1 : p.threads, [&](int64_t begin, int64_t end) {
     T *const states = workspace == 0 ? nullptr : static_cast<T *>(Workspace(workspace));
     if (workspace != 0 && states == nullptr) {
       __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
       return;
     }
-    const int64_t begin = task % chunks * width, end = Min(p.channels, begin + width);
-    for (int64_t c = begin; c < end; c += kW) StepChannels<S, P>(p, task / chunks, c, Min(kW, end - c), states);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % vectors * W, count = Min(W, p.channels - first);
+      if (is_dense) {
+        StepChannels<P == 1, S, P>(p, i / vectors, first, count, states);
+      } else {
+        StepChannels<false, S, P>(p, i / vectors, first, count, states);
+      }
+    }
   });
   return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
 }

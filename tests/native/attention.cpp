@@ -1,117 +1,10 @@
 // Linear attention with decay against a double loop; its gradients by what they owe to linearity; one step in place.
-#include <algorithm>
-
-#include "check.h"
+#include "heads.h"
 
 namespace tests {
 namespace {
 
-constexpr convscan_dtype kDtypes[] = {CONVSCAN_FLOAT32, CONVSCAN_FLOAT64, CONVSCAN_BFLOAT16, CONVSCAN_FLOAT16};
-constexpr int64_t kLengths[] = {0, 1, 2, 7, 15, 16, 17, 31, 63, 64, 65, 100, 129};
-constexpr int64_t kKeys[] = {1, 2, 5, 8, 16, 17, 24};
-constexpr int64_t kValues[] = {1, 3, 7, 8, 16, 33, 70};
 constexpr int kTrials = 120;
-
-convscan_dtype Arithmetic(convscan_dtype dtype) { return dtype == CONVSCAN_FLOAT64 ? dtype : CONVSCAN_FLOAT32; }
-
-// (batch, time, head x channel) in one of the layouts, the last axis split into heads and channels.
-struct Signal {
-  Array array;
-  int64_t heads, channels;
-
-  Signal(convscan_dtype dtype, int64_t batch, int64_t length, int64_t heads, int64_t channels, Layout layout)
-      : array(dtype, batch, length, heads * channels, layout, 1), heads(heads), channels(channels) {}
-
-  convscan_head_strides strides() const {
-    const convscan_strides &s = array.strides();
-    return {s.batch, s.time, channels * s.channel, s.channel};
-  }
-  convscan_step_strides step() const { return {strides().batch, strides().head, strides().channel}; }
-  double At(int64_t b, int64_t t, int64_t h, int64_t c) const { return array.At(b, t, h * channels + c).real(); }
-  void Set(int64_t b, int64_t t, int64_t h, int64_t c, double value) { array.Set(b, t, h * channels + c, value); }
-};
-
-double Product(const Signal &x, const Signal &y) {
-  double sum = 0;
-  for (int64_t b = 0; b < x.array.batch(); ++b)
-    for (int64_t t = 0; t < x.array.time(); ++t)
-      for (int64_t c = 0; c < x.array.channels(); ++c) sum += (x.array.At(b, t, c) * y.array.At(b, t, c)).real();
-  return sum;
-}
-
-double Scale(const Signal &x, const Signal &y) {
-  double sum = 0;
-  for (int64_t b = 0; b < x.array.batch(); ++b)
-    for (int64_t t = 0; t < x.array.time(); ++t)
-      for (int64_t c = 0; c < x.array.channels(); ++c) sum += std::abs(x.array.At(b, t, c) * y.array.At(b, t, c));
-  return sum;
-}
-
-// A state as the signal (batch, sequence, (head x key) x value), n as one with a single value.
-struct State {
-  Signal s, n;
-  int64_t keys;
-
-  State(convscan_dtype dtype, int64_t batch, int64_t sequences, int64_t heads, int64_t keys, int64_t values,
-        Layout layout)
-      : s(dtype, batch, sequences, heads * keys, values, layout),
-        n(dtype, batch, sequences, heads * keys, 1, layout),
-        keys(keys) {}
-
-  convscan_attention_state View(bool with_sums) const {
-    convscan_attention_state view{};
-    const convscan_head_strides a = s.strides(), b = n.strides();
-    view.s = s.array.data();
-    view.n = with_sums ? n.array.data() : nullptr;
-    const int64_t of_s[] = {a.batch, a.time, keys * a.head, a.head, a.channel};
-    const int64_t of_n[] = {b.batch, b.time, keys * b.head, b.head};
-    std::copy(of_s, of_s + 5, view.s_strides);
-    std::copy(of_n, of_n + 4, view.n_strides);
-    return view;
-  }
-};
-
-void Fill(Signal &signal, Random &random) { signal.array.FillRandom(random); }
-
-// Decays between nothing and all, some of them exactly so.
-void FillDecays(Signal &g, Random &random) {
-  for (int64_t b = 0; b < g.array.batch(); ++b)
-    for (int64_t t = 0; t < g.array.time(); ++t)
-      for (int64_t c = 0; c < g.array.channels(); ++c) {
-        const int64_t kind = random.Below(8);
-        g.array.Set(b, t, c, kind == 0 ? -HUGE_VAL : kind == 1 ? 0.0 : -2 * std::fabs(random.Value()));
-      }
-}
-
-double Tolerance(convscan_dtype dtype) {
-  switch (dtype) {
-    case CONVSCAN_FLOAT64: return 1e-13;
-    case CONVSCAN_BFLOAT16: return 2e-2;
-    case CONVSCAN_FLOAT16: return 3e-3;
-    default: return 2e-5;
-  }
-}
-
-bool IsNear(const Signal &got, const std::vector<double> &truth, double tolerance) {
-  double error = 0, scale = 0.1;
-  size_t at = 0;
-  for (int64_t b = 0; b < got.array.batch(); ++b)
-    for (int64_t t = 0; t < got.array.time(); ++t)
-      for (int64_t c = 0; c < got.array.channels(); ++c, ++at) {
-        const double difference = std::fabs(got.array.At(b, t, c).real() - truth[at]);
-        error = difference <= error ? error : difference;  // NaN stays
-        scale = std::max(scale, std::fabs(truth[at]));
-      }
-  return error <= tolerance * scale;
-}
-
-std::vector<double> Numbers(const Signal &x) {
-  std::vector<double> numbers;
-  for (int64_t b = 0; b < x.array.batch(); ++b)
-    for (int64_t t = 0; t < x.array.time(); ++t)
-      for (int64_t c = 0; c < x.array.channels(); ++c) numbers.push_back(x.array.At(b, t, c).real());
-  return numbers;
-}
 
 }  // namespace
 
@@ -271,25 +164,36 @@ void TestAttentionStep() {
     const convscan_dtype dtype = random.Pick(kDtypes), wide = Arithmetic(dtype);
     const int64_t batch = 1 + random.Below(3), groups = 1 + random.Below(2), heads = groups * (1 + random.Below(3));
     const int64_t keys = random.Pick(kKeys), values = random.Pick(kValues), in_group = heads / groups;
-    const bool per_key = random.Below(2);
-    context = "attention step " + std::string(Name(dtype)) + " K=" + std::to_string(keys) + " V=" + std::to_string(values);
+    const bool per_key = random.Below(2), corrects = random.Below(2);
+    context = std::string(corrects ? "delta rule step " : "attention step ") + Name(dtype) +
+              " K=" + std::to_string(keys) + " V=" + std::to_string(values);
     Signal q(dtype, batch, 1, groups, keys, random.Pick(kLayouts)), k(dtype, batch, 1, groups, keys, random.Pick(kLayouts));
     Signal v(dtype, batch, 1, heads, values, random.Pick(kLayouts)), y(dtype, batch, 1, heads, values, Layout::kPaddedRows);
     Signal g(wide, batch, 1, heads, per_key ? keys : 1, random.Pick(kLayouts));
-    // A state as it comes, or with consecutive keys.
-    Signal s(wide, batch, heads * keys, 1, values, random.Below(2) ? Layout::kPaddedRows : Layout::kChannelMajor);
-    for (Signal *signal : {&q, &k, &v, &s}) Fill(*signal, random);
+    Signal beta(wide, batch, 1, heads, 1, random.Pick(kLayouts));
+    // Consecutive values, consecutive keys, or neither.
+    Signal s(wide, batch, heads * keys, 1, values, random.Pick(kLayouts));
+    for (Signal *signal : {&q, &k, &v, &beta, &s}) Fill(*signal, random);
     FillDecays(g, random);
     y.array.FillPattern();
     std::vector<double> true_s = Numbers(s), true_y(Numbers(y).size());
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t h = 0; h < heads; ++h)
-        for (int64_t i = 0; i < keys; ++i)
-          for (int64_t c = 0; c < values; ++c) {
-            double &number = true_s[static_cast<size_t>(((b * heads + h) * keys + i) * values + c)];
-            number = std::exp(g.At(b, 0, h, per_key ? i : 0)) * number + k.At(b, 0, h / in_group, i) * v.At(b, 0, h, c);
-            true_y[static_cast<size_t>((b * heads + h) * values + c)] += 0.5 * q.At(b, 0, h / in_group, i) * number;
+        for (int64_t c = 0; c < values; ++c) {
+          const auto at = [&](int64_t i) -> double & {
+            return true_s[static_cast<size_t>(((b * heads + h) * keys + i) * values + c)];
+          };
+          double write = v.At(b, 0, h, c);
+          for (int64_t i = 0; i < keys; ++i) at(i) *= std::exp(g.At(b, 0, h, per_key ? i : 0));
+          if (corrects) {
+            for (int64_t i = 0; i < keys; ++i) write -= at(i) * k.At(b, 0, h / in_group, i);
+            write *= beta.At(b, 0, h, 0);
           }
+          for (int64_t i = 0; i < keys; ++i) {
+            at(i) += k.At(b, 0, h / in_group, i) * write;
+            true_y[static_cast<size_t>((b * heads + h) * values + c)] += 0.5 * q.At(b, 0, h / in_group, i) * at(i);
+          }
+        }
     convscan_attention_step p{};
     p.batch = batch;
     p.groups = groups;
@@ -297,7 +201,9 @@ void TestAttentionStep() {
     p.keys = keys;
     p.values = values;
     p.dtype = dtype;
-    p.gates = CONVSCAN_GATES_DECAY;
+    p.gates = corrects ? CONVSCAN_GATES_DELTA : CONVSCAN_GATES_DECAY;
+    p.i = corrects ? beta.array.data() : nullptr;
+    p.i_strides = beta.step();
     p.scale = 0.5;
     p.per_key = per_key;
     p.s = s.array.data();

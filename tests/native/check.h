@@ -152,6 +152,7 @@ void TestOnline();
 void TestOnlineArguments();
 void TestAttention();
 void TestAttentionStep();
+void TestDeltaRule();
 // Of the instruction set in use.
 void TestHeaders();
 

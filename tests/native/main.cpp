@@ -214,6 +214,7 @@ int main() {
     TestCauchy();
     TestOnline();
     TestAttention();
+    TestDeltaRule();
     TestHeaders();
   }
   convscan_workspace_reset_peak();

@@ -322,8 +322,6 @@ def _ruled(
         raise ValueError(message(name, f"the {heads} heads of v must be a multiple of those of q and k", groups))
     if normalise:
         q, k = normalised(q), normalised(k)
-    if heads != groups:
-        q, k = (tensor.repeat_interleave(heads // groups, 2) for tensor in (q, k))
     y, last = attended(
         name,
         gated_delta_rule_with_state,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Steps of a tile of time; csrc/chunk/delta.h.
 STEPS = 16
 # (q, k, v, g, beta, initial state) and the boundaries, the gradients of (y, last state), results, the factor of q. The
-# results of the forward pass are (y, last state), of the gradient one for each input.
+# results of the forward pass are (y, last state), of the gradient one for each input; those of q and k are of every
+# head by itself, in the type of arithmetic.
 Run = Callable[[Optionals, Tensor | None, Optionals, Optionals, float], None]
 
 
@@ -30,17 +31,23 @@ def _row(size: int) -> int:
     return -(-size // 16) * 16
 
 
-def _cost(problem: DeltaRuleProblem) -> Cost:
+def work(problem: DeltaRuleProblem) -> tuple[float, float]:
+    """Multiply-adds, and numbers to load and store."""
     elements = problem.batch * problem.length * problem.heads
     products = (11 if problem.is_gradient else 3) * problem.keys * problem.values
     inside = STEPS * ((4 if problem.is_gradient else 1) * problem.keys + 2 * problem.values)
+    return elements * (products + inside), elements * (problem.keys + problem.values)
+
+
+def _cost(problem: DeltaRuleProblem) -> Cost:
+    units, elements = work(problem)
     seconds = kernel_seconds(
         problem.isa,
         "delta.chunked",
         problem.dtype,
-        units=elements * (products + inside),
-        elements=elements * (problem.keys + problem.values),
-        moved=getattr(torch, problem.dtype).itemsize * elements * 2 * (problem.keys + problem.values),
+        units=units,
+        elements=elements,
+        moved=getattr(torch, problem.dtype).itemsize * 2 * elements,
         workers=max(1, min(problem.threads, problem.batch * problem.sequences * problem.heads)),
         threads=problem.threads,
     )
@@ -66,32 +73,18 @@ def _prepare(problem: DeltaRuleProblem) -> Run:
             tensors += [gradients[0], with_sequences(gradients[1]), *results[:5], with_sequences(results[5])]
         else:
             tensors += [results[0], with_sequences(results[1])]
-        boundaries = None
-        if cu_seqlens is not None:
-            _checks.boundaries("gated_delta_rule", cu_seqlens, problem.length)
-            boundaries = cu_seqlens.to(torch.int64).contiguous()
-        at = 0 if boundaries is None else boundaries.data_ptr()
         batch, turns = turns_of(v.ndim - 3, tensors)
-        sizes = (batch, problem.length, problem.heads, problem.keys, problem.values, problem.sequences)
-        for turn in turns:
-            common = (problem.dtype, sizes, at, scale, problem.per_key, tuple(turn[:6]))
-            if problem.is_gradient:
-                _native.delta_rule_gradient(*common, tuple(turn[6:8]), tuple(turn[8:]))
-            else:
-                _native.delta_rule(*common, tuple(turn[6:]))
+        sizes = (batch, problem.length, problem.groups, problem.heads, problem.keys, problem.values, problem.sequences)
+        with _checks.read_boundaries("gated_delta_rule", cu_seqlens, problem.length) as boundaries:
+            at = 0 if boundaries is None else boundaries.data_ptr()
+            for turn in turns:
+                common = (problem.dtype, sizes, at, scale, problem.per_key, tuple(turn[:6]))
+                if problem.is_gradient:
+                    _native.delta_rule_gradient(*common, tuple(turn[6:8]), tuple(turn[8:]))
+                else:
+                    _native.delta_rule(*common, tuple(turn[6:]))
 
     return run
 
 
 ROWS: tuple[Implementation, ...] = (Implementation("chunked", "cpu", _refusals, _cost, _prepare),)
-
-
-def step(
-    problem: DeltaRuleProblem, scale: float, leading: int, strides: Sequence[tuple[int, ...]]
-) -> _native.DeltaRuleStepCall:
-    """One step on tensors like (v, state, q, k, g, beta, y) with these strides, of which the first ``leading``, at most
-    one, is that of the batch."""
-    # Behind the batch come time or sequences, of size 1.
-    spread = tuple((0, (steps[0] if leading else 0, 0, *steps[leading:])) for steps in strides)
-    sizes = (problem.batch, 1, problem.heads, problem.keys, problem.values, 1)
-    return _native.DeltaRuleStepCall(problem.dtype, sizes, scale, problem.per_key, spread)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 
 class DeltaRuleProblem(NamedTuple):
-    """``batch`` counts all leading axes, ``sequences`` those packed along time, ``per_key`` says how g decays.
+    """``batch`` counts all leading axes, ``groups`` the heads of q and k, ``sequences`` those packed along time;
+    ``per_key`` says how g decays.
 
     ``is_gradient``: the gradients of all arguments instead of the output.
     """
@@ -15,6 +16,7 @@ class DeltaRuleProblem(NamedTuple):
     dtype: str
     batch: int
     length: int
+    groups: int
     heads: int
     keys: int
     values: int
@@ -26,6 +28,7 @@ class DeltaRuleProblem(NamedTuple):
 
     def __str__(self) -> str:
         parts = [f"B={self.batch} L={self.length} H={self.heads} K={self.keys} V={self.values} {self.dtype}"]
+        parts += [f"{self.groups} groups"] if self.groups != self.heads else []
         parts += ["decays by key"] if self.per_key else []
         parts += [f"{self.sequences} sequences"] if self.sequences > 1 else []
         text = ", ".join([*parts, f"{self.threads} threads", self.isa])

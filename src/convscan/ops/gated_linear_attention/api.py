@@ -10,10 +10,9 @@ from torch import Tensor
 from ... import _checks
 from ..._calls import run_prepared
 from ..._dispatch import register
-from ..._errors import message
 from ..._library import is_traced
-from ..linear_attention.api import DTYPES, ROWS, Attended, attend, describe
-from ..linear_attention.arguments import gate, grouped, sequences, shaped, with_heads, with_time
+from ..linear_attention.api import ROWS, Attended, attend, describe
+from ..linear_attention.arguments import decays, gate, key_value_state, keys_and_values, with_time
 from ..linear_attention.problem import AttentionProblem
 from ..linear_attention.step import Settings, Step, state_of, written_and_read
 
@@ -105,23 +104,10 @@ def gated_linear_attention_with_state(
 def _check(
     name: str, q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None
 ) -> torch.dtype:
-    with_heads(name, "v", v)
-    heads = v.shape[-2]
-    grouped(name, "q", q, v, None, "(..., L, G, K)")
-    grouped(name, "k", k, v, q.shape[-1], "(..., L, G, K)")
-    _checks.has_shape(name, "k", k, q.shape, "of q")
-    _checks.tensor_like(name, "g", g, v)
-    _checks.common_dtype(name, DTYPES, g=g)
-    by_key, by_step = (*v.shape[:-1], q.shape[-1]), tuple(v.shape[:-1])
-    if tuple(g.shape) not in (by_key, by_step, (heads,)):
-        expectation = f"g must have the shape (..., L, H, K) = {by_key}, (..., L, H) = {by_step} or (H,) = ({heads},)"
-        raise ValueError(message(name, expectation, _checks.shape_text(g.shape)))
-    of_sequences = sequences(name, cu_seqlens, v)
-    if initial_state is not None:
-        shape = (*v.shape[:-3], *of_sequences, heads, q.shape[-1], v.shape[-1])
-        meaning = "(..., S, H, K, V)" if of_sequences else "(..., H, K, V)"
-        shaped(name, "initial_state", initial_state, v, shape, meaning)
-    return _checks.common_dtype(name, DTYPES, q=q, k=k, v=v)
+    dtype = keys_and_values(name, q, k, v)
+    decays(name, g, q, v, constant=True)
+    key_value_state(name, initial_state, q, v, cu_seqlens)
+    return dtype
 
 
 def _by_step(g: Tensor, v: Tensor) -> Tensor:
@@ -204,16 +190,12 @@ def gated_linear_attention_step(
     >>> convscan.gated_linear_attention_step(state, one, one, one, torch.tensor([0.5]).log()).item(), state.item()
     (1.5, 1.5)
     """
-    variant = _variant(scale, q)
     if not is_traced():
-        y = run_prepared(_step.prepared, variant, v, state, q, k, g, None)
+        y = run_prepared(_step.prepared, scale, v, state, q, k, g, None)
         if y is not None:
             return y
-    return _step.run(*_step_arguments(state, q, k, v, g, scale=scale))
-
-
-def _variant(scale: float | None, q: Tensor) -> Settings:
-    return Settings("decay", default_scale(q) if scale is None else float(scale))
+    scale = None if scale is None else float(scale)
+    return _step.run(scale, *_step_arguments(state, q, k, v, g, scale=scale))
 
 
 def _step_arguments(
@@ -226,7 +208,8 @@ def _step_arguments(
     by_time = g if g.ndim == 1 else g.unsqueeze(g.ndim - (2 if g.ndim == v.ndim else 1))
     dtype = _check(name, timed_q, timed_k, timed_v, by_time, None, None)
     state_of(name, "state", state, v.to(dtype), (*v.shape[:-1], q.shape[-1], v.shape[-1]), "(..., H, K, V)")
-    return _variant(scale, q), (v.to(dtype), state, q.to(dtype), k.to(dtype), gate(g, dtype))
+    settings = Settings("decay", default_scale(q) if scale is None else float(scale))
+    return settings, (v.to(dtype), state, q.to(dtype), k.to(dtype), gate(g, dtype))
 
 
 def _composed_step(

@@ -18,6 +18,7 @@ from ..._dispatch import Cost, Implementation, choose, register
 from ..._layout import dtype_name
 from ..._library import below_autograd, define, derivative, is_plain, is_recorded, with_leading_axis
 from . import composed, cpu, reference
+from .groups import over_heads
 from .problem import AttentionGradientProblem, AttentionProblem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -108,14 +109,6 @@ def _empty_results(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, sums: bool, 
     )
 
 
-def _bounds(cu_seqlens: Tensor | None, length: int) -> tuple[list[int] | None, Tensor | None]:
-    """The boundaries, checked, as numbers and as the kernels read them."""
-    if cu_seqlens is None:
-        return None, None
-    values = _checks.boundaries("linear attention", cu_seqlens, length)
-    return values, cu_seqlens.to("cpu", torch.int64).contiguous()
-
-
 def _run(
     skip: Tensor | None,
     q: Tensor,
@@ -133,10 +126,9 @@ def _run(
     y, total, last, last_sum = _empty_results(q, v, cu_seqlens, sums, turned)
     in_huge_pages(y)
     problem = describe(q, v, g, cu_seqlens, sums)
-    _, boundaries = _bounds(cu_seqlens, v.shape[-3])
     inputs = (q, k, v, g, w, state, sum_state)
     outputs = (y, total if sums else None, last, last_sum if sums else None)
-    choose("gated_linear_attention", problem).prepare(problem)(inputs, skip, outputs, boundaries, scale)
+    choose("gated_linear_attention", problem).prepare(problem)(inputs, skip, outputs, cu_seqlens, scale)
     return y, total, last, last_sum
 
 
@@ -219,7 +211,6 @@ def _gradient_kernel(
     )
     dq, dk = (torch.empty((blocks, *q.shape), dtype=arithmetic(q.dtype), device=q.device) for _ in range(2))
     _, _, dv, dg, dw, dstate, dsum_state = results
-    _, boundaries = _bounds(cu_seqlens, v.shape[-3])
     row.prepare(problem)(
         (q, k, v, g, w, state, sum_state),
         (dy, dsums, dlast, dlast_sum),
@@ -232,7 +223,7 @@ def _gradient_kernel(
             None if state is None else dstate,
             None if sum_state is None else dsum_state,
         ),
-        boundaries,
+        cu_seqlens,
         scale,
     )
 
@@ -364,14 +355,10 @@ def _tangents(
     tq, tk, tv, tg, tw, tstate, tsum_state = tangents
     scale, sums, turned = rest
     heads, time = v.shape[-2], v.ndim - 3
-
-    def over_heads(tensor: Tensor) -> Tensor:
-        return tensor.repeat_interleave(heads // max(1, tensor.shape[-2]), -2)
-
     per_head = tg is not None or tw is not None
-    q_of, k_of = (over_heads(q), over_heads(k)) if per_head else (q, k)
-    changed_q = torch.zeros_like(q_of) if tq is None else (over_heads(tq) if per_head else tq)
-    changed_k = torch.zeros_like(k_of) if tk is None else (over_heads(tk) if per_head else tk)
+    q_of, k_of = (over_heads(q, heads), over_heads(k, heads)) if per_head else (q, k)
+    changed_q = torch.zeros_like(q_of) if tq is None else (over_heads(tq, heads) if per_head else tq)
+    changed_k = torch.zeros_like(k_of) if tk is None else (over_heads(tk, heads) if per_head else tk)
     whole = None
     if tg is not None:
         running, whole = _within_sequences(tg.cumsum(time), cu_seqlens, time)
@@ -430,8 +417,8 @@ _gradient = define(
 # ---- registry ----
 
 
-def _spans(boundaries: Tensor | None, length: int) -> list[int]:
-    return [0, length] if boundaries is None else cast("list[int]", boundaries.tolist())
+def _spans(cu_seqlens: Tensor | None, length: int) -> list[int]:
+    return [0, length] if cu_seqlens is None else _checks.boundaries("linear attention", cu_seqlens, length)
 
 
 def _column(tensor: Tensor | None, column: Tensor | None) -> Tensor | None:
@@ -440,7 +427,7 @@ def _column(tensor: Tensor | None, column: Tensor | None) -> Tensor | None:
 
 def _prepare_reference(problem: AttentionProblem) -> cpu.Run:
     def run(
-        inputs: cpu.Optionals, skip: Tensor | None, outputs: cpu.Optionals, boundaries: Tensor | None, scale: float
+        inputs: cpu.Optionals, skip: Tensor | None, outputs: cpu.Optionals, cu_seqlens: Tensor | None, scale: float
     ) -> None:
         q, k, v, g, w, state, sum_state = inputs
         y, sums, last, last_sum = outputs
@@ -450,12 +437,12 @@ def _prepare_reference(problem: AttentionProblem) -> cpu.Run:
         assert g is not None
         assert y is not None
         assert last is not None
-        packed = boundaries is not None
+        packed = cu_seqlens is not None
         columns = v.double() if sums is None else torch.cat([v.double(), torch.ones_like(v[..., :1]).double()], -1)
         initial = _column(state, sum_state)
         initial = initial if packed or initial is None else initial.unsqueeze(-4)
         result, final = reference.linear_attention(
-            q, k, columns, g, w, initial, _spans(boundaries, problem.length), scale
+            q, k, columns, g, w, initial, _spans(cu_seqlens, problem.length), scale
         )
         final = final if packed else final.squeeze(-4)
         result_y = result[..., : problem.values]
@@ -475,7 +462,7 @@ def _prepare_gradient_reference(problem: AttentionGradientProblem) -> cpu.RunGra
         inputs: cpu.Optionals,
         gradients: cpu.Optionals,
         outputs: cpu.Optionals,
-        boundaries: Tensor | None,
+        cu_seqlens: Tensor | None,
         scale: float,
     ) -> None:
         q, k, v, g, w, state, sum_state = inputs
@@ -485,9 +472,9 @@ def _prepare_gradient_reference(problem: AttentionGradientProblem) -> cpu.RunGra
         assert v is not None
         assert g is not None
         assert dy is not None
-        packed = boundaries is not None
+        packed = cu_seqlens is not None
         v, dy, values = v.double(), dy.double(), forward.values
-        spans = _spans(boundaries, forward.length)
+        spans = _spans(cu_seqlens, forward.length)
         if forward.sums:
             v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
             dy = _with_column(dy, None if dsums is None else dsums.double())

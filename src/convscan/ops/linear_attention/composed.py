@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..linear_recurrence.api import linear_recurrence
 from ..packed import Packed
+from .groups import over_groups, over_heads
 
 
 class Gradients(NamedTuple):
@@ -24,10 +25,6 @@ class Gradients(NamedTuple):
     g: Tensor
     w: Tensor
     state: Tensor
-
-
-def _over_heads(tensor: Tensor, heads: int) -> Tensor:
-    return tensor.repeat_interleave(heads // max(1, tensor.shape[-2]), -2)
 
 
 def gradients(
@@ -46,7 +43,7 @@ def gradients(
     heads."""
     heads, groups, length = v.shape[-2], q.shape[-2], v.shape[-3]
     per_key = g.ndim == v.ndim
-    q, k = scale * _over_heads(q, heads), _over_heads(k, heads)
+    q, k = scale * over_heads(q, heads), over_heads(k, heads)
     weighted = k if w is None else k * w.unsqueeze(-1)
     # Every number of the state by itself: (..., H, K, L, V), and decays that broadcast to it.
     a = (g if per_key else g.unsqueeze(-1)).exp().movedim(-3, -1).unsqueeze(-1)
@@ -80,10 +77,9 @@ def gradients(
         passed = a.index_select(-2, packed.first) * dstates.index_select(-2, packed.first)
         carried = torch.where(packed.has_steps, passed, carried)
     carried = carried.expand(*dstates.shape[:-2], packed.first.shape[0], dstates.shape[-1])
-    shape = (*q.shape[:-2], groups, heads // max(1, groups), q.shape[-1])
     return Gradients(
-        q=dq.reshape(shape).sum(-2),
-        k=(at_k if w is None else at_k * w.unsqueeze(-1)).reshape(shape).sum(-2),
+        q=over_groups(dq, groups),
+        k=over_groups(at_k if w is None else at_k * w.unsqueeze(-1), groups),
         v=dv,
         g=dg if per_key else dg.sum(-1),
         w=(at_k * k).sum(-1),

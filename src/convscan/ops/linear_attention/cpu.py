@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ... import _native
+from ... import _checks, _native
 from ..._dispatch import Cost, Implementation
 from ..._layout import fold
 from ..._targets import cpu_refusals
@@ -16,8 +16,7 @@ from .problem import AttentionGradientProblem, AttentionProblem
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 Optionals = Sequence[Tensor | None]
-# (q, k, v, g, w, initial S, initial n), skip, (y, sums, final S, final n), the boundaries of sequences, the factor of
-# q.
+# (q, k, v, g, w, initial S, initial n), skip, (y, sums, final S, final n), cu_seqlens, the factor of q.
 Run = Callable[[Optionals, Tensor | None, Optionals, Tensor | None, float], None]
 # The same inputs, then the gradients of the outputs, then the results for the inputs.
 RunGradient = Callable[[Optionals, Optionals, Optionals, Tensor | None, float], None]
@@ -39,19 +38,25 @@ def heads_together(problem: AttentionProblem) -> int:
     return 1 if problem.per_key or tasks < 16 else min(4, problem.heads // max(1, problem.groups))
 
 
-def _seconds(problem: AttentionProblem, products: float, kernel: str) -> float:
+def work(problem: AttentionProblem, products: float = 2) -> tuple[float, float]:
+    """Multiply-adds with ``products`` products of the size of a state, and numbers to load and store."""
     elements = problem.batch * problem.length * problem.heads
     steps = _steps(problem)
     pairs = steps * problem.keys if problem.per_key else steps * problem.keys / 8
     units = elements * (products * problem.keys * problem.columns + pairs + steps / 2 * problem.columns)
+    return units, elements * (problem.keys + problem.columns)
+
+
+def _seconds(problem: AttentionProblem, products: float, kernel: str) -> float:
+    units, elements = work(problem, products)
     item = getattr(torch, problem.dtype).itemsize
     return kernel_seconds(
         problem.isa,
         kernel,
         problem.dtype,
         units=units,
-        elements=elements * (problem.keys + problem.columns),
-        moved=item * elements * 2 * problem.values,
+        elements=elements,
+        moved=item * problem.batch * problem.length * problem.heads * 2 * problem.values,
         workers=max(1, min(problem.threads, problem.batch * problem.sequences * problem.heads)),
         threads=problem.threads,
     )
@@ -107,10 +112,6 @@ def turns_of(leading: int, tensors: Sequence[Tensor | None]) -> tuple[int, Itera
     return folded.batch, turns()
 
 
-def _pointer(boundaries: Tensor | None) -> int:
-    return 0 if boundaries is None else boundaries.data_ptr()
-
-
 def with_sequences(states: Optionals, packed: bool) -> list[Tensor | None]:
     """States and sums of keys with an axis of sequences, also where there is one sequence."""
     axes = (-4, -3)
@@ -125,10 +126,10 @@ def _prepare(problem: AttentionProblem) -> Run:
         inputs: Sequence[Tensor | None],
         skip: Tensor | None,
         outputs: Sequence[Tensor | None],
-        boundaries: Tensor | None,
+        cu_seqlens: Tensor | None,
         scale: float,
     ) -> None:
-        packed = boundaries is not None
+        packed = cu_seqlens is not None
         q, k, v, g, w, *initial = inputs
         y, sums, *final = outputs
         assert v is not None
@@ -136,16 +137,13 @@ def _prepare(problem: AttentionProblem) -> Run:
         tensors += [y, sums, *with_sequences(final, packed)]
         batch, turns = turns_of(v.ndim - 3, tensors)
         shared = None if skip is None else (skip.data_ptr(), skip.stride())
-        for turn in turns:
-            _native.attention(
-                problem.dtype,
-                _sizes(problem, batch),
-                _pointer(boundaries),
-                scale,
-                problem.per_key,
-                (*turn[:5], shared, *turn[5:7]),
-                tuple(turn[7:]),
-            )
+        with _checks.read_boundaries("linear attention", cu_seqlens, problem.length) as boundaries:
+            at = 0 if boundaries is None else boundaries.data_ptr()
+            for turn in turns:
+                inputs_of_turn = (*turn[:5], shared, *turn[5:7])
+                _native.attention(
+                    problem.dtype, _sizes(problem, batch), at, scale, problem.per_key, inputs_of_turn, tuple(turn[7:])
+                )
 
     return run
 
@@ -157,10 +155,10 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         inputs: Sequence[Tensor | None],
         gradients: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
-        boundaries: Tensor | None,
+        cu_seqlens: Tensor | None,
         scale: float,
     ) -> None:
-        packed = boundaries is not None
+        packed = cu_seqlens is not None
         q, k, v, g, w, *initial = inputs
         dy, dsums, *dfinal = gradients
         dq, dk, dv, dg, dw, *dinitial = outputs
@@ -173,19 +171,21 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         # dq and dk have one sum for each block of heads, whose axis the kernel wants behind the others.
         tensors += [dq.movedim(0, -1), dk.movedim(0, -1), dv, dg, dw, *with_sequences(dinitial, packed)]
         batch, turns = turns_of(v.ndim - 3, tensors)
-        for turn in turns:
-            _native.attention_gradient(
-                forward.dtype,
-                _sizes(forward, batch),
-                _pointer(boundaries),
-                scale,
-                forward.per_key,
-                (*turn[:5], None, *turn[5:7]),
-                block,
-                forward.sums,
-                tuple(turn[7:11]),
-                tuple(turn[11:]),
-            )
+        with _checks.read_boundaries("linear attention", cu_seqlens, forward.length) as boundaries:
+            at = 0 if boundaries is None else boundaries.data_ptr()
+            for turn in turns:
+                _native.attention_gradient(
+                    forward.dtype,
+                    _sizes(forward, batch),
+                    at,
+                    scale,
+                    forward.per_key,
+                    (*turn[:5], None, *turn[5:7]),
+                    block,
+                    forward.sums,
+                    tuple(turn[7:11]),
+                    tuple(turn[11:]),
+                )
 
     return run
 

@@ -1,9 +1,9 @@
-"""One step of linear attention with decay, in place: what ``gated_linear_attention_step``, ``ssd_scan_step`` and
-``mlstm_step`` share. The state that a step is given becomes the next one."""
+"""One step of linear attention with decay, in place: what ``gated_linear_attention_step``, ``ssd_scan_step``,
+``mlstm_step`` and ``gated_delta_rule_step`` share. The state that a step is given becomes the next one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from ..._targets import cpu_refusals
 from ...tuning.table import constants
 from .api import arithmetic
 from .cpu import DTYPES
+from .groups import over_heads
 
 Strides = tuple[int, ...]
 
@@ -26,7 +27,7 @@ Strides = tuple[int, ...]
 class Settings(NamedTuple):
     """What a step depends on beside its tensors."""
 
-    gates: str  # "decay", "ssd" or "mlstm"
+    gates: str  # "decay", "ssd", "mlstm" or "delta"
     scale: float = 1.0
     eps: float = 0.0
     softplus: bool = False
@@ -93,24 +94,25 @@ class Step:
         register(name, rows, described)
         self.operator = define_step(
             f"{name}({tensors}, float scale, float eps, bool softplus) -> Tensor",
-            lambda *args: self._run(Settings(gates, *args[-3:]), args[:-3]),
+            lambda *args: self._run(args[-3:], Settings(gates, *args[-3:]), args[:-3]),
             composed=lambda *args: composed(Settings(gates, *args[-3:]), *args[:-3]),
             states=states,
         )
 
-    def run(self, settings: Settings, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The step on arguments that have been checked and have the dtypes of the native call."""
+    def run(self, variant: Hashable, settings: Settings, tensors: Sequence[Tensor | None]) -> Tensor:
+        """The step on arguments that have been checked and have the dtypes of the native call. ``variant`` is what the
+        public function looks for its prepared call by: beside the tensors, it decides the settings."""
         refuse_gradient(self.name, *tensors)
         if torch.compiler.is_compiling():
             return self.operator(*tensors, settings.scale, settings.eps, settings.softplus)  # type: ignore[no-any-return]
-        return self._run(settings, tensors)
+        return self._run(variant, settings, tensors)
 
-    def _run(self, settings: Settings, tensors: Sequence[Tensor | None]) -> Tensor:
+    def _run(self, variant: Hashable, settings: Settings, tensors: Sequence[Tensor | None]) -> Tensor:
         v = tensors[0]
         assert v is not None
         if is_plain(*tensors):
             y = torch.empty_like(v)
-            self._calls.run(settings, *tensors, y, problem=lambda: self._problem(settings, [*tensors, y]))
+            self._calls.run(variant, *tensors, y, problem=lambda: self._problem(settings, [*tensors, y]))
             return y
         y, after = self.composed(settings, *tensors)
         for at, state in zip(self.states, after, strict=True):
@@ -124,6 +126,7 @@ class Step:
         assert v is not None
         assert q is not None
         g = tensors[4]
+        by_key = settings.gates in ("decay", "delta")
         lead, constant = v.ndim - 2, settings.gates == "decay" and g is not None and g.ndim == 1 and v.ndim != 2
         led = {
             at: tensor
@@ -153,7 +156,7 @@ class Step:
             heads=v.shape[-2],
             keys=q.shape[-1],
             values=v.shape[-1],
-            per_key=settings.gates == "decay" and g is not None and g.ndim == v.ndim,
+            per_key=by_key and g is not None and g.ndim == v.ndim,
             strides=tuple(strides_of(at, tensor) for at, tensor in enumerate(tensors)),
             offsets=offsets,
             threads=_native.thread_count(),
@@ -186,7 +189,7 @@ def _cost(problem: StepProblem) -> Cost:
     known = constants(problem.isa)
     moved = _bytes(problem)
     seconds = known["call"] + moved * known["byte.cached" if moved < known["cache.bytes"] else "byte.memory"]
-    return Cost(seconds, problem.threads * (8 * (3 * problem.keys + 2 * problem.values) + 4096))
+    return Cost(seconds, problem.threads * (8 * (5 * problem.keys + 3 * problem.values) + 4096))
 
 
 def _reference_cost(problem: StepProblem) -> Cost:
@@ -238,7 +241,6 @@ def written_and_read(
     scale: float, v: Tensor, state: Tensor, q: Tensor, k: Tensor, decay: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """y and the next state, of states (..., H, K, V) and decays (..., H, K) or (..., H, 1)."""
-    repeats = v.shape[-2] // max(1, q.shape[-2])
-    q, k = (tensor.repeat_interleave(repeats, -2).to(state.dtype) for tensor in (q, k))
+    q, k = (over_heads(tensor, v.shape[-2]).to(state.dtype) for tensor in (q, k))
     after = decay.unsqueeze(-1) * state + k.unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
     return (scale * (q.unsqueeze(-1) * after).sum(-2)).to(v.dtype), (after,)

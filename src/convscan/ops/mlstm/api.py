@@ -14,8 +14,8 @@ from ..._dispatch import register
 from ..._errors import message
 from ..._library import define_composite, is_traced
 from ..gated_linear_attention.api import default_scale
-from ..linear_attention.api import DTYPES, ROWS, attend, describe
-from ..linear_attention.arguments import gate, grouped, sequences, shaped, with_heads, with_time
+from ..linear_attention.api import ROWS, attend, describe
+from ..linear_attention.arguments import gate, keys_and_values, sequences, shaped, with_time
 from ..linear_attention.problem import AttentionProblem
 from ..linear_attention.step import Settings, Step, state_of, written_and_read
 from ..linear_recurrence.api import linear_recurrence
@@ -128,10 +128,7 @@ def _check(
     initial_state: State | None,
     cu_seqlens: Tensor | None,
 ) -> torch.dtype:
-    with_heads(name, "v", v)
-    grouped(name, "q", q, v, None, "(..., L, G, K)")
-    grouped(name, "k", k, v, q.shape[-1], "(..., L, G, K)")
-    _checks.has_shape(name, "k", k, q.shape, "of q")
+    dtype = keys_and_values(name, q, k, v)
     shaped(name, "i", i, v, v.shape[:-1], "(..., L, H)")
     shaped(name, "f", f, v, v.shape[:-1], "(..., L, H)")
     of_sequences = sequences(name, cu_seqlens, v)
@@ -146,7 +143,7 @@ def _check(
         shaped(name, "C of initial_state", initial_state[0], v, (*lead, q.shape[-1], v.shape[-1]), f"{letters}, K, V)")
         shaped(name, "n of initial_state", initial_state[1], v, (*lead, q.shape[-1]), f"{letters}, K)")
         shaped(name, "m of initial_state", initial_state[2], v, lead, f"{letters})")
-    return _checks.common_dtype(name, DTYPES, q=q, k=k, v=v)
+    return dtype
 
 
 def _keeps(i: Tensor, log_f: Tensor, before: Tensor, packed: Packed) -> Tensor:
@@ -315,12 +312,12 @@ def mlstm_step(
     >>> round(y.item(), 4), state[0].item()
     (3.0, 3.0)
     """
-    variant = Settings("mlstm", default_scale(q) if scale is None else float(scale), eps)
     if not is_traced() and isinstance(state, tuple) and len(state) == 3:
-        y = run_prepared(_step.prepared, variant, v, *state, q, k, i, f, None)
+        y = run_prepared(_step.prepared, (scale, eps), v, *state, q, k, i, f, None)
         if y is not None:
             return y
-    return _step.run(*_step_arguments(state, q, k, v, i, f, scale=scale, eps=eps))
+    scale, eps = None if scale is None else float(scale), float(eps)
+    return _step.run((scale, eps), *_step_arguments(state, q, k, v, i, f, scale=scale, eps=eps))
 
 
 def _step_arguments(

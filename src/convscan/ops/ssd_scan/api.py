@@ -129,10 +129,10 @@ def _check(
 ) -> torch.dtype:
     with_heads(name, "x", x)
     heads, width = x.shape[-2:]
-    shaped(name, "dt", dt, x, x.shape[:-1], "(..., L, H)")
-    shaped(name, "A", A, x, (heads,), "(H,)")
-    grouped(name, "B", B, x, None, "(..., L, G, N)")
-    grouped(name, "C", C, x, B.shape[-1], "(..., L, G, N)")
+    shaped(name, "dt", dt, x, x.shape[:-1], "(..., L, H)", "x")
+    shaped(name, "A", A, x, (heads,), "(H,)", "x")
+    grouped(name, "B", B, x, None, "(..., L, G, N)", "x")
+    grouped(name, "C", C, x, B.shape[-1], "(..., L, G, N)", "x")
     _checks.has_shape(name, "C", C, B.shape, "of B")
     if D is not None:
         _checks.tensor_like(name, "D", D, x)
@@ -141,15 +141,14 @@ def _check(
             raise ValueError(message(name, expectation, _checks.shape_text(D.shape)))
         _checks.common_dtype(name, DTYPES, D=D)
     if z is not None:
-        shaped(name, "z", z, x, x.shape, "of x")
+        shaped(name, "z", z, x, x.shape, "of x", "x")
     if dt_bias is not None:
-        shaped(name, "dt_bias", dt_bias, x, (heads,), "(H,)")
+        shaped(name, "dt_bias", dt_bias, x, (heads,), "(H,)", "x")
     of_sequences = sequences(name, cu_seqlens, x)
     if initial_state is not None:
         shape = (*x.shape[:-3], *of_sequences, heads, width, B.shape[-1])
-        shaped(
-            name, "initial_state", initial_state, x, shape, "(..., S, H, P, N)" if of_sequences else "(..., H, P, N)"
-        )
+        meaning = "(..., S, H, P, N)" if of_sequences else "(..., H, P, N)"
+        shaped(name, "initial_state", initial_state, x, shape, meaning, "x")
     return _checks.common_dtype(name, DTYPES, x=x, B=B, C=C)
 
 
@@ -249,15 +248,13 @@ def ssd_scan_step(
     >>> convscan.ssd_scan_step(state, one, torch.ones(1), torch.tensor([0.5]).log(), one, one).item(), state.item()
     (1.5, 1.5)
     """
-    variant = _VARIANTS[bool(dt_softplus)]
     if not is_traced():
-        y = run_prepared(_step.prepared, variant, x, state, dt, A, B, C, D, z, dt_bias, None)
+        y = run_prepared(_step.prepared, dt_softplus, x, state, dt, A, B, C, D, z, dt_bias, None)
         if y is not None:
             return y
-    return _step.run(*_step_arguments(state, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus))
-
-
-_VARIANTS = (Settings("ssd"), Settings("ssd", softplus=True))
+    dt_softplus = bool(dt_softplus)
+    arguments = _step_arguments(state, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus)
+    return _step.run(dt_softplus, *arguments)
 
 
 def _step_arguments(
@@ -281,7 +278,7 @@ def _step_arguments(
     _checks.has_shape(name, "dt", dt, x.shape[:-1], "(..., H)")
     dtype = _check(name, timed[0], dt.unsqueeze(-2), A, timed[1], timed[2], D, z_timed, dt_bias, None, None)
     state_of(name, "state", state, x.to(dtype), (*x.shape, B.shape[-1]), "(..., H, P, N)")
-    return _VARIANTS[bool(dt_softplus)], (
+    return Settings("ssd", softplus=bool(dt_softplus)), (
         x.to(dtype),
         state,
         gate(dt, dtype),
