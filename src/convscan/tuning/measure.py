@@ -23,7 +23,13 @@ from ..ops.cauchy import api as cauchy_api
 from ..ops.cauchy import cpu as cauchy_cpu
 from ..ops.causal_conv import api as conv
 from ..ops.causal_conv import cpu as conv_cpu
+from ..ops.gated_delta_rule import cpu as delta_cpu
+from ..ops.gated_delta_rule.api import gated_delta_rule
+from ..ops.gated_linear_attention.api import gated_linear_attention
+from ..ops.linear_attention import cpu as attention_cpu
 from ..ops.linear_recurrence import api as scan
+from ..ops.selective_scan import cpu as selective_cpu
+from ..ops.selective_scan.api import selective_scan
 from ..ops.vandermonde import api as powers_api
 from ..ops.vandermonde import cpu as powers_cpu
 from . import gpu, measure_gpu
@@ -168,6 +174,36 @@ def _state_space_constants() -> dict[str, float]:
     return constants
 
 
+def _memory_constants() -> dict[str, float]:
+    """One thread, in cache: recurrences of many numbers a channel or head, with few and with many of them."""
+
+    def selective(length: int, channels: int, states: int) -> tuple[torch.Tensor, ...]:
+        u, b = torch.randn(1, length, channels), torch.randn(1, length, states)
+        return u, u.sigmoid(), -torch.rand(channels, states), b, b
+
+    def memory(keys: int, values: int) -> tuple[torch.Tensor, ...]:
+        k = torch.nn.functional.normalize(torch.randn(1, 256, 4, keys), dim=-1)
+        return k, k, torch.randn(1, 256, 4, values), -torch.rand(1, 256, 4), torch.rand(1, 256, 4)
+
+    # Sizes of models: of states of 16 x 16 what is not products takes longer, of 256 x 256 they leave the first cache.
+    few, many = memory(64, 64), memory(128, 256)
+    kernels: dict[str, tuple[Callable[..., Any], Callable[..., tuple[float, float]], Any, Any]] = {
+        "selective.over_channels": (selective_scan, selective_cpu.work, selective(512, 64, 1), selective(512, 64, 32)),
+        "selective.over_states": (selective_scan, selective_cpu.work, selective(32, 128, 16), selective(32, 128, 128)),
+        "attention.chunked": (gated_linear_attention, attention_cpu.work, few[:4], many[:4]),
+        "delta.chunked": (gated_delta_rule, delta_cpu.work, few, many),
+    }
+    constants = {}
+    for kernel, (operator, work, *cases) in kernels.items():
+        points = []
+        with _dispatch.force(kernel.split(".")[1]):
+            for arguments in cases:
+                problem = _dispatch.explain(operator, *arguments).problem
+                points.append((*work(problem), _seconds(partial(operator, *arguments))))
+        constants[f"{kernel}.unit"], constants[f"{kernel}.element"] = _fit(*points)
+    return constants
+
+
 def _machine_constants(threads: int) -> dict[str, float]:
     """A call of a kernel with nothing to do, handing work to the other threads, and copies in and out of the caches."""
     cached, large = torch.ones(1 << 17), torch.ones(1 << 25)
@@ -198,7 +234,7 @@ def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
                 progress(f"{kernel}, {order} order", at / (len(steps) + 1))
             one = _scan_constants if kernel in scans else _conv_constants
             constants |= one(kernel, order)
-        constants |= _einsum_constants() | _state_space_constants()
+        constants |= _einsum_constants() | _state_space_constants() | _memory_constants()
         if progress is not None:
             progress("memory", len(steps) / (len(steps) + 1))
         constants |= _machine_constants(threads)

@@ -2,8 +2,9 @@
 
 default.json was measured on a busy AMD Zen 3 with two cores, for baseline and AVX2, except for estimates of the cost of
 a call, of handing work over and of a cached byte, and the FFT's and the parallel scan's element, set by hand. Its
-constants of AVX-512 are those of AVX2 with 0.6 of the arithmetic, those of NEON are the baseline's, until somebody
-measures them with ``convscan tune``.
+constants of AVX-512 are those of AVX2 with 0.6 of the arithmetic, but for those of the selective scan, linear attention
+and the delta rule, which were measured on a quiet Zen 5; those of NEON are the baseline's, until somebody measures them
+with ``convscan tune``.
 """
 
 from __future__ import annotations
