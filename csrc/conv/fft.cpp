@@ -89,7 +89,8 @@ class Filters {
   int64_t Copies() const { return Copied() * taps_; }
 
   // The spectrum of the filter of channel first + c, of 16 whose taps are copied when c reaches a new few of them.
-  void Transform(int64_t batch, int64_t first, int64_t c, bool copies, S *copied_taps, C *spectrum) const {
+  void Transform(int64_t batch, int64_t first, int64_t c, bool copies, S *copied_taps, C *spectrum,
+                 const Ahead &ahead = {}) const {
     const S *h = h_ + batch * batch_stride_ + IndexOf(first + c) * filter_stride_;
     int64_t stride = tap_stride_;
     if (copies) {
@@ -102,7 +103,14 @@ class Filters {
     const int64_t points = transform_.Points();
     const Taps<S> taps{h, stride, taps_, origin_, 2 * points, T{1} / static_cast<T>(points)};
     transform_.FirstStep(taps, taps.UpperIsZero(points), spectrum);
-    transform_.Spectrum(spectrum);
+    transform_.Spectrum(spectrum, ahead);
+  }
+
+  // The taps that the filter of a channel will be read from, where they are contiguous.
+  void WantTaps(int64_t batch, int64_t channel, Ahead &ahead) const {
+    if (tap_stride_ == 1)
+      ahead.Want(h_ + batch * batch_stride_ + IndexOf(channel) * filter_stride_,
+                 taps_ * static_cast<int64_t>(sizeof(S)));
   }
 
  private:
@@ -143,11 +151,12 @@ class FftConvolution {
         panel_((CeilDiv(Min(outputs + p.origin, p.length), kChunk) + 1) * kChunk),
         threads_(Threads(p.threads, p.batch * p.length * p.channels * kWorkPerSample)),
         shares_lines_(p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.length >= kChunk),
+        is_far_(Bytes() > kCacheBytes),
         is_gated_(p.pre_gate != nullptr || p.post_gate != nullptr),
         keeps_spectra_(kept.address == nullptr && (p.h_batch_stride == 0 ? p.batch : 1) * CeilDiv(p.length, outputs) > 1),
         copies_taps_(kept.address == nullptr && filters_.ShareLines()),
         panel_width_(PanelWidth()),
-        groups_(p.channels, shares_lines_ || copies_taps_ || SharesFilters(), Max(panel_width_, kChunk)) {}
+        groups_(p.channels, TaskWidth() > 1, TaskWidth()) {}
 
   convscan_status Run() {
     // Channels first; where they are too few to share out, batches too, and each transforms the filter for itself, as
@@ -192,6 +201,22 @@ class FftConvolution {
   };
 
   int64_t PanelItem() const { return static_cast<int64_t>(is_gated_ ? sizeof(T) : sizeof(S)); }
+
+  // Beyond this, what a problem touches is not in the caches when it is wanted.
+  static constexpr int64_t kCacheBytes = int64_t{16} << 20;
+  int64_t SignalBytes() const { return p_.batch * p_.length * p_.channels * static_cast<int64_t>(sizeof(S)); }
+  int64_t Bytes() const {
+    const int64_t filters = kept_.address == nullptr ? p_.taps * static_cast<int64_t>(sizeof(S)) : kept_.step;
+    return 2 * SignalBytes() + CeilDiv(p_.channels, filters_.Group()) * filters;
+  }
+  // Whether outputs are stored past the caches.
+  bool Streams() const { return SignalBytes() > kStreamBytes; }
+
+  // Neighbours that one task takes: to share lines of memory or filters, or so that what it asks for ahead is its own.
+  int64_t TaskWidth() const {
+    if (shares_lines_ || copies_taps_ || SharesFilters()) return Max(panel_width_, kChunk);
+    return is_far_ ? Min(kChunk, Max(1, p_.channels / (8 * threads_))) : 1;
+  }
 
   // Neighbours in one task share the transform of their filter, while there are tasks enough.
   bool SharesFilters() const {
@@ -242,6 +267,7 @@ class FftConvolution {
     } else {
       RunRows(first, channels, batch_begin, batch_end, shares_lines_ && is_wide, copies_taps, scratch);
     }
+    if (Streams()) StreamFence();
     return true;
   }
 
@@ -254,7 +280,8 @@ class FftConvolution {
     for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b) Tile(b, first, gates_tiles);
     for (int64_t c = 0; c < channels; ++c) {
       if (NeedsFilter(first, c))
-        filters_.Transform(batch_begin, first, c, copies_taps, scratch.taps, scratch.spectra);
+        filters_.Transform(batch_begin, first, c, copies_taps, scratch.taps, scratch.spectra,
+                           AheadOfRow(batch_begin, first + c));
       for (int64_t b = batch_begin; b < batch_end; ++b) {
         Row<S> out = Row<S>::Strided(Y(b, first + c), p_.y_strides.time, p_.length);
         Row<const S> in = Row<const S>::Strided(gates_tiles ? Y(b, first + c) : X(b, first + c),
@@ -266,11 +293,30 @@ class FftConvolution {
         }
         const Ends<S> ends = gates_tiles ? Ends<S>{{}, {}, T{0}, CONVSCAN_IDENTITY} : EndsOf(b, first + c);
         Past past = PastOf(b, first + c, scratch.past[0], scratch.past[1]);
+        const Ahead ahead = b + 1 < batch_end ? AheadOfRow(b + 1, first + c)
+                            : c + 1 < channels ? AheadOfChannel(batch_begin, first, c + 1)
+                                               : Ahead{};
         for (int64_t start = 0; start < p_.length; start += outputs_)
-          ConvolveBlock<S>(in.From(start), out.From(start), start, first + c, ends, scratch.data, scratch.spectra, past);
+          ConvolveBlock<S>(in.From(start), out.From(start), start, first + c, ends, scratch.data, scratch.spectra, past,
+                           ahead);
       }
     }
     for (int64_t b = batch_begin; is_tiled && b < batch_end; ++b) Untile(b, first, gates_tiles);
+  }
+
+  // What is read next, when it is a row or the taps of a filter.
+  Ahead AheadOfRow(int64_t b, int64_t channel) const {
+    Ahead ahead;
+    // Blocks of time are short: the hardware sees where a row goes on.
+    if (is_far_ && p_.x_strides.time == 1 && outputs_ >= p_.length)
+      ahead.Want(X(b, channel), p_.length * static_cast<int64_t>(sizeof(S)));
+    return ahead;
+  }
+  Ahead AheadOfChannel(int64_t b, int64_t first, int64_t c) const {
+    if (!NeedsFilter(first, c)) return AheadOfRow(b, first + c);
+    Ahead ahead;
+    if (is_far_) filters_.WantTaps(b, first + c, ahead);
+    return ahead;
   }
 
   void Tile(int64_t b, int64_t first, bool gates_tiles) const {
@@ -350,7 +396,7 @@ class FftConvolution {
   // Outputs from time `start` on, as many as a block has; `in` and `out` are the row from there on, `ends` the whole.
   template <class R>
   void ConvolveBlock(const Row<const R> &in, const Row<R> &out, int64_t start, int64_t channel, const Ends<R> &ends, C *data,
-                     const C *spectrum, Past &past) const {
+                     const C *spectrum, Past &past, const Ahead &ahead = {}) const {
     const int64_t rest = p_.length - start;
     const Samples<R> samples(in, ends.pre.From(start), Min(outputs_ + p_.origin, rest),
                              past.is_known ? past.samples : nullptr, history_, transform_.Points());
@@ -359,28 +405,35 @@ class FftConvolution {
       past = {past.next, past.samples, true};
     }
     transform_.FirstStep(samples, samples.UpperIsZero(transform_.Points()), data);
-    MultiplyBySpectrum(data, spectrum, channel);
-    const Sink<R> sink{out, ends.post.From(start), Min(outputs_, rest), ends.bias, ends.activation};
+    MultiplyBySpectrum(data, spectrum, channel, ahead);
+    const bool is_aligned = (reinterpret_cast<uintptr_t>(out.elements) & 63) == 0;
+    const Sink<R> sink{out,       ends.post.From(start), Min(outputs_, rest),
+                       ends.bias, ends.activation,       is_aligned && p_.y_strides.time == 1 && Streams()};
     transform_.LastStep(data, sink.length, sink);
   }
 
   // `spectrum` is not read where spectra are kept.
-  void MultiplyBySpectrum(C *data, const C *spectrum, int64_t channel) const {
-    if (kept_.address == nullptr) return transform_.MultiplyBySpectrum(data, reinterpret_cast<const T *>(spectrum));
+  void MultiplyBySpectrum(C *data, const C *spectrum, int64_t channel, Ahead ahead) const {
+    if (kept_.address == nullptr)
+      return transform_.MultiplyBySpectrum(data, reinterpret_cast<const T *>(spectrum), ahead);
     const char *const kept = kept_.address + filters_.IndexOf(channel) * kept_.step;
-    if (kept_.is_bfloat16) return MultiplyByKept(data, reinterpret_cast<const BFloat16 *>(kept));
-    MultiplyByKept(data, reinterpret_cast<const T *>(kept));
+    if (kept_.is_bfloat16) return MultiplyByKept(data, reinterpret_cast<const BFloat16 *>(kept), ahead);
+    MultiplyByKept(data, reinterpret_cast<const T *>(kept), ahead);
   }
 
   template <class Stored>
-  void MultiplyByKept(C *data, const Stored *spectrum) const {
+  void MultiplyByKept(C *data, const Stored *spectrum, Ahead &ahead) const {
+    // Two groups before they are multiplied.
+    constexpr int64_t kGroup = 2 * kLanes<T> * kLanes<T>;
+    if (is_far_) ahead.Want(spectrum + 2 * kGroup, 2 * transform_.Points() * static_cast<int64_t>(sizeof(Stored)));
+
     if (kept_.pattern != nullptr) {
       const Pattern<T> pattern(const_cast<void *>(kept_.pattern), transform_.Points());
       if (kept_.is_conjugate) return transform_.template MultiplyBySparse<true>(data, spectrum, pattern);
       return transform_.MultiplyBySparse(data, spectrum, pattern);
     }
-    if (kept_.is_conjugate) return transform_.template MultiplyBySpectrum<true>(data, spectrum);
-    transform_.MultiplyBySpectrum(data, spectrum);
+    if (kept_.is_conjugate) return transform_.template MultiplyBySpectrum<true>(data, spectrum, ahead);
+    transform_.MultiplyBySpectrum(data, spectrum, ahead);
   }
 
   T BiasOf(int64_t batch, int64_t channel) const {
@@ -426,7 +479,7 @@ class FftConvolution {
   const Filters<S> filters_;
   const int64_t outputs_, history_, panel_;  // panel_: elements from row to row of a panel
   const int threads_;
-  const bool shares_lines_, is_gated_;
+  const bool shares_lines_, is_far_, is_gated_;
   const bool keeps_spectra_, copies_taps_;
   const int64_t panel_width_;
   const Groups groups_;
@@ -439,28 +492,37 @@ int64_t SpectrumBytes(int64_t points, convscan_spectrum_storage storage) {
          static_cast<int64_t>(storage == CONVSCAN_SPECTRUM_BFLOAT16 ? sizeof(BFloat16) : sizeof(Compute<S>));
 }
 
+// Where the taps of a filter go; see Taps and Transform::LastStep.
+template <class T>
+struct TapSink {
+  using Stored = T;
+  static constexpr int kW = kLanes<T>;
+  static constexpr T bias = 0;
+  static constexpr bool streams = false;
+  T *h;
+  int64_t stride, count, origin, period;
+  T scale;
+
+  T *At(int64_t n, int64_t vectors) const {
+    return stride == 1 && n + origin + vectors * kW <= count ? h + n + origin : nullptr;
+  }
+  void operator()(int64_t n, int64_t vectors, const T *from) const {
+    for (const int64_t end = n + vectors * kW; n < end; ++n, ++from) {
+      if (n + origin < count) h[(n + origin) * stride] = *from;
+      else if (n >= period - origin) h[(n + origin - period) * stride] = -*from;
+    }
+  }
+};
+
 // The taps whose spectrum is `sum`, which is lost. Tap k is at lag k - origin; lags below zero come round from 2M with the
 // sign changed.
 template <class T>
 void StoreFilterGradient(const Transform<T> &transform, ComplexVec<T> *sum, int64_t taps, int64_t origin, T *dh,
                          int64_t dh_stride) {
   transform.BackFromSpectrum(sum);
-  const int64_t period = 2 * transform.Points(), later = taps - origin, first = period - origin;
-  const T scale = T{1} / static_cast<T>(transform.Points());
-  transform.LastStep(sum, origin > 0 ? period : later, [&](int64_t n, int64_t vectors, const T *from) {
-    constexpr int kW = kLanes<T>;
-    for (; vectors > 0; --vectors, n += kW, from += 2 * kW) {
-      if (dh_stride == 1 && n + kW <= later) {
-        Store<kW>(dh + n + origin, Load<kW>(from) * scale);
-        continue;
-      }
-      if (n >= later && n + kW <= first) continue;
-      for (int l = 0; l < kW; ++l) {
-        if (n + l < later) dh[(n + l + origin) * dh_stride] = from[l] * scale;
-        else if (n + l >= first) dh[(n + l - first) * dh_stride] = -from[l] * scale;
-      }
-    }
-  });
+  const int64_t period = 2 * transform.Points();
+  const TapSink<T> sink{dh, dh_stride, taps, origin, period, T{1} / static_cast<T>(transform.Points())};
+  transform.LastStep(sum, origin > 0 ? period : taps, sink);
 }
 
 // dh by correlation: conj(X) DZ summed over blocks and batch before one inverse transform. Blocks of dz have P samples;
@@ -769,7 +831,7 @@ class FftGradient {
         } else {
           transform_.CorrelateAndMultiply(scratch.dz, static_cast<const T *>(spectrum), scratch.x, scratch.sum);
         }
-        transform_.LastStep(scratch.dz, length, Sink<S>{dx.From(start), {}, length, T{0}, CONVSCAN_IDENTITY});
+        transform_.LastStep(scratch.dz, length, Sink<S>{dx.From(start), {}, length, T{0}, CONVSCAN_IDENTITY, false});
       }
     }
     StoreFilterGradient(transform_, scratch.sum, f_.taps, 0, dh, dh_stride);

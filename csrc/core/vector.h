@@ -322,6 +322,15 @@ CONVSCAN_INLINE void UnpackPairs(V &a, V &b, Indices<I...>) {
   b = high;
 }
 
+// The blocks of a and b with even numbers, and those with odd ones, which x86 picks in one instruction each.
+template <int Block, class V, int... I>
+CONVSCAN_INLINE void HalveBlocks(V &a, V &b, Indices<I...>) {
+  const V even = __builtin_shufflevector(a, b, (2 * (I / Block) * Block + I % Block)...);
+  const V odd = __builtin_shufflevector(a, b, (2 * (I / Block) * Block + Block + I % Block)...);
+  a = even;
+  b = odd;
+}
+
 // v[r][c] becomes v[c][r]: a square of kLanes<T> vectors (or of W).
 template <class T, int W = kLanes<T>>
 CONVSCAN_INLINE void Transpose(Vec<T, W> (&v)[W]) {
@@ -349,7 +358,18 @@ CONVSCAN_INLINE void Transpose(Vec<T, W> (&v)[W]) {
         if (!(r & 2)) ExchangeLanes<2>(v[r], v[r + 2], Lanes{});
     }
   }
+  // Blocks of 128 bits among rows kBlock apart.
   constexpr int kFirst = kBlock == 4 ? 4 : 2;
+  if constexpr (W == 4 * kFirst) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kFirst; ++r) {
+      HalveBlocks<kFirst>(v[r], v[r + kFirst], Lanes{});                   // a0 a2 b0 b2 | a1 a3 b1 b3
+      HalveBlocks<kFirst>(v[r + 2 * kFirst], v[r + 3 * kFirst], Lanes{});  // c0 c2 d0 d2 | c1 c3 d1 d3
+      HalveBlocks<kFirst>(v[r], v[r + 2 * kFirst], Lanes{});               // a0 b0 c0 d0 | a2 b2 c2 d2
+      HalveBlocks<kFirst>(v[r + kFirst], v[r + 3 * kFirst], Lanes{});      // a1 b1 c1 d1 | a3 b3 c3 d3
+    }
+    return;
+  }
   if constexpr (W >= 2 * kFirst) {
 #pragma GCC unroll 16
     for (int r = 0; r < W; ++r)

@@ -67,12 +67,14 @@ struct RowGate {
   }
 };
 
-// Samples 0 <= n < length of a row, times its gate if it has one, then zeros, then, from 2M - history_length on, minus the samples before the row:
-// modulo X^2M + 1 they come round with the sign changed.
+// Samples 0 <= n < length of a row, times its gate if it has one, then zeros, then, from 2M - history_length on, minus the
+// samples before the row: modulo X^2M + 1 they come round with the sign changed.
 template <class S>
 struct Samples {
   using T = Compute<S>;
+  using Stored = S;
   static constexpr int kW = kLanes<T>;
+  static constexpr T scale = 1;
   Row<const S> row;
   RowGate<S> gate;
   int64_t length;
@@ -86,23 +88,27 @@ struct Samples {
         history(history),
         history_start(2 * points - (history == nullptr ? 0 : history_length)) {}
 
-  // Samples n ... n + W vectors - 1, a vector every 2W numbers.
+  // See Transform::FirstStep.
+  CONVSCAN_INLINE const S *At(int64_t n, int64_t vectors) const {
+    const bool is_plain = row.chunk_stride == kChunk && gate.factors == nullptr;
+    return is_plain && n + vectors * kW <= Min(length, row.fast_length) ? row.chunks + n : nullptr;
+  }
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, T *to) const {
     const bool is_inside = n + vectors * kW <= Min(length, row.fast_length);
     if (is_inside && gate.factors == nullptr) {
       row.template ForVectors<0, kW>(n, vectors, [&](const S *from) {
         Store<kW>(to, Load<kW>(from));
-        to += 2 * kW;
+        to += kW;
       });
     } else if (is_inside && gate.IsAdjacent()) {
       const S *factor = gate.factors + n;
       row.template ForVectors<0, kW>(n, vectors, [&](const S *from) {
         Store<kW>(to, Load<kW>(from) * Load<kW>(factor));
         factor += kW;
-        to += 2 * kW;
+        to += kW;
       });
     } else {
-      for (; vectors > 0; --vectors, n += kW, to += 2 * kW) Store<kW>(to, Vector(n));
+      for (; vectors > 0; --vectors, n += kW, to += kW) Store<kW>(to, Vector(n));
     }
   }
 
@@ -116,7 +122,7 @@ struct Samples {
     for (int l = 0; l < kW; ++l) {
       const int64_t i = n + l;
       if (i < length) {
-        v[l] = At(i);
+        v[l] = Sample(i);
       } else if (i >= history_start) {
         v[l] = -history[i - history_start];
       }
@@ -131,10 +137,10 @@ struct Samples {
     int64_t i = 0;
     if (row.chunk_stride == kChunk && end <= row.fast_length && gate.factors == nullptr)
       for (; i + kW <= count; i += kW) Store<kW>(to + i, Load<kW>(row.chunks + end - count + i));
-    for (; i < count; ++i) to[i] = At(end - count + i);
+    for (; i < count; ++i) to[i] = Sample(end - count + i);
   }
 
-  T At(int64_t n) const {
+  T Sample(int64_t n) const {
     const T sample = LoadScalar(row.Element(n));
     return gate.factors == nullptr ? sample : sample * LoadScalar(gate.factors + n * gate.stride);
   }
@@ -144,32 +150,31 @@ struct Samples {
 template <class S>
 struct Taps {
   using T = Compute<S>;
+  using Stored = S;
   static constexpr int kW = kLanes<T>;
   const S *h;
   int64_t stride, count, origin, period;  // period: 2M
   T scale;
 
   // As of Samples.
+  CONVSCAN_INLINE const S *At(int64_t n, int64_t vectors) const {
+    return stride == 1 && n + origin + vectors * kW <= count ? h + n + origin : nullptr;
+  }
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, T *to) const {
-    const S *from = h + n + origin;
-    if (stride == 1 && n + origin + vectors * kW <= count) {
-      for (; vectors > 0; --vectors, from += kW, to += 2 * kW) Store<kW>(to, Load<kW>(from) * scale);
-    } else {
-      for (; vectors > 0; --vectors, n += kW, to += 2 * kW) Store<kW>(to, Vector(n));
-    }
+    for (; vectors > 0; --vectors, n += kW, to += kW) Store<kW>(to, Vector(n));
   }
 
   __attribute__((noinline)) Vec<T> Vector(int64_t n) const {
     const int64_t first = n + origin;
-    if (stride == 1 && first + kW <= count) return Load<kW>(h + first) * scale;
+    if (stride == 1 && first + kW <= count) return Load<kW>(h + first);
     Vec<T> v{};
     if (first >= count && n + kW <= period - origin) return v;
     for (int l = 0; l < kW; ++l) {
       const int64_t i = n + l;
       if (i + origin < count) {
-        v[l] = LoadScalar(h + (i + origin) * stride) * scale;
+        v[l] = LoadScalar(h + (i + origin) * stride);
       } else if (i >= period - origin) {
-        v[l] = -(LoadScalar(h + (i + origin - period) * stride) * scale);
+        v[l] = -LoadScalar(h + (i + origin - period) * stride);
       }
     }
     return v;
@@ -178,33 +183,41 @@ struct Taps {
   bool UpperIsZero(int64_t points) const { return origin == 0 && count <= points; }
 };
 
-// Writes samples 0 <= n < length of a row: activation(gate (sample + bias)).
+// Writes samples 0 <= n < length of a row: activation(gate (sample + bias)); the bias is already in them.
 template <class S>
 struct Sink {
   using T = Compute<S>;
+  using Stored = S;
   static constexpr int kW = kLanes<T>;
+  static constexpr T scale = 1;
   Row<S> row;
   RowGate<S> gate;
   int64_t length;
   T bias;
   convscan_activation activation;
+  bool streams;  // past the caches; the row then begins at a multiple of 64 bytes
 
+  // See Transform::LastStep.
+  CONVSCAN_INLINE S *At(int64_t n, int64_t vectors) const {
+    const bool is_plain = activation == CONVSCAN_IDENTITY && gate.factors == nullptr && row.chunk_stride == kChunk;
+    return is_plain && n + vectors * kW <= Min(length, row.fast_length) ? row.chunks + n : nullptr;
+  }
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, const T *from) const {
     const bool is_plain = activation == CONVSCAN_IDENTITY && n + vectors * kW <= Min(length, row.fast_length);
     if (is_plain && gate.factors == nullptr) {
       row.template ForVectors<1, kW>(n, vectors, [&](S *to) {
-        Store<kW>(to, Load<kW>(from) + bias);
-        from += 2 * kW;
+        Store<kW>(to, Load<kW>(from));
+        from += kW;
       });
     } else if (is_plain && gate.IsAdjacent()) {
       const S *factor = gate.factors + n;
       row.template ForVectors<1, kW>(n, vectors, [&](S *to) {
-        Store<kW>(to, (Load<kW>(from) + bias) * Load<kW>(factor));
+        Store<kW>(to, Load<kW>(from) * Load<kW>(factor));
         factor += kW;
-        from += 2 * kW;
+        from += kW;
       });
     } else {
-      for (; vectors > 0; --vectors, n += kW, from += 2 * kW) Vector(n, Load<kW>(from) + bias);
+      for (; vectors > 0; --vectors, n += kW, from += kW) Vector(n, Load<kW>(from));
     }
   }
 
