@@ -266,7 +266,7 @@ bool IsEmpty(const convscan_filter_gradient &p) {
   return p.channels == 0 || (p.dh_batch_stride != 0 && p.batch == 0);
 }
 
-convscan_status Check(const convscan_filter_gradient *p) {
+convscan_status Check(const convscan_filter_gradient *p, bool needs_dh = true) {
   if (p == nullptr || !SizesAreValid(p->batch, p->length, p->channels, p->threads)) return CONVSCAN_INVALID_ARGUMENT;
   if (p->taps < 1 || p->taps > int64_t{1} << 48 || p->origin < 0 || p->origin >= p->taps || !IsKnown(p->dtype) ||
       !BoundariesAreValid(p->boundaries, p->sequences, p->length))
@@ -277,7 +277,7 @@ convscan_status Check(const convscan_filter_gradient *p) {
   const int64_t gradient = ComputeBytes(p->dtype);
   const Array dh = View(p->dh, gradient, p->dh_batch_stride == 0 ? 1 : p->batch, p->taps, p->channels,
                         {p->dh_batch_stride, p->dh_tap_stride, p->dh_channel_stride});
-  if (!IsValid(dh, gradient) || !dh.IsInjective()) return CONVSCAN_INVALID_ARGUMENT;
+  if (needs_dh && (!IsValid(dh, gradient) || !dh.IsInjective())) return CONVSCAN_INVALID_ARGUMENT;
   if (p->batch == 0 || p->length == 0) return CONVSCAN_OK;
   const Array x = View(p->x, element, p->batch, p->length, p->channels, p->x_strides);
   const Array dz = View(p->dz, element, p->batch, p->length, p->channels, p->dz_strides);
@@ -303,31 +303,71 @@ Array States(const convscan_scan &p, const void *address, int64_t batch, int64_t
 }
 
 convscan_status Check(const convscan_conv_gradient *p, int64_t transform_length) {
-  if (p == nullptr || !IsKnown(p->storage)) return CONVSCAN_INVALID_ARGUMENT;
+  if (p == nullptr || !IsKnown(p->storage) || p->activation < CONVSCAN_IDENTITY || p->activation > CONVSCAN_GELU ||
+      p->filter_group < 0)
+    return CONVSCAN_INVALID_ARGUMENT;
   const convscan_filter_gradient &f = p->filter;
-  const convscan_status status = Check(&f);
+  const convscan_status status = Check(&f, f.dh != nullptr);
   if (status != CONVSCAN_OK) return status;
   const bool is_kept = p->spectra != nullptr;
   const int64_t bytes = is_kept ? convscan_spectrum_bytes(transform_length, f.dtype, p->storage) : 0;
   if (is_kept && bytes == 0) return CONVSCAN_UNSUPPORTED;
-  if (f.batch == 0 || f.length == 0 || f.channels == 0 || f.origin != 0 || f.x_gate != nullptr ||
-      f.dz_gate != nullptr || f.boundaries != nullptr || f.dh_batch_stride != 0)
+  if (f.batch == 0 || f.length == 0 || f.channels == 0 || f.dh_batch_stride != 0 || (is_kept && f.origin != 0))
     return CONVSCAN_UNSUPPORTED;
-  const int64_t element = ElementBytes(f.dtype);
-  const Array x = View(f.x, element, f.batch, f.length, f.channels, f.x_strides);
-  const Array dz = View(f.dz, element, f.batch, f.length, f.channels, f.dz_strides);
-  const Array dx = View(p->dx, element, f.batch, f.length, f.channels, p->dx_strides);
-  const Array dh = Plane(f.dh, ComputeBytes(f.dtype), f.taps, f.channels, f.dh_tap_stride, f.dh_channel_stride);
-  const Array h = is_kept ? Plane(p->spectra, bytes, 1, f.channels, 0, p->h_channel_stride == 0 ? 0 : 1)
-                          : Plane(p->h, element, f.taps, f.channels, p->h_tap_stride, p->h_channel_stride);
-  if (!IsValid(dx, element) || !dx.IsInjective() || !IsValid(h, is_kept ? kSpectrumAlignment : element))
-    return CONVSCAN_INVALID_ARGUMENT;
-  if (Conflicts(dx, dz, true) || Conflicts(dx, x, false) || Conflicts(dx, h, false) || Conflicts(dx, dh, false) ||
-      Conflicts(dh, h, false))
-    return CONVSCAN_INVALID_ARGUMENT;
-  if (f.state != nullptr && f.taps > 1) {
-    const Array state = View(f.state, element, f.batch, f.taps - 1, f.channels, f.state_strides);
-    if (Conflicts(dx, state, false)) return CONVSCAN_INVALID_ARGUMENT;
+  const int64_t element = ElementBytes(f.dtype), gradient = ComputeBytes(f.dtype);
+  const int64_t filters = p->filter_group > 1 ? (f.channels - 1) / p->filter_group + 1 : f.channels;
+  const auto signal = [&](const void *address, const convscan_strides &strides) {
+    return View(address, element, f.batch, f.length, f.channels, strides);
+  };
+  const Array h = is_kept ? Plane(p->spectra, bytes, 1, filters, 0, p->h_channel_stride == 0 ? 0 : 1)
+                          : Plane(p->h, element, f.taps, filters, p->h_tap_stride, p->h_channel_stride);
+  if (!IsValid(h, is_kept ? kSpectrumAlignment : element)) return CONVSCAN_INVALID_ARGUMENT;
+  const Array bias = Plane(p->bias, element, 1, f.channels, 0, p->bias_stride);
+  if (p->bias != nullptr && !IsValid(bias, element)) return CONVSCAN_INVALID_ARGUMENT;
+
+  const auto states = [&](const void *address, const convscan_strides &strides, int64_t sequence_stride) {
+    return Array{reinterpret_cast<uintptr_t>(address),
+                 element,
+                 {f.batch, f.boundaries == nullptr ? 1 : f.sequences, f.taps - 1, f.channels, 1},
+                 {strides.batch, sequence_stride, strides.time, strides.channel}};
+  };
+  if (p->dstate != nullptr && f.origin != 0) return CONVSCAN_INVALID_ARGUMENT;
+
+  // What is written is apart from everything else; but dx may be the gradient of y where no other gradient reads that.
+  struct Output {
+    const void *address;
+    Array array;
+    int64_t alignment;
+  };
+  const Output outputs[] = {
+      {p->dx, signal(p->dx, p->dx_strides), element},
+      {p->dpre_gate, signal(p->dpre_gate, p->dpre_gate_strides), element},
+      {p->dpost_gate, signal(p->dpost_gate, p->dpost_gate_strides), element},
+      {f.taps > 1 ? p->dstate : nullptr, states(p->dstate, p->dstate_strides, p->dstate_sequence_stride), element},
+      {p->dbias, Plane(p->dbias, gradient, 1, f.channels, 0, p->dbias_stride), gradient},
+      {f.dh, Plane(f.dh, gradient, f.taps, f.channels, f.dh_tap_stride, f.dh_channel_stride), gradient},
+  };
+  const Output inputs[] = {
+      {f.x, signal(f.x, f.x_strides), 1},
+      {f.x_gate, signal(f.x_gate, f.x_gate_strides), 1},
+      {f.dz_gate, signal(f.dz_gate, f.dz_gate_strides), 1},
+      {f.taps > 1 ? f.state : nullptr, states(f.state, f.state_strides, f.state_sequence_stride), 1},
+      {p->bias, bias, 1},
+      {f.boundaries, Plane(f.boundaries, 8, 1, f.sequences + 1, 0, 1), 1},
+      {is_kept ? p->spectra : p->h, h, 1},
+  };
+  const bool may_alias = p->dpre_gate == nullptr && p->dpost_gate == nullptr && p->dbias == nullptr;
+  const Array dy = signal(f.dz, f.dz_strides);
+  for (const Output &out : outputs) {
+    if (out.address == nullptr) continue;
+    if (!IsValid(out.array, out.alignment) || !out.array.IsInjective() ||
+        Conflicts(out.array, dy, out.address == p->dx && may_alias))
+      return CONVSCAN_INVALID_ARGUMENT;
+    for (const Output &in : inputs)
+      if (in.address != nullptr && Conflicts(out.array, in.array, false)) return CONVSCAN_INVALID_ARGUMENT;
+    for (const Output &other : outputs)
+      if (&other != &out && other.address != nullptr && Conflicts(out.array, other.array, false))
+        return CONVSCAN_INVALID_ARGUMENT;
   }
   return CONVSCAN_OK;
 }

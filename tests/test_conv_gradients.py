@@ -55,9 +55,9 @@ def test_on_problems_of_hostile_sizes(name: str, dtype: torch.dtype, isa: str) -
 
 
 def test_backward_of_long_filters_takes_one_pass() -> None:
-    x, dz = torch.randn(2, 500, 3), torch.randn(2, 500, 3)
-    for taps, name in ((500, "fft"), (3, "separate")):
-        h = torch.randn(taps, 3)
+    x, dz = torch.randn(2, 4096, 64), torch.randn(2, 4096, 64)
+    for taps, name in ((4096, "fft"), (3, "separate")):
+        h = torch.randn(taps, 64)
         explanation = convscan.explain(
             "causal_conv_gradients", x, h, dz, None, "default", None, torch.empty_like(x), torch.empty_like(h)
         )

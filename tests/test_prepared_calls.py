@@ -221,7 +221,7 @@ def test_nothing_leaks(function: Callable[..., Tensor], exchange: object) -> Non
     arguments = [normal(*shape) for shape in SHAPES[function]]
     out = function(*arguments)
     function(*arguments, out=out)
-    calls = convscan.ops.causal_conv.api._calls if function is conv else convscan.ops.linear_recurrence.api._calls
+    calls = convscan.ops.causal_conv.api.calls if function is conv else convscan.ops.linear_recurrence.api._calls
     watched = [*arguments, out, out.dtype, *calls.prepared, *calls.prepared.values()]
     with convscan.force("reference"):
         function(*arguments)
@@ -241,7 +241,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "_LIMIT", 10)
     for length in range(1, 50):
         causal_conv(torch.ones(length, 1), torch.ones(1, 1))
-    assert len(convscan.ops.causal_conv.api._calls.prepared) <= 11
+    assert len(convscan.ops.causal_conv.api.calls.prepared) <= 11
 
 
 @pytest.mark.skipif(TABLES[0] is None, reason="PyTorch before 2.10: reading attributes takes longer")

@@ -62,6 +62,41 @@ CONVSCAN_INLINE Vec<T, W> Gelu(Vec<T, W> z) {
   return z < 0 ? negative : positive;
 }
 
+// The derivative of silu, s (1 + z (1 - s)) with s = 1 / (1 + exp(-z)).
+template <int W, class T>
+CONVSCAN_INLINE Vec<T, W> SiluSlope(Vec<T, W> z) {
+  const Vec<T, W> t = ClampedMagnitude<W, T>(z, ExpConstants<T>::kEnd);
+  const ScaledExp<W, T> e = ExpInParts<W, T>(-t, Vec<T, W>{});
+  const Vec<T, W> tail = e.mantissa * e.first * e.second, inverse = 1 / (1 + tail), lower = tail * inverse;
+  const Vec<T, W> s = z < 0 ? lower : inverse, rest = z < 0 ? inverse : lower;
+  return s + z * s * rest;
+}
+
+// The derivative of gelu, Phi(z) + z phi(z).
+template <int W, class T>
+CONVSCAN_INLINE Vec<T, W> GeluSlope(Vec<T, W> z) {
+  using C = ActivationConstants<T>;
+  using U = Vec<Unsigned<T>, W>;
+  constexpr T kDensity = static_cast<T>(0.39894228040143267794);
+  const Vec<T, W> t = ClampedMagnitude<W, T>(z, C::kGeluEnd);
+  const Vec<T, W> t_high = BitCast<Vec<T, W>>(BitCast<U>(t) & C::kHalf);
+  const ScaledExp<W, T> e = ExpInParts<W, T>(t_high * t_high * T(-0.5), (t - t_high) * (t + t_high) * T(0.5));
+  const Vec<T, W> bell = e.mantissa * e.first * e.second, inverse = 1 / (t + 4);
+  const Vec<T, W> tail = Horner<W, T>((t - 4) * inverse, C::kMills) * inverse * bell;
+  return (z < 0 ? tail : 1 - tail) + z * (kDensity * bell);
+}
+
+// activation'(z)
+template <int W, class T>
+CONVSCAN_INLINE Vec<T, W> ActivationSlope(Vec<T, W> z, convscan_activation activation) {
+  switch (activation) {
+    case CONVSCAN_IDENTITY: return Broadcast<T, W>(T{1});
+    case CONVSCAN_SILU: return SiluSlope<W, T>(z);
+    case CONVSCAN_GELU: return GeluSlope<W, T>(z);
+  }
+  return Broadcast<T, W>(T{1});
+}
+
 template <int W, class T>
 CONVSCAN_INLINE Vec<T, W> Activate(Vec<T, W> z, convscan_activation activation) {
   switch (activation) {

@@ -1,7 +1,5 @@
-// How a transform reads and writes one row (the time axis of one channel) of an array in any memory order.
-//
-// A row is either contiguous, or chunked: 16 samples together, then a jump (see TransposeTiles), or anything else,
-// which is read element by element.
+// How a transform reads and writes one row (the time axis of one channel) of an array in any memory order, and how the rows
+// of adjacent channels are gathered from their columns and scattered back.
 #pragma once
 
 #include "conv/activation.h"
@@ -9,43 +7,20 @@
 
 namespace convscan::CONVSCAN_ISA {
 
+// Tiles of columns are this high and wide.
 inline constexpr int kChunk = 16;
 
-// A row's memory. Samples below fast_length lie in chunks: sample n at chunks[(n / 16) chunk_stride + n % 16];
-// all others, and all samples where fast_length is 0, at elements[n stride].
+// A row's memory: sample n at elements[n stride], of `length` samples.
 template <class S>
 struct Row {
-  S *chunks;
-  int64_t chunk_stride;
-  int64_t fast_length;
   S *elements;
-  int64_t stride;
+  int64_t stride, length;
 
-  static Row Strided(S *elements, int64_t stride, int64_t length) {
-    return {elements, kChunk, stride == 1 ? length : 0, elements, stride};
-  }
-  // The same row from sample `start` on, a multiple of 16.
-  Row From(int64_t start) const {
-    return {chunks + start / kChunk * chunk_stride, chunk_stride, Max(fast_length - start, 0),
-            elements + start * stride, stride};
-  }
-  // visit(address) for samples n, n + kW, ... of `vectors` vectors below fast_length; n is a multiple of kW.
-  template <int kWrite, int kW, class Visit>
-  CONVSCAN_INLINE void ForVectors(int64_t n, int64_t vectors, const Visit &visit) const {
-    if (chunk_stride == kChunk) {
-      for (S *at = chunks + n; vectors > 0; --vectors, at += kW) visit(at);
-      return;
-    }
-    // Chunks lie too far apart for the hardware to prefetch them: 1.4 ns an element so, 0.3 with, for 16384 x 256.
-    constexpr int kAhead = 6;
-    for (; vectors > 0; --vectors, n += kW) {
-      S *const at = At(n);
-      __builtin_prefetch(at + kAhead * chunk_stride, kWrite);
-      visit(at);
-    }
-  }
-  CONVSCAN_INLINE S *At(int64_t n) const { return chunks + (n / kChunk) * chunk_stride + n % kChunk; }
-  CONVSCAN_INLINE S *Element(int64_t n) const { return n < fast_length ? At(n) : elements + n * stride; }
+  // The same row from sample `start` on.
+  Row From(int64_t start) const { return {elements + start * stride, stride, Max(length - start, 0)}; }
+  // Whether samples n ... n + count - 1 are there, one after the other.
+  CONVSCAN_INLINE bool HasRun(int64_t n, int64_t count) const { return stride == 1 && n + count <= length; }
+  CONVSCAN_INLINE S *Element(int64_t n) const { return elements + n * stride; }
 };
 
 // Factors of the samples of a row, `stride` apart, which may be 0; null for none.
@@ -90,32 +65,23 @@ struct Samples {
 
   // See Transform::FirstStep.
   CONVSCAN_INLINE const S *At(int64_t n, int64_t vectors) const {
-    const bool is_plain = row.chunk_stride == kChunk && gate.factors == nullptr;
-    return is_plain && n + vectors * kW <= Min(length, row.fast_length) ? row.chunks + n : nullptr;
+    return gate.factors == nullptr && HasRun(n, vectors * kW) ? row.elements + n : nullptr;
   }
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, T *to) const {
-    const bool is_inside = n + vectors * kW <= Min(length, row.fast_length);
-    if (is_inside && gate.factors == nullptr) {
-      row.template ForVectors<0, kW>(n, vectors, [&](const S *from) {
-        Store<kW>(to, Load<kW>(from));
-        to += kW;
-      });
-    } else if (is_inside && gate.IsAdjacent()) {
-      const S *factor = gate.factors + n;
-      row.template ForVectors<0, kW>(n, vectors, [&](const S *from) {
-        Store<kW>(to, Load<kW>(from) * Load<kW>(factor));
-        factor += kW;
-        to += kW;
-      });
+    if (gate.IsAdjacent() && HasRun(n, vectors * kW)) {
+      for (; vectors > 0; --vectors, n += kW, to += kW)
+        Store<kW>(to, Load<kW>(row.elements + n) * Load<kW>(gate.factors + n));
     } else {
       for (; vectors > 0; --vectors, n += kW, to += kW) Store<kW>(to, Vector(n));
     }
   }
+  CONVSCAN_INLINE bool HasRun(int64_t n, int64_t count) const { return n + count <= length && row.HasRun(n, count); }
 
   __attribute__((noinline)) Vec<T> Vector(int64_t n) const {
-    const bool is_inside = n + kW <= Min(length, row.fast_length);
-    if (is_inside && gate.factors == nullptr) return Load<kW>(row.At(n));
-    if (is_inside) return Load<kW>(row.At(n)) * gate.Vector(n, length);
+    if (HasRun(n, kW)) {
+      const Vec<T> samples = Load<kW>(row.elements + n);
+      return gate.factors == nullptr ? samples : samples * gate.Vector(n, length);
+    }
     if (n >= history_start) return -Load<kW>(history + (n - history_start));
     Vec<T> v{};
     if (n >= length && n + kW <= history_start) return v;
@@ -135,8 +101,8 @@ struct Samples {
   // The `count` samples that end at sample `end`, into memory of the compute type.
   void Copy(int64_t end, int64_t count, T *to) const {
     int64_t i = 0;
-    if (row.chunk_stride == kChunk && end <= row.fast_length && gate.factors == nullptr)
-      for (; i + kW <= count; i += kW) Store<kW>(to + i, Load<kW>(row.chunks + end - count + i));
+    if (gate.factors == nullptr && row.HasRun(end - count, count))
+      for (; i + kW <= count; i += kW) Store<kW>(to + i, Load<kW>(row.elements + end - count + i));
     for (; i < count; ++i) to[i] = Sample(end - count + i);
   }
 
@@ -199,32 +165,23 @@ struct Sink {
 
   // See Transform::LastStep.
   CONVSCAN_INLINE S *At(int64_t n, int64_t vectors) const {
-    const bool is_plain = activation == CONVSCAN_IDENTITY && gate.factors == nullptr && row.chunk_stride == kChunk;
-    return is_plain && n + vectors * kW <= Min(length, row.fast_length) ? row.chunks + n : nullptr;
+    const bool is_plain = activation == CONVSCAN_IDENTITY && gate.factors == nullptr;
+    return is_plain && HasRun(n, vectors * kW) ? row.elements + n : nullptr;
   }
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, const T *from) const {
-    const bool is_plain = activation == CONVSCAN_IDENTITY && n + vectors * kW <= Min(length, row.fast_length);
-    if (is_plain && gate.factors == nullptr) {
-      row.template ForVectors<1, kW>(n, vectors, [&](S *to) {
-        Store<kW>(to, Load<kW>(from));
-        from += kW;
-      });
-    } else if (is_plain && gate.IsAdjacent()) {
-      const S *factor = gate.factors + n;
-      row.template ForVectors<1, kW>(n, vectors, [&](S *to) {
-        Store<kW>(to, Load<kW>(from) * Load<kW>(factor));
-        factor += kW;
-        from += kW;
-      });
+    if (activation == CONVSCAN_IDENTITY && gate.IsAdjacent() && HasRun(n, vectors * kW)) {
+      for (; vectors > 0; --vectors, n += kW, from += kW)
+        Store<kW>(row.elements + n, Load<kW>(from) * Load<kW>(gate.factors + n));
     } else {
       for (; vectors > 0; --vectors, n += kW, from += kW) Vector(n, Load<kW>(from));
     }
   }
+  CONVSCAN_INLINE bool HasRun(int64_t n, int64_t count) const { return n + count <= length && row.HasRun(n, count); }
 
   __attribute__((noinline)) void Vector(int64_t n, Vec<T> v) const {
     if (gate.factors != nullptr) v *= gate.Vector(n, length);
     v = Activate<kW, T>(v, activation);
-    if (n + kW <= Min(length, row.fast_length)) return Store<kW>(row.At(n), v);
+    if (HasRun(n, kW)) return Store<kW>(row.elements + n, v);
     for (int l = 0; l < kW && n + l < length; ++l) StoreScalar(row.Element(n + l), v[l]);
   }
 };
@@ -258,34 +215,45 @@ void TransposeTile(const S *from, int64_t from_stride, S *to, int64_t to_stride)
   }
 }
 
+// The same past the caches: every row of `to` is a whole number of lines.
+template <class S>
+void StreamTile(const S *from, int64_t from_stride, S *to, int64_t to_stride) {
+  using Bits = Unsigned<S>;
+  constexpr int kW = kVectorBytes / static_cast<int>(sizeof(Bits)) < kChunk
+                         ? kVectorBytes / static_cast<int>(sizeof(Bits))
+                         : kChunk;
+  alignas(64) Bits lines[kChunk][kChunk];
+  TransposeTile(reinterpret_cast<const Bits *>(from), from_stride, &lines[0][0], kChunk);
+  for (int r = 0; r < kChunk; ++r)
+#pragma GCC unroll 16
+    for (int j = 0; j < kChunk; j += kW)
+      StoreStream<kW>(reinterpret_cast<Bits *>(to) + r * to_stride + j, Load<kW>(&lines[r][j]));
+}
+
 // Columns lie a stride apart, where no hardware prefetcher follows: tiles ahead are asked for.
 template <int kWrite, class S>
 CONVSCAN_INLINE void PrefetchTile(const S *columns, int64_t stride) {
   for (int r = 0; r < kChunk; ++r) __builtin_prefetch(columns + (2 * kChunk + r) * stride, kWrite);
 }
 
-// Time steps x channels become channels x time steps inside each tile: row 16 i + c of `to` then holds samples
-// 16 i ... 16 i + 15 of channel c, one chunk. `from` and `to` are 16 channels wide; they may be the same memory, so an
-// output array is its own scratch. `tiles` is the number of tiles along time. Undoes itself.
-template <class S>
-void TransposeTiles(const S *from, int64_t from_stride, S *to, int64_t to_stride, int64_t tiles) {
-  for (int64_t tile = 0; tile < tiles; ++tile, from += kChunk * from_stride, to += kChunk * to_stride) {
-    PrefetchTile<0>(from, from_stride);
-    PrefetchTile<1>(to, to_stride);
-    TransposeTile(from, from_stride, to, to_stride);
-  }
-}
-
-// `rows` rows (a multiple of 16), `pitch` apart, of `count` samples become the columns of `to`, whose rows lie `stride`
-// apart.
+// `rows` rows, `pitch` apart, of `count` samples become the columns of `to`, whose rows lie `stride` apart; past the caches
+// if `streams`, where lines are whole.
 template <class T>
-void RowsToColumns(const T *from, int64_t pitch, int64_t count, int64_t rows, T *to, int64_t stride) {
+void RowsToColumns(const T *from, int64_t pitch, int64_t count, int64_t rows, T *to, int64_t stride, bool streams) {
+  const int64_t whole = rows / kChunk * kChunk;
   int64_t n = 0;
-  for (; n + kChunk <= count; n += kChunk)
-    for (int64_t r = 0; r < rows; r += kChunk) {
-      PrefetchTile<1>(to + n * stride + r, stride);
-      TransposeTile(from + r * pitch + n, pitch, to + n * stride + r, stride);
+  for (; n + kChunk <= count; n += kChunk) {
+    for (int64_t r = 0; r < whole; r += kChunk) {
+      if (streams) {
+        StreamTile(from + r * pitch + n, pitch, to + n * stride + r, stride);
+      } else {
+        PrefetchTile<1>(to + n * stride + r, stride);
+        TransposeTile(from + r * pitch + n, pitch, to + n * stride + r, stride);
+      }
     }
+    for (int64_t i = n; whole < rows && i < n + kChunk; ++i)
+      for (int64_t r = whole; r < rows; ++r) to[i * stride + r] = from[r * pitch + i];
+  }
   for (; n < count; ++n)
     for (int64_t r = 0; r < rows; ++r) to[n * stride + r] = from[r * pitch + n];
 }
@@ -293,34 +261,18 @@ void RowsToColumns(const T *from, int64_t pitch, int64_t count, int64_t rows, T 
 // And back.
 template <class T>
 void RowsFromColumns(const T *from, int64_t stride, int64_t count, int64_t rows, T *to, int64_t pitch) {
+  const int64_t whole = rows / kChunk * kChunk;
   int64_t n = 0;
-  for (; n + kChunk <= count; n += kChunk)
-    for (int64_t r = 0; r < rows; r += kChunk) {
+  for (; n + kChunk <= count; n += kChunk) {
+    for (int64_t r = 0; r < whole; r += kChunk) {
       PrefetchTile<0>(from + n * stride + r, stride);
       TransposeTile(from + n * stride + r, stride, to + r * pitch + n, pitch);
     }
-  for (; n < count; ++n)
-    for (int64_t r = 0; r < rows; ++r) to[r * pitch + n] = from[n * stride + r];
-}
-
-// kColumns neighbouring columns of an array with `count` rows become contiguous rows of `to`, row r at to + r count.
-// Reading one column at a time would fetch every cache line once per column.
-template <int kColumns, class S>
-void CopyColumns(const S *from, int64_t stride, int64_t count, S *to) {
-  using Bits = Unsigned<S>;
-  const Bits *source = reinterpret_cast<const Bits *>(from);
-  Bits *target = reinterpret_cast<Bits *>(to);
-  int64_t n = 0;
-  for (; n + kColumns <= count; n += kColumns) {
-    Vec<Bits, kColumns> v[kColumns];
-#pragma GCC unroll 16
-    for (int r = 0; r < kColumns; ++r) v[r] = Load<kColumns>(source + (n + r) * stride);
-    Transpose<Bits, kColumns>(v);
-#pragma GCC unroll 16
-    for (int r = 0; r < kColumns; ++r) Store<kColumns>(target + r * count + n, v[r]);
+    for (int64_t i = n; whole < rows && i < n + kChunk; ++i)
+      for (int64_t r = whole; r < rows; ++r) to[r * pitch + i] = from[i * stride + r];
   }
   for (; n < count; ++n)
-    for (int r = 0; r < kColumns; ++r) target[r * count + n] = source[n * stride + r];
+    for (int64_t r = 0; r < rows; ++r) to[r * pitch + n] = from[n * stride + r];
 }
 
 }  // namespace convscan::CONVSCAN_ISA

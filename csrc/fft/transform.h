@@ -408,37 +408,47 @@ class Transform {
     }
   }
 
-  // After FirstStep: sum += transform of data times conj(other), and data becomes, before LastStep, the product with
-  // conj(spectrum). `other` and `sum` are in spectral order.
+  // data becomes, before LastStep, the product of two spectra in the same order, one of them scaled by 1 / M.
   template <class Stored>
-  void CorrelateAndMultiply(C *data, const Stored *spectrum, const C *other, C *sum) const {
+  void BackFromProduct(const C *a, const Stored *spectrum, C *data) const {
     ForBlocks([&](int64_t from, int64_t elements) {
       Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
         C v[kW];
-        GroupForward(group, g, v);
         const Stored *s = spectrum + 2 * kW * kW * g;
 #pragma GCC unroll 16
-        for (int i = 0; i < kW; ++i, s += 2 * kW) {
-          C &total = sum[g * kW + i];
-          total = total + MultiplyConjugate(v[i], other[g * kW + i]);
-          v[i] = MultiplyConjugate(v[i], LoadNumber(s));
-        }
+        for (int i = 0; i < kW; ++i, s += 2 * kW) v[i] = a[g * kW + i] * LoadNumber(s);
+        GroupBack(v, g, group);
+      }, Back{});
+    });
+  }
+
+  // After FirstStep: sum += transform of data times conj(other), or = where it `is_first`, when sum may be other itself; and
+  // data becomes, before LastStep, the product with conj(spectrum). `other` and `sum` are in spectral order.
+  template <class Stored>
+  void CorrelateAndMultiply(C *data, const Stored *spectrum, const C *other, C *sum, bool is_first,
+                            const Ahead &ahead = {}) const {
+    ForBlocks([&](int64_t from, int64_t elements) {
+      Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
+        ahead(g, Elements() / kW);
+        C v[kW];
+        GroupForward(group, g, v);
+        AddCorrelation(v, other + g * kW, sum + g * kW, is_first);
+        const Stored *s = spectrum + 2 * kW * kW * g;
+#pragma GCC unroll 16
+        for (int i = 0; i < kW; ++i, s += 2 * kW) v[i] = MultiplyConjugate(v[i], LoadNumber(s));
         GroupBack(v, g, group);
       }, RoundTrip{});
     });
   }
 
-  // After FirstStep: sum += transform of data times conj(spectrum), both in spectral order.
-  void AccumulateCorrelation(C *data, const C *spectrum, C *sum) const {
+  // The sum alone.
+  void AccumulateCorrelation(C *data, const C *other, C *sum, bool is_first, const Ahead &ahead = {}) const {
     ForBlocks([&](int64_t from, int64_t elements) {
       Descend(data + from, elements, 1, from / kW, [&](C *group, int64_t g) {
+        ahead(g, Elements() / kW);
         C v[kW];
         GroupForward(group, g, v);
-#pragma GCC unroll 16
-        for (int i = 0; i < kW; ++i) {
-          C &total = sum[g * kW + i];
-          total = total + MultiplyConjugate(v[i], spectrum[g * kW + i]);
-        }
+        AddCorrelation(v, other + g * kW, sum + g * kW, is_first);
       }, Forward{});
     });
   }
@@ -465,6 +475,16 @@ class Transform {
   struct RoundTrip {
     static constexpr bool kForward = true, kBack = true;
   };
+
+  static CONVSCAN_INLINE void AddCorrelation(const C (&v)[kW], const C *other, C *sum, bool is_first) {
+    if (is_first) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kW; ++i) sum[i] = MultiplyConjugate(v[i], other[i]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kW; ++i) sum[i] = sum[i] + MultiplyConjugate(v[i], other[i]);
+    }
+  }
 
   // A number of a spectrum in whatever type it is stored.
   template <class Stored>

@@ -171,18 +171,32 @@ CONVSCAN_API convscan_status convscan_filter_gradient_direct(const convscan_filt
 CONVSCAN_API convscan_status convscan_filter_gradient_fft(const convscan_filter_gradient *problem,
                                                           int64_t transform_length);
 
-/* dx[b,j,n] = sum_k h[k,n] dz[b,j+k,n] and dh, as above: both gradients of y[b,i,n] = sum_k h[k,n] x[b,i-k,n] from one
- * transform of dz. Where `spectra` is given (of length transform_length, see convscan_filter_spectrum), h is not read. A
- * state needs a transform_length of 0, the smallest for a single block, or one that is no shorter. Empty problems are not
- * supported, nor are origin, gates, boundaries and dh_batch_stride. dx may be dz itself. */
+/* Every gradient of y = act(post_gate (T(h) (pre_gate x) + bias)), see convscan_conv, from one pass over each channel: `filter`
+ * has x, pre_gate as x_gate, the gradient of y as dz, post_gate as dz_gate, the state, boundaries and dh. What is not asked
+ * for is null, dh too. Where `spectra` is given (of length transform_length, see convscan_filter_spectrum; origin 0), h is
+ * not read. Empty problems and dh_batch_stride are not supported. Gradients of gates have the extents of x: the caller adds
+ * up what a gate's stride of zero shares. dx may be the gradient of y itself, unless other gradients are asked for. */
 typedef struct convscan_conv_gradient {
-  convscan_filter_gradient filter; /* x, dz, state, dh, sizes, threads */
+  convscan_filter_gradient filter; /* x, dy, gates, state, boundaries, dh, sizes, threads */
   const void *h;
   int64_t h_tap_stride, h_channel_stride; /* channel stride 0: one filter for all channels */
+  int64_t filter_group;                   /* channel n has filter n / filter_group; 0 is 1 */
   const void *spectra;                    /* null for none */
   convscan_spectrum_storage storage;
+  const void *bias; /* null for none */
+  int64_t bias_stride;
+  convscan_activation activation;
   void *dx;
   convscan_strides dx_strides;
+  void *dpre_gate;
+  convscan_strides dpre_gate_strides;
+  void *dpost_gate;
+  convscan_strides dpost_gate_strides;
+  void *dstate;
+  convscan_strides dstate_strides;
+  int64_t dstate_sequence_stride;
+  void *dbias; /* of the type of dh, summed over the batch */
+  int64_t dbias_stride;
 } convscan_conv_gradient;
 
 CONVSCAN_API convscan_status convscan_conv_gradient_fft(const convscan_conv_gradient *problem,

@@ -209,18 +209,36 @@ struct ConvGradientCall {
   convscan_conv_gradient problem{};
 
   ConvGradientCall(const FilterGradientCall &filter, const Pair &h_strides, const Triple &dx_strides, bool has_spectra,
-                   bool bfloat16_spectra)
+                   bool bfloat16_spectra, int64_t filter_group, int64_t bias_stride, const std::string &activation,
+                   const Triple &dpre_gate_strides, const Triple &dpost_gate_strides, const Quadruple &dstate_strides)
       : filter(filter), has_spectra(has_spectra) {
     problem.storage = ParseStorage(bfloat16_spectra);
     std::tie(problem.h_tap_stride, problem.h_channel_stride) = h_strides;
+    problem.filter_group = filter_group;
     problem.dx_strides = Strides(dx_strides);
+    problem.bias_stride = bias_stride;
+    problem.activation = ParseActivation(activation);
+    problem.dpre_gate_strides = Strides(dpre_gate_strides);
+    problem.dpost_gate_strides = Strides(dpost_gate_strides);
+    std::tie(problem.dstate_strides.batch, problem.dstate_sequence_stride, problem.dstate_strides.time,
+             problem.dstate_strides.channel) = dstate_strides;
+    problem.dbias_stride = 1;
   }
 
-  void Run(Address x, Address h, Address dz, Address state, Address dx, Address dh, int threads) const {
+  void Run(Address x, Address h, Address dy, Address dx, Address dh, Address state, Address pre_gate, Address post_gate,
+           Address bias, Address dstate, Address dpre_gate, Address dpost_gate, Address dbias, int threads,
+           Address boundaries, int64_t sequences) const {
     convscan_conv_gradient p = problem;
-    p.filter = filter.Bind(x, dz, state, 0, 0, dh, threads);
+    p.filter = filter.Bind(x, dy, state, pre_gate, post_gate, dh, threads);
+    p.filter.boundaries = Pointer<const int64_t>(boundaries);
+    p.filter.sequences = sequences;
     (has_spectra ? p.spectra : p.h) = Pointer<const void>(h);
+    p.bias = Pointer<const void>(bias);
     p.dx = Pointer<void>(dx);
+    p.dstate = Pointer<void>(dstate);
+    p.dpre_gate = Pointer<void>(dpre_gate);
+    p.dpost_gate = Pointer<void>(dpost_gate);
+    p.dbias = Pointer<void>(dbias);
     convscan_status status;
     {
       const ReleasedGil released;
@@ -437,10 +455,16 @@ NB_MODULE(_native, m) {
            "dz_gate_strides"_a = Triple{0, 0, 0}, "origin"_a = 0, "transform_length"_a = 0)
       .def("__call__", &FilterGradientCall::Run, "x"_a, "dz"_a, "state"_a, "x_gate"_a, "dz_gate"_a, "dh"_a,
            "threads"_a = 0, "boundaries"_a = 0, "sequences"_a = 0);
-  nb::class_<ConvGradientCall>(m, "ConvGradientCall", "The gradients of a convolution's input and filter together.")
-      .def(nb::init<const FilterGradientCall &, const Pair &, const Triple &, bool, bool>(), "filter"_a, "h_strides"_a,
-           "dx_strides"_a, "has_spectra"_a = false, "bfloat16_spectra"_a = false)
-      .def("__call__", &ConvGradientCall::Run, "x"_a, "h"_a, "dz"_a, "state"_a, "dx"_a, "dh"_a, "threads"_a = 0);
+  nb::class_<ConvGradientCall>(m, "ConvGradientCall", "Every gradient of a convolution in one pass.")
+      .def(nb::init<const FilterGradientCall &, const Pair &, const Triple &, bool, bool, int64_t, int64_t,
+                    const std::string &, const Triple &, const Triple &, const Quadruple &>(),
+           "filter"_a, "h_strides"_a, "dx_strides"_a, "has_spectra"_a = false, "bfloat16_spectra"_a = false,
+           "filter_group"_a = 1, "bias_stride"_a = 1, "activation"_a = "identity",
+           "dpre_gate_strides"_a = Triple{0, 0, 0}, "dpost_gate_strides"_a = Triple{0, 0, 0},
+           "dstate_strides"_a = Quadruple{0, 0, 0, 0})
+      .def("__call__", &ConvGradientCall::Run, "x"_a, "h"_a, "dy"_a, "dx"_a, "dh"_a, "state"_a = 0, "pre_gate"_a = 0,
+           "post_gate"_a = 0, "bias"_a = 0, "dstate"_a = 0, "dpre_gate"_a = 0, "dpost_gate"_a = 0, "dbias"_a = 0,
+           "threads"_a = 0, "boundaries"_a = 0, "sequences"_a = 0);
   nb::class_<ScanCall, NativeCall>(m, "ScanCall", "A linear recurrence, all but its addresses.")
       .def(nb::init<const std::string &, const std::string &, int64_t, int64_t, int64_t, bool, const Triple &,
                     const Triple &, const Triple &, const Triple &, int64_t>(),

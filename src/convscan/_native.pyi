@@ -101,8 +101,32 @@ class ConvGradientCall:
         dx_strides: Triple,
         has_spectra: bool = False,
         bfloat16_spectra: bool = False,
+        filter_group: int = 1,
+        bias_stride: int = 1,
+        activation: str = "identity",
+        dpre_gate_strides: Triple = (0, 0, 0),
+        dpost_gate_strides: Triple = (0, 0, 0),
+        dstate_strides: Quadruple = (0, 0, 0, 0),
     ) -> None: ...
-    def __call__(self, x: int, h: int, dz: int, state: int, dx: int, dh: int, threads: int = 0) -> None: ...
+    def __call__(
+        self,
+        x: int,
+        h: int,
+        dy: int,
+        dx: int,
+        dh: int,
+        state: int = 0,
+        pre_gate: int = 0,
+        post_gate: int = 0,
+        bias: int = 0,
+        dstate: int = 0,
+        dpre_gate: int = 0,
+        dpost_gate: int = 0,
+        dbias: int = 0,
+        threads: int = 0,
+        boundaries: int = 0,
+        sequences: int = 0,
+    ) -> None: ...
 
 class AllpoleCall(NativeCall):
     def __init__(

@@ -21,8 +21,9 @@ from .. import _dispatch, _native
 from .._targets import processor, tuning_file
 from ..ops.cauchy import api as cauchy_api
 from ..ops.cauchy import cpu as cauchy_cpu
-from ..ops.causal_conv import api as conv
+from ..ops.causal_conv import arguments as conv
 from ..ops.causal_conv import cpu as conv_cpu
+from ..ops.causal_conv import cpu_gradient, transforms
 from ..ops.gated_delta_rule import cpu as delta_cpu
 from ..ops.gated_delta_rule.api import gated_delta_rule
 from ..ops.gated_linear_attention.api import gated_linear_attention
@@ -74,9 +75,9 @@ def _fit(few: tuple[float, float, float], many: tuple[float, float, float]) -> t
 def _conv_seconds(name: str, order: str, length: int, channels: int, taps: int, gradient: bool) -> tuple[float, Any]:
     x, h = _signal(order, length, channels), _signal(order, taps, channels)[0]
     if gradient:
-        rows = conv_cpu.GRADIENT_ROWS
+        rows = cpu_gradient.GRADIENT_ROWS
         dh = torch.empty(taps, channels)
-        problem: Any = conv._describe_filter_gradient(x, x, None, None, None, dh)
+        problem: Any = conv.filter_gradient_problem(x, x, None, None, None, dh)
         run = next(row for row in rows if row.name == name).prepare(problem)
         return _seconds(lambda: run(x, x, None, None, None, dh)), problem
     y = torch.empty_like(x)
@@ -98,17 +99,17 @@ def _conv_constants(kernel: str, order: str) -> dict[str, float]:
     for length, channels, taps in (few, many):
         seconds, problem = _conv_seconds(name, order, length, channels, taps, family == "gradient")
         if name == "fft":
-            units = conv_cpu._fft_units(problem, conv_cpu._transform_length(problem))
+            units = transforms.units(problem, transforms.transform_length(problem))
         elif name == "recurrence":
             units = float(length * channels * taps)
         else:
-            units = conv_cpu._products(problem)
+            units = conv_cpu.products(problem)
         points.append((units, float(length * channels), seconds))
     unit, element = _fit(points[0], points[1])
     if name == "fft":
         # It walks many channels a few at a time, past the caches: take the mean of elements in cache and of those.
         seconds, problem = _conv_seconds(name, order, 2048, 1024, 128, family == "gradient")
-        units = conv_cpu._fft_units(problem, conv_cpu._transform_length(problem))
+        units = transforms.units(problem, transforms.transform_length(problem))
         element = (element + max(element, (seconds - unit * units) / (2048 * 1024))) / 2
     return {f"{kernel}.{order}.unit": unit, f"{kernel}.{order}.element": element}
 
@@ -223,7 +224,9 @@ def _machine_constants(threads: int) -> dict[str, float]:
 def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
     """Times the kernels of the instruction set in use, stores the constants in ``path`` and uses them from now on."""
     threads = torch.get_num_threads()
-    kernels = [f"conv.{row.name}" for row in conv_cpu.ROWS] + [f"gradient.{row.name}" for row in conv_cpu.GRADIENT_ROWS]
+    kernels = [f"conv.{row.name}" for row in conv_cpu.ROWS] + [
+        f"gradient.{row.name}" for row in cpu_gradient.GRADIENT_ROWS
+    ]
     scans = ["scan.sequential", "scan.parallel"]
     steps = [(kernel, order) for kernel in kernels + scans for order in _ORDERS]
     constants: dict[str, float] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from ..ops.causal_conv import api as conv
+from ..ops.causal_conv import arguments as conv
 from ..ops.linear_recurrence import api as scan
 from . import gpu
 

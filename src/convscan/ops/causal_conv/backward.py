@@ -6,15 +6,17 @@ where somebody differentiates the gradient: then they are composed of convolutio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ..._dispatch import Settings, choose, implementations, register, settings
-from ..._library import below_autograd, define, is_recorded, needs_gradient
-from . import api, triton
-from .api import Operands
+from ..._dispatch import Implementation, Settings, choose, implementations, register, settings
+from ..._library import below_autograd, define, is_recorded, is_watched, needs_gradient
+from . import cpu_gradient, triton
+from .arguments import Operands, kept_of, packed_boundaries, problem_of
+from .derivatives import composed_gradients, reduce_filter
 from .problem import BackwardProblem
 
 Gradients = tuple[Tensor | None, ...]
@@ -31,19 +33,28 @@ class _Given(NamedTuple):
     pre_gate: Tensor | None
     post_gate: Tensor | None
     cu_seqlens: Tensor | None
+    spectrum: Tensor | None
     activation: str | None
+    origin: int
     precision: str
+    needs: Sequence[bool]  # which of the gradients of x, h, bias, state and gates
 
     @property
     def operands(self) -> Operands:
-        return Operands(*self[1:9], precision=self.precision)  # type: ignore[arg-type]
+        return Operands(
+            *self[1:8],  # type: ignore[arg-type]
+            activation=self.activation,
+            origin=self.origin,
+            precision=self.precision,
+            spectrum=self.spectrum,
+        )
 
 
 def _describe(given: _Given, boundaries: list[int] | None) -> BackwardProblem:
     # The result stands where dy does: both have the shape of x.
     now = settings()
-    forward = api.problem_of(given.operands, given.dy, boundaries)
-    return BackwardProblem(forward, None if now is None else now.forced)
+    forward = problem_of(given.operands, given.dy, boundaries, kept_of(given.spectrum))
+    return BackwardProblem(forward, None if now is None else now.forced, tuple(given.needs))
 
 
 def _asks(problem: BackwardProblem) -> Settings:
@@ -57,13 +68,28 @@ def _is_fixed(*tensors: Tensor | None) -> bool:
     )
 
 
-def fused(p: Operands, dy: Tensor) -> Gradients | None:
-    """Gradients of x, h, bias, initial_state, pre_gate and post_gate."""
-    given = _Given(dy, *p[:8], p.precision)  # type: ignore[arg-type]
-    tensors = given[:7]
-    if p.transposed or not isinstance(p.origin, int) or p.origin != 0:
+def _may_fuse(p: Operands, needs: Sequence[bool]) -> bool:
+    if p.transposed or not isinstance(p.origin, int):
+        return False
+    if p.x.is_cuda:
+        return p.origin == 0
+    if not p.x.is_cpu:
+        return settings() is not None and p.origin == 0
+    if is_watched() or not (needs[0] and needs[1]):
+        return False
+    # Without all of these, both gradients are one operator already.
+    others = (p.bias, p.state, p.pre_gate, p.post_gate, p.cu_seqlens)
+    return p.activation is not None or p.origin != 0 or any(one is not None for one in others)
+
+
+def fused(p: Operands, dy: Tensor, needs: Sequence[bool]) -> Gradients | None:
+    """Gradients of x, h, bias, initial_state, pre_gate and post_gate, of which some are needed."""
+    if not _may_fuse(p, needs):
         return None
-    if not (p.x.is_cuda or settings() is not None) or needs_gradient(*tensors) or not _is_fixed(*tensors):  # type: ignore[arg-type]
+    rest = (p.spectrum, p.activation, p.origin, p.precision, [bool(one) for one in needs[:6]])
+    given = _Given(dy, *p[:7], *rest)  # type: ignore[arg-type]
+    tensors = given[:7]
+    if needs_gradient(*tensors) or not _is_fixed(*tensors):  # type: ignore[arg-type]
         return None
     sequences = 0 if p.cu_seqlens is None else p.cu_seqlens.shape[0] - 1
     bounds = [0] + [p.x.shape[-2]] * sequences if sequences else None
@@ -74,7 +100,9 @@ def fused(p: Operands, dy: Tensor) -> Gradients | None:
         return None
     with below_autograd():
         results = _operator(*given)
-    return tuple(None if of is None else result for of, result in zip(p[:6], results, strict=True))
+    return tuple(
+        result if needed and of is not None else None for needed, of, result in zip(needs, p[:6], results, strict=False)
+    )
 
 
 def _fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -95,18 +123,22 @@ def _fake(*inputs: Any) -> tuple[Tensor, ...]:
 def _kernel(*inputs: Any) -> tuple[Tensor, ...]:
     given = _Given(*inputs)
     length = given.x.shape[-2]
-    boundaries, packed = api.packed_boundaries(given.cu_seqlens, length)
+    boundaries, packed = packed_boundaries(given.cu_seqlens, length)
     problem = _describe(given, boundaries)
     run = choose("causal_conv_backward", problem, strict=False).prepare(problem)
-    dx, dh, dbias, dstate, dpre, dpost = run(*given[:7], packed)
+    dx, dh, dbias, dstate, dpre, dpost = run(*given[:7], packed, given.spectrum)
     x, absent = given.x, given.x.new_empty(0)
+
+    def of(given: Tensor | None, gradient: Tensor | None) -> Tensor:
+        return absent if given is None or gradient is None else gradient.sum_to_size(given.shape).to(x.dtype)
+
     return (
-        dx,
-        api.reduce_filter(dh, given.h),
-        absent if given.bias is None else dbias.sum_to_size(given.bias.shape).to(x.dtype),
-        absent if given.state is None else dstate,
-        absent if given.pre_gate is None else dpre.sum_to_size(given.pre_gate.shape).to(x.dtype),
-        absent if given.post_gate is None else dpost.sum_to_size(given.post_gate.shape).to(x.dtype),
+        absent if dx is None else dx,
+        absent if dh is None else reduce_filter(dh, given.h),
+        of(given.bias, dbias),
+        of(given.state, dstate),
+        of(given.pre_gate, dpre),
+        of(given.post_gate, dpost),
     )
 
 
@@ -114,7 +146,7 @@ def _autograd(*inputs: Any) -> tuple[Tensor, ...]:
     """Composed of differentiable operators where somebody differentiates it."""
     given = _Given(*inputs)
     if is_recorded(*given[:7]):
-        gradients = api.composed_gradients(given.operands, given.dy, [one is not None for one in given[1:7]])
+        gradients = composed_gradients(given.operands, given.dy, [one is not None for one in given[1:7]])
         return tuple(given.x.new_empty(0) if one is None else one for one in gradients)
     with below_autograd():
         return cast("tuple[Tensor, ...]", _operator(*inputs))
@@ -131,7 +163,8 @@ def _vmap(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[
 
 _operator = define(
     "causal_conv_backward(Tensor dy, Tensor x, Tensor h, Tensor? bias, Tensor? initial_state, Tensor? pre_gate, "
-    "Tensor? post_gate, Tensor? cu_seqlens, str? activation, str precision) "
+    "Tensor? post_gate, Tensor? cu_seqlens, Tensor? spectrum, str? activation, SymInt origin, str precision, "
+    "bool[] needs) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     fake=_fake,
@@ -139,4 +172,26 @@ _operator = define(
     vmap=_vmap,
 )
 
-register("causal_conv_backward", triton.BACKWARD_ROWS, lambda *given: _describe(_Given(*given), None), _asks)
+
+def _prepare_composed(problem: BackwardProblem) -> cpu_gradient.RunBackward:
+    one = problem.forward
+
+    def run(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, *given, packed, spectrum = tensors
+        rest = {"activation": one.activation, "origin": one.origin, "precision": one.precision, "spectrum": spectrum}
+        operands = Operands(*given, packed, **rest)  # type: ignore[arg-type, call-arg]
+        return composed_gradients(operands, cast(Tensor, dy), problem.needs)
+
+    return run
+
+
+_COMPOSED = Implementation(
+    "composed",
+    "cpu",
+    lambda problem: [] if problem.forward.device == "cpu" else ["is for the CPU"],
+    cpu_gradient.composed_cost,
+    _prepare_composed,
+)
+ROWS = (*cpu_gradient.BACKWARD_ROWS, *triton.BACKWARD_ROWS, _COMPOSED)
+
+register("causal_conv_backward", ROWS, lambda *given: _describe(_Given(*given), None), _asks)

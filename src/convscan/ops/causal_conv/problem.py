@@ -117,10 +117,12 @@ class GradientProblem(NamedTuple):
 
 class BackwardProblem(NamedTuple):
     """Every gradient of ``forward`` together, whose ``y`` has the strides of the gradient of the result. ``forced`` is
-    the implementation that surrounding settings ask for."""
+    the implementation that surrounding settings ask for. ``needs`` says which of the gradients of x, h, bias, state,
+    pre_gate and post_gate somebody needs."""
 
     forward: ConvProblem
     forced: str | None
+    needs: tuple[bool, ...] = (True,) * 6
 
     def __str__(self) -> str:
         return f"all gradients of {self.forward}"

@@ -13,8 +13,8 @@ from ... import _native
 from ..._calls import in_huge_pages
 from ..._checks import shape_text
 from ..._errors import message
-from . import cpu
 from .problem import Kept
+from .transforms import kept_transform_length
 
 STORAGES = (None, torch.bfloat16)
 _UNIT = 512  # a multiple of every instruction set's unit, so that frequencies are the same on all
@@ -164,7 +164,7 @@ class FilterSpectrum(torch.nn.Module):
         if self.keep is not None:
             count = self.keep.shape[0]
             return Kept(count, is_rounded, self.h.shape[1] * _native.spectrum_bytes(count, native_dtype, is_rounded))
-        count = cpu.kept_transform_length(self.length, min(self.h.shape[0], self.length), native_dtype)
+        count = kept_transform_length(self.length, min(self.h.shape[0], self.length), native_dtype)
         return None if count == 0 else Kept(count, is_rounded)
 
     def spectrum(self, h: Tensor, native_dtype: str) -> Tensor | None:

@@ -962,6 +962,7 @@ def _prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., 
             pre_gate: Tensor | None,
             post_gate: Tensor | None,
             packed: Tensor | None,
+            spectrum: Tensor | None = None,
         ) -> tuple[Tensor | None, ...]:
             dx = like(x)
             # Of gates that broadcast, what will be summed is not rounded before.

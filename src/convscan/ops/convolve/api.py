@@ -11,6 +11,7 @@ from ..._errors import message
 from ..._library import is_traced
 from ..causal_conv import api as engine
 from ..causal_conv.api import Operands
+from ..causal_conv.operator import ROWS
 from ..causal_conv.problem import ConvProblem
 
 
@@ -128,4 +129,4 @@ def _describe(
     return engine.describe_call(_canonical(operands, circular, out), out, "convolve")
 
 
-register("convolve", engine.ROWS, _describe)
+register("convolve", ROWS, _describe)

@@ -11,6 +11,7 @@ from ..._errors import message
 from ..._layout import broadcast
 from ..causal_conv import api as engine
 from ..causal_conv.api import Operands
+from ..causal_conv.operator import ROWS
 from ..causal_conv.problem import ConvProblem
 
 NAME = "toeplitz_matmul"
@@ -83,4 +84,4 @@ def _describe(column: Tensor, row: Tensor, X: Tensor) -> ConvProblem:
     return engine.describe_call(_as_convolution(column, row, X), None, NAME)
 
 
-register(NAME, engine.ROWS, _describe)
+register(NAME, ROWS, _describe)
