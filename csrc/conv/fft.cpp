@@ -146,22 +146,25 @@ class FftConvolution {
         const Row<const S> in{X(b, first + c), p_.x_strides.time, p_.length};
         const Ends<S> ends = EndsOf(b, first + c);
         Past past = PastOf(b, first + c, scratch.past[0], scratch.past[1]);
-        const Ahead ahead = b + 1 < batch_end ? AheadOfRow(b + 1, first + c)
-                            : c + 1 < channels ? AheadOfChannel(batch_begin, first, c + 1)
-                                               : Ahead{};
-        for (int64_t start = 0; start < p_.length; start += outputs_)
+        const auto ahead_of_next = [&] {
+          return b + 1 < batch_end ? AheadOfRow(b + 1, first + c)
+                 : c + 1 < channels ? AheadOfChannel(batch_begin, first, c + 1)
+                                    : Ahead{};
+        };
+        for (int64_t start = 0; start < p_.length; start += outputs_) {
+          const int64_t next = start + outputs_;
           ConvolveBlock<S>(in.From(start), out.From(start), start, first + c, ends, scratch.data, scratch.spectra, past,
-                           ahead);
+                           next < p_.length ? AheadOfRow(b, first + c, next) : ahead_of_next());
+        }
       }
     }
   }
 
-  // What is read next, when it is a row or the taps of a filter.
-  Ahead AheadOfRow(int64_t b, int64_t channel) const {
+  // What is read next, when it is a block of a row or the taps of a filter.
+  Ahead AheadOfRow(int64_t b, int64_t channel, int64_t start = 0) const {
     Ahead ahead;
-    // Blocks of time are short: the hardware sees where a row goes on.
-    if (is_far_ && p_.x_strides.time == 1 && outputs_ >= p_.length)
-      ahead.Want(X(b, channel), p_.length * static_cast<int64_t>(sizeof(S)));
+    if (is_far_ && p_.x_strides.time == 1)
+      ahead.Want(X(b, channel) + start, Min(outputs_, p_.length - start) * static_cast<int64_t>(sizeof(S)));
     return ahead;
   }
   Ahead AheadOfChannel(int64_t b, int64_t first, int64_t c) const {

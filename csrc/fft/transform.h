@@ -292,17 +292,21 @@ class Transform {
           at[half][q] = first(half, q) + vectors * kW <= limit ? sink.At(first(half, q), vectors) : nullptr;
           is_direct = is_direct && at[half][q] != nullptr;
         }
-      if (is_direct) return LastStepTo(at, sink, halves, data, begin, vectors);
+      if (is_direct) return LastStepTo(at, sink, halves, ~0u, data, begin, vectors);
       alignas(64) T copies[2][kLargestFirst][kTogether * kW];
       T *to[2][kLargestFirst];
+      unsigned direct = 0;
       for (int half = 0; half < halves; ++half)
         for (int q = 0; q < radix; ++q) {
           to[half][q] = copies[half][q];
           if constexpr (kSame<S, T>) {
-            if (at[half][q] != nullptr) to[half][q] = at[half][q];
+            if (at[half][q] != nullptr) {
+              to[half][q] = at[half][q];
+              direct |= 1u << (2 * q + half);
+            }
           }
         }
-      LastStepTo(to, sink, halves, data, begin, vectors);
+      LastStepTo(to, sink, halves, direct, data, begin, vectors);
       for (int half = 0; half < halves; ++half)
         for (int q = 0; q < radix; ++q) {
           const int64_t n = first(half, q);
@@ -519,17 +523,30 @@ class Transform {
       FirstStepOf<R, true>(at, scale, data + begin, begin, count);
     });
   }
+  // `direct`: which of the places are the output itself, of half h and input q bit 2 q + h.
   template <class S, class Sink>
-  void LastStepTo(S *const (&at)[2][kLargestFirst], const Sink &sink, int halves, const C *data, int64_t begin,
-                  int64_t count) const {
+  void LastStepTo(S *const (&at)[2][kLargestFirst], const Sink &sink, int halves, unsigned direct, const C *data,
+                  int64_t begin, int64_t count) const {
     WithRadix(table_->steps.radix[0], [&](auto radix) {
       constexpr int R = decltype(radix)::kValue;
-      if (halves == 2) return LastStepOf<R, true, false>(at, sink.scale, sink.bias, data + begin, begin, count);
       if constexpr (kSame<S, T>) {
-        if (sink.streams) return LastStepOf<R, false, true>(at, sink.scale, sink.bias, data + begin, begin, count);
+        if (sink.streams && halves == 2)
+          return LastStepOf<R, true, true>(at, sink.scale, sink.bias, data + begin, begin, count, direct);
+        if (sink.streams)
+          return LastStepOf<R, false, true>(at, sink.scale, sink.bias, data + begin, begin, count, direct);
       }
-      LastStepOf<R, false, false>(at, sink.scale, sink.bias, data + begin, begin, count);
+      if (halves == 2) return LastStepOf<R, true, false>(at, sink.scale, sink.bias, data + begin, begin, count, 0);
+      LastStepOf<R, false, false>(at, sink.scale, sink.bias, data + begin, begin, count, 0);
     });
+  }
+
+  // Past the caches, unless it is read again at once.
+  template <bool kStreams, class S>
+  static CONVSCAN_INLINE void StoreOutput(S *to, V v, unsigned direct, int place) {
+    if constexpr (kStreams) {
+      if ((direct >> place & 1) != 0) return StoreStream<kW>(to, v);
+    }
+    Store<kW>(to, v);
   }
 
   template <int R, bool kUpper, class S>
@@ -562,7 +579,7 @@ class Transform {
 
   template <int R, bool kUpper, bool kStreams, class S>
   __attribute__((noinline)) void LastStepOf(S *const (&at)[2][kLargestFirst], T scale, T bias, const C *data,
-                                            int64_t begin, int64_t count) const {
+                                            int64_t begin, int64_t count, unsigned direct) const {
     T turn_re[R], turn_im[R];
     for (int q = 0; q < R; ++q) {
       turn_re[q] = table_->turn_re[q] * scale;
@@ -578,9 +595,11 @@ class Transform {
 #pragma GCC unroll 8
       for (int q = 0; q < R; ++q) {
         const V low = v[q].re * turn_re[q] + v[q].im * turn_im[q] + bias;
-        if constexpr (kStreams) StoreStream<kW>(at[0][q] + kW * j, low);
-        else Store<kW>(at[0][q] + kW * j, low);
-        if constexpr (kUpper) Store<kW>(at[1][q] + kW * j, v[q].im * turn_re[q] - v[q].re * turn_im[q] + bias);
+        StoreOutput<kStreams>(at[0][q] + kW * j, low, direct, 2 * q);
+        if constexpr (kUpper) {
+          const V high = v[q].im * turn_re[q] - v[q].re * turn_im[q] + bias;
+          StoreOutput<kStreams>(at[1][q] + kW * j, high, direct, 2 * q + 1);
+        }
       }
     }
   }
