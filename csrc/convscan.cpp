@@ -1277,6 +1277,7 @@ int convscan_isa_count(void) { return IsaCount(); }
 const char *convscan_isa_name(int index) { return IsaAt(index) == nullptr ? nullptr : IsaAt(index)->isa; }
 convscan_status convscan_set_isa(const char *name) { return SetIsa(name) ? CONVSCAN_OK : CONVSCAN_INVALID_ARGUMENT; }
 
+int64_t convscan_multiply_adds(int64_t rounds, int threads) { return ActiveKernels().multiply_adds(rounds, threads); }
 int convscan_thread_count(void) { return ThreadCount(); }
 void convscan_use_pool(const convscan_pool *pool) { UsePool(pool); }
 

@@ -41,6 +41,7 @@ struct Kernels {
   convscan_status (*attention_step)(const convscan_attention_step &);
   convscan_status (*delta_rule_chunked)(const convscan_delta_rule &);
   convscan_status (*delta_rule_gradient_chunked)(const convscan_delta_rule_gradient &);
+  int64_t (*multiply_adds)(int64_t rounds, int threads);
 };
 
 }  // namespace convscan

@@ -36,6 +36,7 @@ convscan_status AttentionGradientChunked(const convscan_attention_gradient &);
 convscan_status AttentionStep(const convscan_attention_step &);
 convscan_status DeltaRuleChunked(const convscan_delta_rule &);
 convscan_status DeltaRuleGradientChunked(const convscan_delta_rule_gradient &);
+int64_t MultiplyAdds(int64_t, int);
 
 #define CONVSCAN_STRING_(x) #x
 #define CONVSCAN_STRING(x) CONVSCAN_STRING_(x)
@@ -75,6 +76,7 @@ const Kernels kKernels = {
     AttentionStep,
     DeltaRuleChunked,
     DeltaRuleGradientChunked,
+    MultiplyAdds,
 };
 
 }  // namespace convscan::CONVSCAN_ISA

@@ -617,6 +617,10 @@ CONVSCAN_API int convscan_isa_count(void);                    /* how many this b
 CONVSCAN_API const char *convscan_isa_name(int index);        /* null out of range */
 CONVSCAN_API convscan_status convscan_set_isa(const char *name); /* not thread-safe against running kernels */
 
+/* Does `rounds` rounds of float32 multiply-adds on each of `threads` threads (0: convscan_thread_count()), and nothing else:
+ * timed, the most that the arithmetic of this processor can do. Returns the multiplications and additions of all threads. */
+CONVSCAN_API int64_t convscan_multiply_adds(int64_t rounds, int threads);
+
 /* Threads used when `threads` is 0: OpenMP's setting in the Python package. 1 in a forked child. */
 CONVSCAN_API int convscan_thread_count(void);
 

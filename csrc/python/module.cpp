@@ -504,6 +504,7 @@ NB_MODULE(_native, m) {
   });
   m.def("set_isa", [](const std::string &name) { return convscan_set_isa(name.c_str()) == CONVSCAN_OK; });
   m.def("thread_count", &convscan_thread_count);
+  m.def("multiply_adds", &convscan_multiply_adds, "rounds"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("workspace_current", &convscan_workspace_current);
   m.def("workspace_peak", &convscan_workspace_peak);
   m.def("tables_current", &convscan_tables_current);
