@@ -102,6 +102,26 @@ def test_the_spectrum_follows_its_filters(isa: str) -> None:
     assert made_anew(filters, x, lambda: _native.set_isa(other)) == (other != isa)
 
 
+def test_a_spectrum_that_is_there_is_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without checks, dispatcher and promotion; what they would refuse or make anew still meets them."""
+    x, h = normal(2, 70, 5), normal(20, 5)
+    filters, out = FilterSpectrum(h, 70), torch.empty(2, 70, 5)
+    with convscan.force("fft"):
+        y = causal_conv(x, filters)
+        assert torch.equal(causal_conv(x, filters, out=out), y)
+        monkeypatch.setattr(convscan.ops.causal_conv.api, "checked", lambda *_: None)
+        again = causal_conv(x, filters)
+        assert torch.equal(again, y)
+        assert causal_conv(x, filters, out=out.zero_()) is out
+        assert torch.equal(out, y)
+        assert causal_conv(normal(2, 71, 5), filters) is None
+        assert causal_conv(x.double(), filters) is None
+        h.mul_(2)
+        assert causal_conv(x, filters) is None
+        with torch.enable_grad():
+            assert causal_conv(x, FilterSpectrum(torch.nn.Parameter(h), 70)) is None
+
+
 def test_inference_tensors_are_not_trusted() -> None:
     with torch.inference_mode():
         x, h = normal(50, 3), normal(20, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -91,12 +93,28 @@ def causal_conv(
     """
     if cu_seqlens is None and not is_traced():
         variant = activation if precision == "default" else (activation, 0, False, precision)
-        y = run_prepared(prepared, variant, x, h, bias, initial_state, pre_gate, post_gate, out)
+        if not isinstance(h, FilterSpectrum):
+            y = run_prepared(prepared, variant, x, h, bias, initial_state, pre_gate, post_gate, out)
+        else:
+            y = _run_kept(variant, x, h, bias, initial_state, pre_gate, post_gate, out)
         if y is not None:
             return y
     filters, h = (h, h.h) if isinstance(h, FilterSpectrum) else (None, h)
     rest = (bias, initial_state, pre_gate, post_gate, cu_seqlens, activation, 0, False, precision)
     return checked("causal_conv", Operands(x, h, *rest), out, filters)
+
+
+def _run_kept(variant: Any, x: Tensor, filters: FilterSpectrum, *others: Tensor | None) -> Tensor | None:
+    """A prepared call with a spectrum that is there already."""
+    if not isinstance(x, Tensor) or x.ndim < 2 or x.dtype not in DTYPES or is_watched():
+        return None
+    precision = "default" if not isinstance(variant, tuple) else variant[-1]
+    spectrum = filters.ready(x.shape[-2], arithmetic(dtype_name(x.dtype), precision))
+    if spectrum is None:
+        return None
+    *inputs, out = others
+    y: Tensor | None = run_prepared(prepared, variant, x, filters.h, *inputs, spectrum, out)
+    return y
 
 
 def checked(name: str, operands: Operands, out: Tensor | None, filters: FilterSpectrum | None = None) -> Tensor:

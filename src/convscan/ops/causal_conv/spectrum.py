@@ -167,20 +167,34 @@ class FilterSpectrum(torch.nn.Module):
         count = kept_transform_length(self.length, min(self.h.shape[0], self.length), native_dtype)
         return None if count == 0 else Kept(count, is_rounded)
 
+    def ready(self, length: int, native_dtype: str) -> Tensor | None:
+        """The spectrum for signals of that length where it has been made, of all taps and for all frequencies."""
+        if self.keep is not None or length > self.length or self.h.shape[0] > self.length:
+            return None
+        return self._made(self._key(native_dtype))
+
+    def _key(self, native_dtype: str) -> Any:
+        """What a spectrum is made for and of; None where that cannot be told."""
+        source, keep = self.h, self.keep
+        if source.is_inference() or (keep is not None and keep.is_inference()):
+            return None
+        part = None if keep is None else (keep._version, keep.data_ptr())
+        return native_dtype, _native.isa(), source._version, source.data_ptr(), self.length, self.storage, part
+
+    def _made(self, key: Any) -> Tensor | None:
+        kept = self._kept
+        return kept[2] if kept is not None and key is not None and kept[0] == key and kept[1] is self.h else None
+
     def spectrum(self, h: Tensor, native_dtype: str) -> Tensor | None:
         """The spectra of h, (filters, 2 M) in an order of their own, or bytes of them with the pattern of what is kept;
         None where no transform is long enough.
 
         h is the first ``length`` taps of ``self.h`` in the dtype of a call, ``native_dtype`` the call's arithmetic.
         """
-        source, keep = self.h, self.keep
-        key = None
-        if not source.is_inference() and not (keep is not None and keep.is_inference()):
-            part = None if keep is None else (keep._version, keep.data_ptr())
-            key = (native_dtype, _native.isa(), source._version, source.data_ptr(), self.length, self.storage, part)
-            kept = self._kept
-            if kept is not None and kept[0] == key and kept[1] is source:
-                return kept[2]
+        source, keep, key = self.h, self.keep, self._key(native_dtype)
+        made_before = self._made(key)
+        if made_before is not None:
+            return made_before
         plan = self.plan(native_dtype)
         if plan is None:
             return None
