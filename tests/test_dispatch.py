@@ -171,3 +171,16 @@ def test_threads_follow_torch() -> None:
         convscan.set_num_threads(before)
     with pytest.raises(ValueError, match="set_num_threads: threads must be at least 1; got 0"):
         convscan.set_num_threads(0)
+
+
+@pytest.mark.parametrize("time_contiguous", [False, True])
+def test_samples_of_a_state_count(time_contiguous: bool) -> None:
+    """One sample behind a long state: nothing that steps tap by tap, or that takes the filter for a short one."""
+    h, state = torch.empty(65536, 64), torch.empty(65535, 64)
+    if time_contiguous:
+        h, state = (tensor.mT.contiguous().mT for tensor in (h, state))
+    found = convscan.explain("causal_conv", torch.empty(1, 64), h, initial_state=state)
+    assert found.chosen in ("direct", "fft")
+    seconds = {c.name: c.cost.seconds for c in found.candidates if c.cost is not None}
+    assert seconds["reference"] > 1
+    assert seconds["recurrence"] > 1

@@ -89,29 +89,33 @@ def _conv_seconds(name: str, order: str, length: int, channels: int, taps: int, 
 def _conv_constants(kernel: str, order: str) -> dict[str, float]:
     """One thread, arrays that stay in the second-level cache, two lengths of filter."""
     family, name = kernel.split(".")
+    if name == "fft":
+        return _transform_constants(kernel, order)
     few, many = {
         "direct": ((2048, 32, 4), (2048, 32, 96)),
         "toeplitz": ((2048, 32, 16), (2048, 32, 128)),
         "recurrence": ((2048, 32, 4), (2048, 32, 24)),
-        "fft": ((256, 32, 256), (4096, 32, 4096)),
     }[name]
     points = []
     for length, channels, taps in (few, many):
         seconds, problem = _conv_seconds(name, order, length, channels, taps, family == "gradient")
-        if name == "fft":
-            units = transforms.units(problem, transforms.transform_length(problem))
-        elif name == "recurrence":
-            units = float(length * channels * taps)
-        else:
-            units = conv_cpu.products(problem)
+        units = float(length * channels * taps) if name == "recurrence" else conv_cpu.products(problem)
         points.append((units, float(length * channels), seconds))
     unit, element = _fit(points[0], points[1])
-    if name == "fft":
-        # It walks many channels a few at a time, past the caches: take the mean of elements in cache and of those.
-        seconds, problem = _conv_seconds(name, order, 2048, 1024, 128, family == "gradient")
-        units = transforms.units(problem, transforms.transform_length(problem))
-        element = (element + max(element, (seconds - unit * units) / (2048 * 1024))) / 2
     return {f"{kernel}.{order}.unit": unit, f"{kernel}.{order}.element": element}
+
+
+def _transform_constants(kernel: str, order: str) -> dict[str, float]:
+    """In cache, elements are a small part of long transforms. Where transforms are short and walk many channels past
+    the caches, they are not: half of what they take then."""
+    each = []
+    for length, channels, taps in ((4096, 32, 4096), (2048, 1024, 128)):
+        seconds, problem = _conv_seconds("fft", order, length, channels, taps, kernel.startswith("gradient"))
+        units = transforms.units(problem, transforms.transform_length(problem))
+        each.append((seconds / (length * channels), units / (length * channels)))
+    (inside, many), (outside, few) = each
+    unit = inside / many
+    return {f"{kernel}.{order}.unit": unit, f"{kernel}.{order}.element": max(0.0, outside - unit * few) / 2}
 
 
 def _scan_constants(kernel: str, order: str) -> dict[str, float]:

@@ -27,11 +27,14 @@ def refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
 
 
 def products(problem: ConvProblem | FilterGradientProblem) -> float:
-    """Filter taps that meet a sample inside the signal, over all rows."""
+    """Filter taps that meet a sample inside the signal, or of the state before it, over all rows."""
     sequences, length = span(problem)
-    behind = min(problem.taps - problem.origin, length)  # taps of the current sample and earlier ones
+    behind = problem.taps - problem.origin  # taps of the current sample and earlier ones
     ahead = min(problem.origin, max(0, length - 1))
-    inside = behind * length - behind * (behind - 1) / 2 + ahead * length - ahead * (ahead + 1) / 2
+    if problem.state is None:
+        behind = min(behind, length)
+    before = behind * (behind - 1) / 2 if problem.state is None else 0
+    inside = behind * length - before + ahead * length - ahead * (ahead + 1) / 2
     return problem.turns * problem.batch * sequences * problem.channels * inside
 
 
@@ -39,8 +42,8 @@ def seconds_of(
     problem: ConvProblem | FilterGradientProblem, kernel: str, units: float, elements: float, tasks: float
 ) -> float:
     """``tasks`` is the number of pieces that threads can share."""
-    samples = problem.turns * problem.batch * problem.channels * problem.length
-    moved = item_bytes(problem.dtype) * ((2 + problem.gates) * samples + problem.filters * problem.taps)
+    read = (2 + problem.gates) * samples(problem) + past_samples(problem) + problem.filters * problem.taps
+    moved = item_bytes(problem.dtype) * read
     workers = max(1.0, min(problem.threads, tasks))
     seconds = kernel_seconds(
         problem.isa,
@@ -60,18 +63,26 @@ def samples(problem: ConvProblem | FilterGradientProblem) -> float:
     return problem.turns * problem.batch * problem.channels * problem.length
 
 
+def past_samples(problem: ConvProblem | FilterGradientProblem) -> float:
+    """Those of the initial states."""
+    states = problem.turns * problem.batch * problem.channels * max(1, problem.sequences)
+    return states * (problem.taps - 1) if problem.state is not None else 0
+
+
 # ---- direct, toeplitz, recurrence: work counted in products ----
 
 
 def _direct_cost(problem: ConvProblem) -> Cost:
     # Small filters keep a few rows of history per thread, larger ones a packed tile and the packed filter.
     workspace = (64 << 10) if problem.taps <= 16 else (1 << 20)
-    seconds = seconds_of(problem, "conv.direct", products(problem), samples(problem), problem.threads)
+    elements = samples(problem) + past_samples(problem)
+    seconds = seconds_of(problem, "conv.direct", products(problem), elements, problem.threads)
     return Cost(seconds, workspace * problem.threads)
 
 
 def _toeplitz_cost(problem: ConvProblem) -> Cost:
-    seconds = seconds_of(problem, "conv.toeplitz", products(problem), samples(problem), problem.threads)
+    elements = samples(problem) + past_samples(problem)
+    seconds = seconds_of(problem, "conv.toeplitz", products(problem), elements, problem.threads)
     return Cost(seconds, (1 << 20) * problem.threads)
 
 
@@ -83,8 +94,10 @@ def _recurrence_refusals(problem: ConvProblem) -> list[str]:
 
 
 def _recurrence_cost(problem: ConvProblem) -> Cost:
-    # The states take a step of every tap at every sample, also where the signal has not begun.
-    units = samples(problem) * problem.taps
+    # The states take a step of every tap at every sample, also where the signal has not begun; one that is given takes
+    # as many of its own.
+    steps = problem.length + (problem.taps / 2 if problem.state is not None else 0) * max(1, problem.sequences)
+    units = problem.turns * problem.batch * problem.channels * steps * problem.taps
     tasks = problem.batch * math.ceil(problem.channels / 16)
     lane_bytes = 64 * problem.taps * (compute_bytes(problem) // 4)
     return Cost(
@@ -150,7 +163,8 @@ def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
     def prepare_kernel(kernel: str, problem: ConvProblem) -> Run:
         tap_stride, channel_stride = problem.h
         item = item_bytes(problem.dtype)
-        first, taps = taps_in_reach(problem)
+        # A short sum keeps taps that meet nothing: a sequence shorter than it is then summed as it is where packed.
+        first, taps = (0, problem.taps) if kernel == "direct" and problem.taps <= 16 else taps_in_reach(problem)
         origin = problem.origin - first
         state = problem.state or NO_STRIDES
         # Transposing the Toeplitz matrix flips the filter and exchanges past and future; the flip is a stride.

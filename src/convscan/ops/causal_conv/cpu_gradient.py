@@ -12,6 +12,7 @@ from ... import _native
 from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose
 from ..._layout import Triple, order
+from ...tuning.table import constants
 from .cpu import NO_STRIDES, addresses, fft_refusals, products, refusals, samples, seconds_of
 from .problem import BackwardProblem, ConvProblem, FilterGradientProblem, GradientProblem
 from .transforms import blocks, gradient_workspace, item_bytes, transform_length, units
@@ -255,7 +256,7 @@ def _backward_cost(problem: BackwardProblem) -> Cost:
     is_adjacent = order(one.x) == "channel"  # where a panel of z lies between two transforms of u
     each = 3 + (2 if needs_z and is_adjacent else 1 if needs_z else 0)
     transforms = rows * each + one.channels * (1 if one.kept else 2)
-    elements = (2 + one.gates + (1 if needs_z else 0)) * samples(one)
+    elements = (2 + 2 * one.gates + (1 if needs_z else 0)) * samples(one)  # each gate, and its gradient
     work = transforms * points * math.log2(max(2, points))
     seconds = seconds_of(one, "conv.fft", work, elements, one.channels)
     return Cost(seconds, gradient_workspace(_filter_problem(problem), points, one, needs_z))
@@ -364,9 +365,10 @@ def composed_cost(problem: BackwardProblem) -> Cost:
     if needs_z:
         again = one._replace(post_gate=None, activation=None)
         parts.append(choose("causal_conv", again, strict=False).cost(again))
-    # Passes over memory: of the activation, of z and of each gate.
-    passes = 3 * ((one.activation is not None) + needs[5] + needs[4] + needs[2])
+    # Passes over memory: of the activation, z, each gate and the bias. Fresh memory past the caches costs faults too.
+    passes = 3 * ((one.activation is not None) + needs[5] + needs[4]) + needs[2]
     moved = item_bytes(one.dtype) * samples(one)
-    seconds = sum(part.seconds for part in parts) + passes * moved * 1e-10
+    each = 4e-11 if moved < constants(one.isa)["cache.bytes"] else 1.1e-10
+    seconds = sum(part.seconds for part in parts) + passes * moved * each
     temporaries = (one.activation is not None) + needs_z + needs[4]
     return Cost(seconds, max(part.workspace_bytes for part in parts) + int(temporaries * moved))

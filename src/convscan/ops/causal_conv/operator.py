@@ -184,7 +184,7 @@ def _prepare_gradient_reference(problem: FilterGradientProblem) -> cpu_gradient.
 def _reference_cost(problem: ConvProblem | FilterGradientProblem) -> Cost:
     # A PyTorch operator per tap on float64 copies of the signals: three passes of 8 bytes an element each.
     elements = problem.turns * problem.batch * problem.length * problem.channels
-    taps = min(problem.taps, problem.origin + max(1, problem.length))
+    taps = problem.taps if problem.state is not None else min(problem.taps, problem.origin + max(1, problem.length))
     return Cost(2e-5 * (1 + taps * max(1, problem.sequences)) + 3e-9 * elements * taps, 8 * 3 * elements)
 
 
