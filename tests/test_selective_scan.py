@@ -285,6 +285,29 @@ def test_boundaries_are_checked_at_every_call() -> None:
         selective_scan(u, u, A, B, B, initial_state=start, cu_seqlens=bounds)
 
 
+def test_memory_does_not_grow_with_every_state() -> None:
+    """Forward, workspace does not depend on the length, backward neither: states are kept of every 64th step alone."""
+    torch.set_num_threads(1)
+
+    def peak(length: int, *, backward: bool) -> int:
+        u, B = torch.randn(1, length, 8), torch.randn(1, length, 4)
+        leaves = [tensor.requires_grad_(backward) for tensor in (u, torch.rand(1, length, 8), -torch.rand(8, 4), B)]
+        convscan.reset_peak_workspace()
+        y = selective_scan(*leaves, B)
+        if backward:
+            torch.autograd.grad(y.sum(), leaves)
+        return convscan.workspace_memory().peak
+
+    assert peak(64 * 100, backward=False) == peak(128, backward=False)
+    assert peak(64 * 100, backward=True) == peak(128, backward=True)
+    u, A, B = torch.randn(1, 1000, 8), -torch.rand(8, 4), torch.randn(1, 1000, 4)
+    operands = (u, u.sigmoid(), A, B, B, None, None, None, None)
+    _, _, checkpoints = torch.ops.convscan.selective_scan(*operands, None, False)
+    assert checkpoints.numel() == 16 * 8 * 4
+    _, _, checkpoints = torch.ops.convscan.selective_scan(*operands, torch.tensor([0, 10, 500, 1000]), False)
+    assert checkpoints.numel() == (15 + 3) * 8 * 4
+
+
 def test_long_sequences_are_as_exact_as_the_loop() -> None:
     draw = oracle.Draw(8)
     u = draw.normal(1, 65536, 2, dtype=torch.float32)
