@@ -22,6 +22,36 @@ const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked_child.store(tru
 
 thread_local const convscan_pool *pool_in_use = nullptr;
 
+// Tasks in consecutive shares, one for each thread, which takes from the others' when its own is done. A thread so meets
+// the same tasks at every call, and their data in its own caches, where the arrays were last touched by shares, too, as
+// PyTorch's operators do (Zen 5, two threads, K = 3 and 8 over 1024 x 1024, time contiguous: 60 and 45 % of the bandwidth of
+// copying with tasks handed out one by one, 83 and 79 % with shares).
+class Shares {
+ public:
+  Shares(int64_t count, int threads) : shares_(threads < kMost ? threads : kMost) {
+    int64_t next = 0;
+    for (int s = 0; s < shares_; ++s) {
+      share_[s].next = next;
+      share_[s].end = next += count / shares_ + (s < count % shares_);
+    }
+  }
+
+  void Run(int thread, void (*task)(void *, int64_t), void *context) {
+    for (int s = 0; s < shares_; ++s) {
+      Share &share = share_[(thread + s) % shares_];
+      for (int64_t i; (i = __atomic_fetch_add(&share.next, 1, __ATOMIC_RELAXED)) < share.end;) task(context, i);
+    }
+  }
+
+ private:
+  static constexpr int kMost = 64;  // threads beyond share a share
+  struct alignas(64) Share {
+    int64_t next, end;
+  };
+  const int shares_;
+  Share share_[kMost];
+};
+
 }  // namespace
 
 void UsePool(const convscan_pool *pool) { pool_in_use = pool; }
@@ -49,18 +79,15 @@ void ParallelFor(int64_t count, int threads, void (*task)(void *, int64_t), void
     pool_in_use->run(pool_in_use->host, count, threads, task, context);
     return;
   }
+  Shares shares(count, threads);
 #if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t i = 0; i < count; ++i) task(context, i);
+#pragma omp parallel num_threads(threads)
+  shares.Run(omp_get_thread_num(), task, context);
 #else
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
-  };
   std::vector<std::thread> others;
   others.reserve(static_cast<size_t>(threads - 1));
-  for (int t = 1; t < threads; ++t) others.emplace_back(work);
-  work();
+  for (int t = 1; t < threads; ++t) others.emplace_back([&, t] { shares.Run(t, task, context); });
+  shares.Run(0, task, context);
   for (std::thread &other : others) other.join();
 #endif
 }
