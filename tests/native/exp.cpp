@@ -1,6 +1,8 @@
 // The exponentials against long double, compiled once per instruction set like the kernels that use them: every bound
-// that core/exp.h states, over all magnitudes and in the tails.
+// that core/exp.h and conv/activation.h state, over all magnitudes and in the tails.
 #include "core/exp.h"
+
+#include "conv/activation.h"
 
 #include "check.h"
 
@@ -62,6 +64,15 @@ void CheckFunctions(const char *type) {
   within(LargestError<T>(-kLimit, kLimit, Sigmoid<kW, T>,
                          [](long double x) { return x > 0 ? 1 / (1 + expl(-x)) : expl(x) / (1 + expl(x)); }),
          3, "sigmoid");
+  within(LargestError<T>(-kLimit, kLimit, Silu<kW, T>,
+                         [](long double x) { return std::isinf(x) ? std::max(x, -0.0L) : x / (1 + expl(-x)); }),
+         3, "silu");
+  within(LargestError<T>(-kLimit, kLimit, Gelu<kW, T>,
+                         [](long double x) { return std::isinf(x) ? std::max(x, -0.0L) : x * erfcl(-x / sqrtl(2)) / 2; }),
+         6, "gelu");
+  within(LargestError<T>(0, kLimit, [](Vec<T> x) { return Reciprocal<kW, T>(AtLeast<kW, T>(x, T(0.5))); },
+                         [](long double x) { return 1 / std::max(x, 0.5L); }),
+         1, "reciprocal");
 }
 
 template <class T>
