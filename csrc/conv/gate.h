@@ -13,6 +13,12 @@ struct Lane {
   int64_t batch, channel, start;
 };
 
+// Where vector c of W adjacent channels stands in a packed row: U of them side by side, then `plane` elements for each.
+template <int U, int W>
+CONVSCAN_INLINE int64_t ColumnAt(int64_t c, int64_t plane) {
+  return U == 1 ? c * plane : c / U * U * plane + c % U * W;
+}
+
 template <class S>
 struct Gate {
   using T = Compute<S>;
@@ -45,6 +51,7 @@ struct Gate {
   }
 
   // z[i row + c plane + lane] *= gate[b, t + i, n + c W + lane]; lanes beyond the last channel stay as they are.
+  template <int U = 1>
   void MultiplyColumns(int64_t b, int64_t n, int64_t columns, int64_t t, int64_t count, T *z, int64_t row,
                        int64_t plane) const {
     if (factors == nullptr) return;
@@ -53,9 +60,12 @@ struct Gate {
       const S *const from = At(b, t + i, n);
       T *const to = z + i * row;
       int64_t c = 0;
-      for (; (c + 1) * W <= width; ++c)
-        Store<W>(to + c * plane, Load<W>(to + c * plane) * LoadApart(from + c * W * strides.channel, strides.channel));
-      for (int64_t m = c * W; m < width; ++m) to[c * plane + m - c * W] *= LoadScalar(from + m * strides.channel);
+      for (; (c + 1) * W <= width; ++c) {
+        T *const at = to + ColumnAt<U, W>(c, plane);
+        Store<W>(at, Load<W>(at) * LoadApart(from + c * W * strides.channel, strides.channel));
+      }
+      for (int64_t m = c * W; m < width; ++m)
+        to[ColumnAt<U, W>(c, plane) + m - c * W] *= LoadScalar(from + m * strides.channel);
     }
   }
 

@@ -4,10 +4,12 @@
 // Channels adjacent: blocks of a few rows of time by some hundreds of channels. The taps-1 samples before a block are
 // kept in workspace, which also makes the edges, the state and working in place nothing special.
 // Otherwise: row after row, vectors along time. Where samples lie side by side in the compute type, they are read and
-// written where they lie; tiles of workspace stand for everything else: edges, strides, gates, half types.
+// written where they lie, and so are gates; tiles of workspace stand for everything else: edges, strides, activations,
+// half types.
 // Outputs that no cache could hold are streamed past it in whole lines.
 #pragma once
 
+#include "conv/register_tile.h"
 #include "conv/signal.h"
 
 namespace convscan::CONVSCAN_ISA {
@@ -16,8 +18,13 @@ inline constexpr int kShortTaps = 16;
 
 // ---- channels adjacent ----
 
-// Rows of time per step: taps and past are loaded once for all of them, and each has an accumulator in a register.
+// Rows of time per step: taps and past are loaded once for all of them, and each has an accumulator in a register. With few
+// taps or with gates AVX-512 waits for the rows, and where they lie a power of two apart, not all that are read and written
+// find room in the first-level cache (Zen 5, two threads, 1024 x 1024: K = 4 with 8 and 4 rows 54 and 69 % of the bandwidth
+// of copying, with gates and 8, 4 and 2 rows 50, 65 and 72 %, K = 7 with gates 46, 50 and 51 %).
 inline constexpr int kShortRows = kVectorRegisters == 32 ? 8 : 4;
+template <int K, bool kGated>
+inline constexpr int kShortRowsOf = kVectorBytes < 64 ? kShortRows : (K <= 4 ? 4 : 8) / (kGated ? 2 : 1);
 
 // Vectors of channels that go through a step together: as many as fill a line of memory, which is what streaming stores
 // want whole, and pairs on AArch64, which moves two vectors in one instruction.
@@ -25,14 +32,72 @@ template <class S>
 inline constexpr int kShortGroup =
     kVectorBytes == 16 ? 2 : 64 / (kLanes<Compute<S>> * static_cast<int>(sizeof(S)));
 
-// Taps and past of a block of channels. Long pieces of rows suit memory better than a block that leaves room in the
-// first-level cache (Zen 5, two threads, 1024 x 1536, K = 4: 115 to 143 GB/s with 48 KiB, 57 to 147 with 16, copying 250).
-inline constexpr int64_t kShortBytes = 48 << 10;
+// Taps and past of a block of channels, which leave room for the rows in the first-level cache (K = 8 over 4096 x 512: 64 %
+// of the bandwidth of copying, 44 with 48 KiB).
+inline constexpr int64_t kShortBytes = 16 << 10;
+
+// Arrays that together exceed this come from beyond some caches: the rows of the next step are asked for meanwhile, whose
+// segments are too short for the processor to see (three arrays of 12 MiB, K = 3 and 8: 68 and 52 % of the bandwidth of
+// copying, 59 and 42 without; two of 4 MiB: 70 and 49 % with, 74 and 56 without). Phones look ahead well by themselves.
+inline constexpr int64_t kShortLookAhead = int64_t{16} << 20;
+
+// Activates and stores vectors of sums, U for each of R rows of outputs that are `step` apart. Out of line, since as much
+// code as an activation takes is enough once for all numbers of taps.
+template <class S, class V, int R, int U>
+__attribute__((noinline)) void StoreActivated(S *y, int64_t step, const V (&z)[R][U], bool streams,
+                                              convscan_activation activation) {
+  constexpr int W = kLanes<Compute<S>>, N = R * U < 4 ? R * U : 4;
+  const auto run = [&](const auto &activate) {
+#pragma GCC unroll 1
+    for (int first = 0; first < R * U; first += N) {
+      V some[N];
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) some[i] = z[(first + i) / U][(first + i) % U];
+      activate(some);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        S *const to = y + (first + i) / U * step + (first + i) % U * W;
+        if (streams) StoreStreamAs<W, S>(to, some[i]);
+        else Store<W>(to, some[i]);
+      }
+    }
+  };
+  if (activation == CONVSCAN_SILU) run([](V (&v)[N]) { Silu<W, Compute<S>>(v); });
+  else run([](V (&v)[N]) { Gelu<W, Compute<S>>(v); });
+}
+
+// Addresses of a step's rows, all of them where kKeepsAll.
+template <class P, int R, bool kKeepsAll>
+struct ShortAddresses {
+  P *first, *each[kKeepsAll ? R : 1];
+  int64_t step;
+
+  CONVSCAN_INLINE ShortAddresses(P *first, int64_t step) : first(first), step(step) {
+    for (int r = 0; kKeepsAll && r < R; ++r) each[r] = first + r * step;
+  }
+  CONVSCAN_INLINE P *operator[](int r) const {
+    if constexpr (kKeepsAll) return each[r];
+    else return first + r * step;
+  }
+  CONVSCAN_INLINE void operator+=(int64_t n) {
+    first += n;
+    for (int r = 0; kKeepsAll && r < R; ++r) each[r] += n;
+  }
+};
 
 template <class S>
 struct ShortStep {
   using T = Compute<S>;
   static constexpr int W = kLanes<T>, U = kShortGroup<S>;
+#if defined(__aarch64__)  // which has the registers for two times eight addresses, and loads a pair of vectors by no other
+  static constexpr bool kHasAddresses = true;
+#else
+  static constexpr bool kHasAddresses = false;
+#endif
+  template <bool kGated, int R>
+  using Rows = ShortAddresses<S, R, kHasAddresses && !kGated>;
+  template <bool kGated, int R>
+  using ConstRows = ShortAddresses<const S, R, kHasAddresses && !kGated>;
 
   const S *x;  // the first row of samples, and how far the next is
   int64_t x_step;
@@ -40,9 +105,9 @@ struct ShortStep {
   int64_t y_step;
   const S *pre, *post;  // gates of these rows, or rows of ones; null where there is neither
   int64_t pre_step, post_step;
-  // Per vector of channels, W values each: taps-1 rows of past, oldest first, which a step moves on; the taps; the bias.
+  // Per group of channels, U W values each: taps-1 rows of past, oldest first, which a step moves on; the taps; the bias.
   T *columns;
-  bool has_bias, streams;
+  bool has_bias, streams, looks_ahead;
   convscan_activation activation;
 
   static constexpr int64_t Plane(int64_t taps) { return 2 * taps * W; }
@@ -51,118 +116,155 @@ struct ShortStep {
   // has had its gate.
   template <bool kGated, int K, int R>
   static void Run(const ShortStep &of, int64_t width, int64_t steps) {
-    ShortStep step = of;  // which no store can change
+    // Addresses that are kept step on once for several groups.
+    constexpr int kGroups = kHasAddresses && !kGated && K <= 8 ? 8 : 1;
+    ConstRows<kGated, R> x(of.x, of.x_step), pre(of.pre, of.pre_step), post(of.post, of.post_step);
+    Rows<kGated, R> y(of.y, of.y_step);
+    const Ending ending{of.has_bias, of.streams, of.looks_ahead, of.activation};
     for (int64_t i = 0; i < steps; ++i) {
-      step.template RunRows<kGated, K, R>(width);
-      step.x += R * step.x_step;
-      step.y += R * step.y_step;
+      T *column = of.columns;
+      int64_t n = 0;
+      const auto run = [&]<bool kHasEnding, int kCount>(Groups<kHasEnding, kCount>) __attribute__((always_inline)) {
+        for (; n + kCount * U * W <= width; n += kCount * U * W) {
+#pragma GCC unroll 8
+          for (int g = 0; g < kCount; ++g) {
+            Group<kGated, kHasEnding, K, R>(x, y, pre, post, g * U * W, column, ending);
+            column += U * Plane(K);
+#if defined(__aarch64__)  // an offset to all of them would be beyond what a load of a pair takes
+            asm("" : "+r"(column));
+#endif
+          }
+          x += kCount * U * W;
+          y += kCount * U * W;
+          if constexpr (kGated) {
+            pre += kCount * U * W;
+            post += kCount * U * W;
+          }
+        }
+      };
+      if (kGated || ending.has_bias || ending.streams || ending.looks_ahead ||
+          ending.activation != CONVSCAN_IDENTITY) {
+        run(Groups<true, 1>{});
+      } else if constexpr (!kGated) {
+        if constexpr (kGroups > 1) run(Groups<false, kGroups>{});
+        run(Groups<false, 1>{});
+      }
+      x += R * x.step - n;
+      y += R * y.step - n;
       if constexpr (kGated) {
-        step.pre += R * step.pre_step;
-        step.post += R * step.post_step;
+        pre += R * pre.step - n;
+        post += R * post.step - n;
       }
     }
   }
 
  private:
-  template <bool kGated, int K, int R>
-  CONVSCAN_INLINE void RunRows(int64_t width) const {
-    const ShortStep &step = *this;
-    T *column = step.columns;
-    for (int64_t n = 0; n < width; n += U * W, column += U * Plane(K)) {
-      Vec<T, W> tap[U][K], past[U][K], sum[U][R];
+  template <bool kHasEnding, int kCount>
+  struct Groups {};
+  // What happens to sums before they are stored, or while they are.
+  struct Ending {
+    bool has_bias, streams, looks_ahead;
+    convscan_activation activation;
+  };
+
+  template <bool kGated, bool kHasEnding, int K, int R>
+  static CONVSCAN_INLINE void Group(const ConstRows<kGated, R> &x, const Rows<kGated, R> &y,
+                                    const ConstRows<kGated, R> &pre, const ConstRows<kGated, R> &post, int n, T *column,
+                                    const Ending &ending) {
+    Vec<T, W> tap[U][K], past[U][K], sum[U][R], last[U][K];
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) tap[u][k] = Load<W>(column + ((K - 1 + k) * U + u) * W);
+#pragma GCC unroll 16
+    for (int j = 0; j < K - 1; ++j)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) past[u][j] = Load<W>(column + (j * U + u) * W);
+    if (kHasEnding && ending.looks_ahead) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(x[r] + R * x.step + n);
+        if constexpr (kGated) {
+          __builtin_prefetch(pre[r] + R * pre.step + n);
+          __builtin_prefetch(post[r] + R * post.step + n);
+        }
+      }
+    }
+#pragma GCC unroll 32
+    for (int j = 0; j < K - 1 + R; ++j) {
+      const int now = j - (K - 1);
+      Vec<T, W> sample[U];
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
-#pragma GCC unroll 16
-        for (int k = 0; k < K; ++k) tap[u][k] = Load<W>(column + u * Plane(K) + (K - 1 + k) * W);
-#pragma GCC unroll 16
-        for (int j = 0; j < K - 1; ++j) past[u][j] = Load<W>(column + u * Plane(K) + j * W);
+        sample[u] = now < 0 ? past[u][now < 0 ? j : 0] : Load<W>(x[now] + n + u * W);
+        if constexpr (kGated)
+          if (now >= 0) sample[u] *= Load<W>(pre[now] + n + u * W);
+        if (j >= R) last[u][j - R] = sample[u];
       }
-      // From memory, the rows of the next step come meanwhile: their segments are too short for the processor to see.
-      if (step.streams) {
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          __builtin_prefetch(step.x + (R + r) * step.x_step + n);
-          if constexpr (kGated) {
-            __builtin_prefetch(step.pre + (R + r) * step.pre_step + n);
-            __builtin_prefetch(step.post + (R + r) * step.post_step + n);
-          }
-        }
-      }
-#pragma GCC unroll 32
-      for (int j = 0; j < K - 1 + R; ++j) {
-        const int now = j - (K - 1);
-        Vec<T, W> sample[U];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const int k = r - now;
 #pragma GCC unroll 4
         for (int u = 0; u < U; ++u) {
-          sample[u] = now < 0 ? past[u][now < 0 ? j : 0] : Load<W>(step.x + now * step.x_step + n + u * W);
-          if constexpr (kGated)
-            if (now >= 0) sample[u] *= Load<W>(step.pre + now * step.pre_step + n + u * W);
-          if (j >= R) Store<W>(column + u * Plane(K) + (j - R) * W, sample[u]);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const int k = r - now;
-#pragma GCC unroll 4
-          for (int u = 0; u < U; ++u) {
-            if (k == K - 1) sum[u][r] = sample[u] * tap[u][k];
-            else if (k >= 0 && k < K) sum[u][r] += sample[u] * tap[u][k];
-          }
+          if (k == K - 1) sum[u][r] = sample[u] * tap[u][k];
+          else if (k >= 0 && k < K) sum[u][r] += sample[u] * tap[u][k];
         }
       }
-      if (step.has_bias) {
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < K - 1; ++j)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) Store<W>(column + (j * U + u) * W, last[u][j]);
+    if constexpr (kHasEnding) {
+      if (ending.has_bias) {
 #pragma GCC unroll 4
         for (int u = 0; u < U; ++u) {
-          const Vec<T, W> bias = Load<W>(column + u * Plane(K) + (2 * K - 1) * W);
-#pragma GCC unroll 8
+          const Vec<T, W> bias = Load<W>(column + ((2 * K - 1) * U + u) * W);
+#pragma GCC unroll 16
           for (int r = 0; r < R; ++r) sum[u][r] += bias;
         }
       }
       if constexpr (kGated) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-          for (int u = 0; u < U; ++u) sum[u][r] *= Load<W>(step.post + r * step.post_step + n + u * W);
+          for (int u = 0; u < U; ++u) sum[u][r] *= Load<W>(post[r] + n + u * W);
       }
-      if (step.activation == CONVSCAN_IDENTITY) {
-        StoreRows<R>(step, sum, n);
-      } else {
-        Vec<T, W> z[U][R];
+      if (ending.activation != CONVSCAN_IDENTITY) {
+        Vec<T, W> z[R][U];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int u = 0; u < U; ++u)
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) z[u][r] = sum[u][r];
-        ActivateRow<T>(reinterpret_cast<T *>(z), U * R * W, step.activation);
-        StoreRows<R>(step, z, n);
+          for (int u = 0; u < U; ++u) z[r][u] = sum[u][r];
+        return StoreActivated(y[0] + n, y.step, z, ending.streams, ending.activation);
+      }
+      if (ending.streams) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+          for (int u = 0; u < U; ++u) StoreStreamAs<W, S>(y[r] + n + u * W, sum[u][r]);
+        return;
       }
     }
-  }
-
-  template <int R>
-  static CONVSCAN_INLINE void StoreRows(const ShortStep &step, const Vec<T, W> (&sum)[U][R], int64_t n) {
-    if (step.streams) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int u = 0; u < U; ++u) StoreStreamAs<W, S>(step.y + r * step.y_step + n + u * W, sum[u][r]);
-    } else {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int u = 0; u < U; ++u) Store<W>(step.y + r * step.y_step + n + u * W, sum[u][r]);
-    }
+      for (int u = 0; u < U; ++u) Store<W>(y[r] + n + u * W, sum[u][r]);
   }
 };
 
 // The two ways of ShortStep::Run for a number of taps: several rows at once, and one.
 template <class S>
 struct ShortRun {
+  int64_t count;
   void (*rows)(const ShortStep<S> &, int64_t, int64_t);
   void (*row)(const ShortStep<S> &, int64_t, int64_t);
 };
 template <class S, bool kGated, int... I>
 ShortRun<S> ChooseShortRun(int64_t taps, Indices<I...>) {
   static constexpr ShortRun<S> kRuns[] = {
-      {ShortStep<S>::template Run<kGated, I + 1, kShortRows>, ShortStep<S>::template Run<kGated, I + 1, 1>}...};
+      {kShortRowsOf<I + 1, kGated>, ShortStep<S>::template Run<kGated, I + 1, kShortRowsOf<I + 1, kGated>>,
+       ShortStep<S>::template Run<kGated, I + 1, 1>}...};
   return kRuns[taps - 1];
 }
 
@@ -170,7 +272,7 @@ ShortRun<S> ChooseShortRun(int64_t taps, Indices<I...>) {
 template <class S>
 struct ShortColumns {
   using T = Compute<S>;
-  static constexpr int W = kLanes<T>, kGroup = kShortGroup<S> * W;
+  static constexpr int W = kLanes<T>, U = kShortGroup<S>, kGroup = U * W;
 
   const convscan_conv &p;
   int64_t width, stride, plane;
@@ -207,12 +309,12 @@ struct ShortColumns {
   }
 
   // Outputs [begin, end) of channels [n, n + width) of batch b.
-  void Run(int64_t b, int64_t n, int64_t begin, int64_t end, bool stream) {
+  void Run(int64_t b, int64_t n, int64_t begin, int64_t end, bool stream, bool looks_ahead) {
     const Signal<S> x = InputOf<S>(p);
     const Gate<S> pre = PreGate<S>(p), post = PostGate<S>(p);
     S *const pre_rows = gates;
     S *const post_rows = gates + (pre.factors != nullptr && pre.strides.channel != 1 ? kShortRows * stride : 0);
-    x.PackColumns(b, n, stride / W, begin + p.origin - (p.taps - 1), p.taps - 1, columns, W, plane);
+    x.template PackColumns<U>(b, n, stride / W, begin + p.origin - (p.taps - 1), p.taps - 1, columns, kGroup, plane);
     PackParameters(b, n);
     const int64_t whole = width / kGroup * kGroup;
     // Gates that are copied, and channels that whole groups leave over, are seen to step by step.
@@ -222,8 +324,8 @@ struct ShortColumns {
       const int64_t now = t + p.origin;
       const bool has_samples = now < p.length;
       const int64_t alike = has_samples ? Min(end - t, p.length - now) : end - t;
-      const bool is_row = alike < kShortRows;
-      const int64_t rows = is_row ? 1 : kShortRows, steps = runs_on ? alike / rows : 1;
+      const bool is_row = alike < run.count;
+      const int64_t rows = is_row ? 1 : run.count, steps = runs_on ? alike / rows : 1;
       ShortStep<S> step{has_samples ? x.At(b, now, n) : zeros,
                         has_samples ? p.x_strides.time : 0,
                         static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel,
@@ -235,6 +337,7 @@ struct ShortColumns {
                         columns,
                         p.bias != nullptr,
                         stream,
+                        looks_ahead,
                         p.activation};
       if (is_gated) {
         step.pre = GateRows(pre, b, now, n, rows, pre_rows, step.pre_step);
@@ -249,8 +352,8 @@ struct ShortColumns {
 
  private:
   void PackParameters(int64_t b, int64_t n) {
-    PackFilterColumns<S>(p, b, n, stride / W, p.taps, columns + (p.taps - 1) * W, W, plane);
-    PackBiasColumns<S>(p, b, n, stride / W, columns + (2 * p.taps - 1) * W, plane);
+    PackFilterColumns<S, U>(p, b, n, stride / W, p.taps, columns + (p.taps - 1) * kGroup, kGroup, plane);
+    PackBiasColumns<S, U>(p, b, n, stride / W, columns + (2 * p.taps - 1) * kGroup, plane);
     memset(zeros, 0, static_cast<size_t>(stride) * sizeof(S));
     for (int64_t i = 0; is_gated && i < stride; ++i) StoreScalar(ones + i, T(1));
   }
@@ -311,6 +414,10 @@ convscan_status ConvShortColumns(const convscan_conv &p) {
   const uintptr_t offsets = reinterpret_cast<uintptr_t>(p.y) |
                             static_cast<uintptr_t>((p.y_strides.time | p.y_strides.batch) * kItem);
   const bool stream = kFillsLines && StreamsOutput<S>(p) && offsets % 64 == 0;
+  const int64_t arrays = 2 + (p.pre_gate != nullptr) + (p.post_gate != nullptr);
+  // An activation takes long enough for the rows to come.
+  const bool looks_ahead = kVectorBytes > 16 && (p.activation != CONVSCAN_IDENTITY ||
+                                                 arrays * p.batch * p.length * p.channels * kItem > kShortLookAhead);
   bool failed = false;
   ParallelFor(p.batch * blocks * pieces, threads, [&](int64_t task) {
     const int64_t n = task % blocks * width, b = task / blocks % p.batch, begin = task / blocks / p.batch * piece;
@@ -318,7 +425,7 @@ convscan_status ConvShortColumns(const convscan_conv &p) {
     if (begin >= end) return;
     void *workspace = Workspace(ShortColumns<S>(p, width, nullptr).bytes);
     if (workspace == nullptr) return __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
-    ShortColumns<S>(p, channels, workspace).Run(b, n, begin, end, stream);
+    ShortColumns<S>(p, channels, workspace).Run(b, n, begin, end, stream, looks_ahead);
   });
   return failed ? CONVSCAN_OUT_OF_MEMORY : CONVSCAN_OK;
 }
@@ -339,9 +446,8 @@ int64_t ShortPast(int64_t taps) {
   return kShiftsInRegisters ? 2 * kLanes<T> : taps - 1;
 }
 
-// Times per packed tile, which stays in the first-level cache, and vectors per step.
+// Times per packed tile, which stays in the first-level cache.
 inline constexpr int64_t kShortTile = 256;
-inline constexpr int kShortVectors = 4;
 
 // Lanes of two consecutive vectors, kDistance of them from the first.
 template <int kDistance, class V, int... I>
@@ -360,11 +466,22 @@ CONVSCAN_INLINE Vec<T> ShiftLanes(Vec<T> before, Vec<T> now) {
   else return ShiftLanes<kDistance>(before, now, MakeIndices<kLanes<T>>{});
 }
 
-// y[i] = bias + sum_k h[k] x[i - k], 0 <= i < count, a multiple of W. Older samples are added first, within their phases
-// where registers are shifted.
+// What a row's samples are multiplied by, where registers are shifted, and its sums.
+template <class T>
+struct ShortEnding {
+  T bias{};
+  bool has_bias = false, streams = false;
+  const T *pre = nullptr, *post = nullptr;  // null for none
+};
+
+// y[i] = post[i] (bias + sum_k h[k] pre[i - k] x[i - k]), 0 <= i < count, a multiple of W. Older samples are added
+// first, within their phases where registers are shifted.
 template <int K, class T>
 struct ShortRow {
-  static constexpr int W = kLanes<T>, P = kShortPhases<T>, kParts = (K + P - 1) / P, kVectors = kShortVectors;
+  static constexpr int W = kLanes<T>, P = kShortPhases<T>, kParts = (K + P - 1) / P;
+  // Vectors at once: whatever is loaded for one of them serves the others, too.
+  static constexpr bool kPrefetches = kVectorBytes > 16;  // phones look ahead well by themselves
+  static constexpr int kVectors = kShiftsInRegisters || kVectorRegisters < 32 || K > 8 ? 4 : K > 4 ? 8 : 12;
   Vec<T> tap[K], bias, before, part[kParts];  // the last vector of samples and its sums of each part of the taps
 
   ShortRow(const T *past, const T *h, T constant) : bias(Broadcast<T>(constant)) {
@@ -395,13 +512,14 @@ struct ShortRow {
     return sum;
   }
 
-  // N vectors of outputs, whose newest samples are at x.
+  // N vectors of outputs, whose newest samples are at x and their factors, if any, at gate.
   template <int N>
-  CONVSCAN_INLINE void Run(const T *x, Vec<T> (&sum)[N]) {
+  CONVSCAN_INLINE void Sums(const T *x, [[maybe_unused]] const T *gate, Vec<T> (&sum)[N]) {
     if constexpr (kShiftsInRegisters) {
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) {
-        const Vec<T> now = Load<W>(x + v * W);
+        Vec<T> now = Load<W>(x + v * W);
+        if (gate != nullptr) now *= Load<W>(gate + v * W);
         Vec<T> parts[kParts];
         Sum(before, now, parts, MakeIndices<P>{});
         sum[v] = Join(parts, MakeIndices<kParts - 1>{});
@@ -410,47 +528,79 @@ struct ShortRow {
         for (int a = 0; a < kParts; ++a) part[a] = parts[a];
       }
     } else {
-#pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) sum[v] = tap[K - 1] * Load<W>(x + v * W - (K - 1));
+      // Tap aP+b meets the vectors that lie b samples before those of the outputs, a vectors apart.
+      constexpr int kFirst = 1 - kParts, kLast = (K < P ? K : P) - 1;
+#pragma GCC unroll 8
+      for (int b = kLast; b >= 0; --b) {
+        if (kVectors > 8) EndOfStep();  // there are no registers for samples loaded ahead
+        const T *from = x - b;
+#if defined(__aarch64__)  // pairs of vectors are loaded at multiples of 16 bytes from a register: one for each b
+        asm("" : "+r"(from));
+#endif
+        Vec<T> sample[N - kFirst];
+#pragma GCC unroll 32
+        for (int v = kFirst; v < N; ++v) sample[v - kFirst] = Load<W>(from + v * W);
+#pragma GCC unroll 8
+        for (int a = kParts - 1; a >= 0; --a)
 #pragma GCC unroll 16
-      for (int k = K - 2; k >= 0; --k)
-#pragma GCC unroll 4
-        for (int v = 0; v < N; ++v) sum[v] += tap[k] * Load<W>(x + v * W - k);
+          for (int v = 0; v < N; ++v) {
+            const int k = a * P + b;
+            if (k >= K) continue;
+            if (b == kLast && k + P >= K) sum[v] = tap[k] * sample[v - a - kFirst];  // the oldest one
+            else sum[v] += tap[k] * sample[v - a - kFirst];
+          }
+      }
     }
   }
 
-  static void Convolve(const T *past, const T *x, const T *h, T constant, T *y, int64_t count, bool has_bias,
-                       bool stream) {
-    ShortRow row(past, h, constant);
-    int64_t i = 0;
-    for (; i + kVectors * W <= count; i += kVectors * W) {
-      if (!stream)
+  template <bool kHasEnding>
+  CONVSCAN_INLINE void Run(const T *x, T *y, int64_t count, ShortEnding<T> ending) {
+    int64_t left = count;
+    const bool stream = ending.streams;
+    const auto run = [&](auto vectors) __attribute__((always_inline)) {
+      constexpr int N = decltype(vectors)::kCount;
+      for (; left >= N * W; left -= N * W, x += N * W, y += N * W) {
+        if (kPrefetches && !stream)
 #pragma GCC unroll 4
-        for (int line = 0; line < kVectors * kVectorBytes; line += 64)
-          __builtin_prefetch(reinterpret_cast<const char *>(x + i) + 1024 + line);
-      Vec<T> sum[kVectors];
-      row.template Run<kVectors>(x + i, sum);
-      row.template Finish<kVectors>(sum, y + i, has_bias, stream);
-    }
-    for (; i < count; i += W) {
-      Vec<T> sum[1];
-      row.template Run<1>(x + i, sum);
-      row.template Finish<1>(sum, y + i, has_bias, stream);
-    }
+          for (int line = 0; line < N * kVectorBytes; line += 64)
+            __builtin_prefetch(reinterpret_cast<const char *>(x) + 1024 + line);
+        Vec<T> sum[N];
+        Sums<N>(x, kHasEnding ? ending.pre : nullptr, sum);
+        if constexpr (kHasEnding) {
+          if (ending.pre != nullptr) ending.pre += N * W;
+          if (ending.has_bias)
+#pragma GCC unroll 16
+            for (int v = 0; v < N; ++v) sum[v] += bias;
+          if (ending.post != nullptr) {
+#pragma GCC unroll 16
+            for (int v = 0; v < N; ++v) sum[v] *= Load<W>(ending.post + v * W);
+            ending.post += N * W;
+          }
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < N; ++v) {
+          if (stream) StoreStream<W, T>(y + v * W, sum[v]);
+          else Store<W>(y + v * W, sum[v]);
+        }
+      }
+    };
+    run(Count<kVectors>{});
+    if constexpr (kVectors >= 8) run(Count<2>{});
+    run(Count<1>{});
+  }
+
+  static void Convolve(const T *past, const T *x, const T *h, T *y, int64_t count, const ShortEnding<T> &ending) {
+    ShortRow row(past, h, ending.bias);
+    if (ending.has_bias || ending.pre != nullptr || ending.post != nullptr)
+      row.template Run<true>(x, y, count, ending);
+    else row.template Run<false>(x, y, count, ending);
   }
 
  private:
   template <int N>
-  CONVSCAN_INLINE void Finish(Vec<T> (&sum)[N], T *y, bool has_bias, bool stream) const {
-    if (has_bias)
-#pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) sum[v] += bias;
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-      if (stream) StoreStream<W, T>(y + v * W, sum[v]);
-      else Store<W>(y + v * W, sum[v]);
-    }
-  }
+  struct Count {
+    static constexpr int kCount = N;
+  };
 };
 
 template <class T>
@@ -489,46 +639,68 @@ struct ShortRows {
     const Signal<S> input = InputOf<S>(p);
     const S *h = FilterOf<S>(p, b, n);
     for (int64_t k = 0; k < p.taps; ++k) taps[k] = LoadScalar(h + k * p.h_tap_stride);
-    const T bias = BiasOf<S>(p, b, n);
     S *const y = static_cast<S *>(p.y) + b * p.y_strides.batch + n * p.y_strides.channel;
-    const bool reads_x = kSame<S, T> && p.x_strides.time == 1 && p.pre_gate == nullptr && !IsInPlace<S>(p);
-    const bool writes_y = kSame<S, T> && p.y_strides.time == 1 && p.post_gate == nullptr && !IsInPlace<S>(p) &&
-                          p.activation == CONVSCAN_IDENTITY;
-    bool is_packed = false;  // whether the past of the next output stands before the tile
-    const bool has_bias = p.bias != nullptr;
+    const Gate<S> pre = PreGate<S>(p), post = PostGate<S>(p);
+    const bool reads_x = kSame<S, T> && p.x_strides.time == 1 && !IsInPlace<S>(p) &&
+                         (p.pre_gate == nullptr || (kShiftsInRegisters && p.pre_gate_strides.time == 1));
+    const bool writes_y = kSame<S, T> && p.y_strides.time == 1 && !IsInPlace<S>(p) &&
+                          (p.post_gate == nullptr || p.post_gate_strides.time == 1) && p.activation == CONVSCAN_IDENTITY;
+    int64_t held = 0;  // samples in the last tile, behind which the past of the next output stands; 0 for none
+    // The past of the next output to the front of the tile.
+    const auto pack_past = [&](int64_t now) {
+      if (held == 0) return input.PackRow(b, n, now - past, past, x);
+      for (int64_t i = 0; i < past; ++i) x[i] = x[held + i];
+      held = 0;
+    };
+    const ShortEnding<T> biased{BiasOf<S>(p, b, n), p.bias != nullptr};
     for (int64_t t = begin; t < end;) {
       const int64_t now = t + p.origin, last = Min(end, p.length - p.origin), first = kShiftsInRegisters ? 0 : past;
       if constexpr (kSame<S, T>) {
         const bool is_aligned = !stream || reinterpret_cast<uintptr_t>(y + t) % kVectorBytes == 0;
         if (reads_x && now >= first && t + W <= last && (is_aligned || !writes_y)) {
           const int64_t count = (writes_y ? last - t : Min(tile, last - t)) / W * W;
-          if (kShiftsInRegisters && !is_packed) input.PackRow(b, n, now - past, past, x);
-          convolve(x, input.At(b, now, n), taps, bias, writes_y ? y + t : z, count, has_bias, writes_y && stream);
+          if (kShiftsInRegisters) pack_past(now);
+          ShortEnding<T> ending = biased;
+          if (pre.factors != nullptr) ending.pre = pre.At(b, now, n);
+          if (writes_y && post.factors != nullptr) ending.post = post.At(b, t, n);
+          ending.streams = writes_y && stream;
+          convolve(x, input.At(b, now, n), taps, writes_y ? y + t : z, count, ending);
           if (!writes_y) Finish(b, n, t, count, y, stream);
           t += count;
-          is_packed = false;
+          held = 0;
           continue;
         }
       }
-      if (!is_packed) input.PackRow(b, n, now - past, past, x);
-      // Where samples can be read as they lie, up to the first whose past can be, too, and whose output is aligned.
-      const int64_t count = Min(end - t, reads_x && t < last ? Min(tile, Alignment(y + t, Max(1, first - now))) : tile);
+      pack_past(now);
+      const int64_t most = reads_x && t < last ? Min(tile, Head(y + t, first - now, last - t, stream)) : tile;
+      const int64_t count = Min(end - t, most);
       input.PackRow(b, n, now, count, x + past);
       for (int64_t i = count; i < RoundUp(count, W); ++i) x[past + i] = T(0);
-      convolve(x, x + past, taps, bias, z, RoundUp(count, W), has_bias, false);
-      Finish(b, n, t, count, y, stream);
-      for (int64_t i = 0; i < past; ++i) x[i] = x[count + i];
-      is_packed = true;
+      T *to = z;
+      ShortEnding<T> ending = biased;
+      if constexpr (kSame<S, T>) {
+        if (writes_y && !stream && count % W == 0) {
+          to = y + t;
+          if (post.factors != nullptr) ending.post = post.At(b, t, n);
+        }
+      }
+      convolve(x, x + past, taps, to, RoundUp(count, W), ending);
+      if (to == z) Finish(b, n, t, count, y, stream);
       t += count;
+      held = count;
     }
     if (stream) StreamFence();
   }
 
  private:
-  // The least count from `least` on after which y is aligned.
-  static int64_t Alignment(const S *y, int64_t least) {
+  // How many outputs are packed before samples are read as they lie: at least `least` and one. Behind them whatever is
+  // streamed is aligned; otherwise whole vectors are left.
+  static int64_t Head(const S *y, int64_t least, int64_t left, bool stream) {
+    constexpr int64_t kLanesOfS = kVectorBytes / static_cast<int64_t>(sizeof(S));
+    least = Max(1, least);
+    if (!stream) return least + Max(0, left - least) % W;
     const int64_t off = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y + least) % kVectorBytes / sizeof(S));
-    return least + (kLanes<S> - off) % kLanes<S>;
+    return least + (kLanesOfS - off) % kLanesOfS;
   }
 
   // What follows the sums in z.

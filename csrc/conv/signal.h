@@ -76,7 +76,8 @@ struct Signal {
   }
 
   // x[b, t + i, n + c W + lane] to out[i row + c plane + lane], 0 <= i < count; zero beyond the last channel. Rows in
-  // order, so that memory sees whole rows of channels.
+  // order, so that memory sees whole rows of channels. U vectors c stand side by side (see ColumnAt).
+  template <int U = 1>
   void PackColumns(int64_t b, int64_t n, int64_t columns, int64_t t, int64_t count, T *out, int64_t row,
                    int64_t plane) const {
     const int64_t width = Min(columns * W, channels - n);
@@ -84,9 +85,9 @@ struct Signal {
       const bool inside = t + i >= 0 && t + i < length;
       const bool before = t + i < 0 && state != nullptr && t + i >= -history;
       const S *from = inside ? At(b, t + i, n) : before ? StateAt(b, t + i, n) : nullptr;
-      PackChannels(from, inside ? strides.channel : state_strides.channel, width, columns, out + i * row, plane);
+      PackChannels<U>(from, inside ? strides.channel : state_strides.channel, width, columns, out + i * row, plane);
     }
-    gate.MultiplyColumns(b, n, columns, t, count, out, row, plane);
+    gate.template MultiplyColumns<U>(b, n, columns, t, count, out, row, plane);
   }
 
   // out[i][lane] = x at time start + t + i of each lane, 0 <= i < count.
@@ -119,17 +120,18 @@ struct Signal {
   }
 
  private:
+  template <int U>
   static void PackChannels(const S *from, int64_t stride, int64_t width, int64_t columns, T *out, int64_t plane) {
     int64_t c = 0;
     if (from == nullptr) {
-      for (; c < columns; ++c) Store<W>(out + c * plane, Vec<T, W>{});
+      for (; c < columns; ++c) Store<W>(out + ColumnAt<U, W>(c, plane), Vec<T, W>{});
       return;
     }
     if (stride == 1)
-      for (; (c + 1) * W <= width; ++c) Store<W>(out + c * plane, Load<W>(from + c * W));
+      for (; (c + 1) * W <= width; ++c) Store<W>(out + ColumnAt<U, W>(c, plane), Load<W>(from + c * W));
     for (; c < columns; ++c)
       for (int l = 0; l < W; ++l)
-        out[c * plane + l] = c * W + l < width ? LoadScalar(from + (c * W + l) * stride) : T(0);
+        out[ColumnAt<U, W>(c, plane) + l] = c * W + l < width ? LoadScalar(from + (c * W + l) * stride) : T(0);
   }
 
   void PackEdge(const Lane (&lanes)[W], int64_t t, int64_t begin, int64_t end, T *out) const {
@@ -177,7 +179,7 @@ Compute<S> BiasOf(const convscan_conv &p, int64_t b, int64_t n) {
 }
 
 // The first `taps` taps of adjacent channels, as Signal::PackColumns packs times.
-template <class S>
+template <class S, int U = 1>
 void PackFilterColumns(const convscan_conv &p, int64_t b, int64_t n, int64_t columns, int64_t taps, Compute<S> *out,
                        int64_t row, int64_t plane) {
   if (p.filter_group <= 1) {
@@ -185,22 +187,23 @@ void PackFilterColumns(const convscan_conv &p, int64_t b, int64_t n, int64_t col
                             nullptr,                     {},
                             p.taps,                      p.channels,
                             0};
-    return filters.PackColumns(b, n, columns, 0, taps, out, row, plane);
+    return filters.template PackColumns<U>(b, n, columns, 0, taps, out, row, plane);
   }
   constexpr int W = Signal<S>::W;
   for (int64_t i = 0; i < columns * W; ++i) {
     const S *const from = n + i < p.channels ? FilterOf<S>(p, b, n + i) : nullptr;
     for (int64_t k = 0; k < taps; ++k)
-      out[k * row + i / W * plane + i % W] = from == nullptr ? Compute<S>(0) : LoadScalar(from + k * p.h_tap_stride);
+      out[k * row + ColumnAt<U, W>(i / W, plane) + i % W] =
+          from == nullptr ? Compute<S>(0) : LoadScalar(from + k * p.h_tap_stride);
   }
 }
 
 // The bias of adjacent channels likewise; no bias is zeros.
-template <class S>
+template <class S, int U = 1>
 void PackBiasColumns(const convscan_conv &p, int64_t b, int64_t n, int64_t columns, Compute<S> *out, int64_t plane) {
   const Signal<S> bias{static_cast<const S *>(p.bias), {p.bias_batch_stride, 0, p.bias_stride}, nullptr, {},
                        p.bias != nullptr,              p.channels,                              0};
-  bias.PackColumns(b, n, columns, 0, 1, out, 0, plane);
+  bias.template PackColumns<U>(b, n, columns, 0, 1, out, 0, plane);
 }
 
 // ---- the filter's gradient ----
@@ -257,11 +260,25 @@ bool StreamsOutput(const convscan_conv &p) {
 // z[i] = act(z[i]), 0 <= i < count; may also touch up to the next multiple of W.
 template <class T>
 void ActivateRow(T *z, int64_t count, convscan_activation activation) {
-  constexpr int W = kLanes<T>;
-  if (activation == CONVSCAN_SILU)
-    for (int64_t i = 0; i < count; i += W) Store<W>(z + i, Silu<W, T>(Load<W>(z + i)));
-  else if (activation == CONVSCAN_GELU)
-    for (int64_t i = 0; i < count; i += W) Store<W>(z + i, Gelu<W, T>(Load<W>(z + i)));
+  constexpr int W = kLanes<T>, N = 4;
+  const auto run = [&](const auto &activate) {
+    int64_t i = 0;
+    for (; i + (N - 1) * W < count; i += N * W) {
+      Vec<T> v[N];
+#pragma GCC unroll 4
+      for (int k = 0; k < N; ++k) v[k] = Load<W>(z + i + k * W);
+      activate(v);
+#pragma GCC unroll 4
+      for (int k = 0; k < N; ++k) Store<W>(z + i + k * W, v[k]);
+    }
+    for (; i < count; i += W) {
+      Vec<T> v[] = {Load<W>(z + i)};
+      activate(v);
+      Store<W>(z + i, v[0]);
+    }
+  };
+  if (activation == CONVSCAN_SILU) run([](auto &v) { Silu<W, T>(v); });
+  else if (activation == CONVSCAN_GELU) run([](auto &v) { Gelu<W, T>(v); });
 }
 
 template <int W, class S>
