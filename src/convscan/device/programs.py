@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convscan import causal_conv, linear_recurrence
 from convscan._version import __version__
 from convscan.integrations import executorch
+from convscan.ops.causal_conv.api import causal_conv
+from convscan.ops.linear_recurrence.api import linear_recurrence
 
 from .errors import DeviceError
 from .grid import GridCase, sizes
