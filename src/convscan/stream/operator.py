@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._errors import message
+from ..nn._layer import carry
 from ..ops.allpole_filter.api import allpole_filter
 from ..ops.gated_delta_rule.api import gated_delta_rule_step, gated_delta_rule_with_state
 from ..ops.gated_linear_attention.api import gated_linear_attention_step, gated_linear_attention_with_state
@@ -29,8 +30,7 @@ class _Operator(NamedTuple):
 
 def _allpole_with_state(x: Tensor, a: Tensor, *, initial_state: Tensor) -> tuple[Tensor, Tensor]:
     y = allpole_filter(x, a, initial_state=initial_state)
-    order = initial_state.shape[-2]
-    return y, torch.cat([initial_state, y.to(initial_state.dtype)], -2)[..., y.shape[-2] :, :][..., -order:, :].clone()
+    return y, carry(initial_state, y.to(initial_state.dtype))
 
 
 def _allpole_step(state: Tensor, x: Tensor, a: Tensor) -> Tensor:
