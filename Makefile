@@ -19,8 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 SANITIZED := build/sanitize
 CROSS := build/aarch64
-# Sanitized kernels compile slowly: on x86-64 the widest code paths, lowered, and those with intrinsics stand for all.
-SANITIZED_ISAS := $(if $(filter x86_64,$(shell uname -m)),"-DCONVSCAN_ISAS=wide;avx2")
+# Sanitized kernels compile slowly. The widest code paths and those with intrinsics stand for all: AVX-512 is both; where the
+# processor lacks it, the former are lowered by the compiler.
+SANITIZED_ISAS := $(if $(filter x86_64,$(shell uname -m)),$(if $(shell grep -m 1 avx512bw /proc/cpuinfo),\
+    -DCONVSCAN_ISAS=avx512,"-DCONVSCAN_ISAS=wide;avx2"))
 # Where ccache is installed, what was compiled before in any folder is not compiled again.
 CCACHE := $(shell command -v ccache)
 ifneq ($(CCACHE),)
