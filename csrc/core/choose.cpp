@@ -53,6 +53,19 @@ double Seconds(const IsaCosts &costs, const KernelCosts &kernel, const Type &typ
 
 int Threads(int asked) { return asked > 0 ? asked : ThreadCount(); }
 
+// Whether steps are neighbours in memory, of a channel or of so few that a vector holds several of all of them.
+bool RunsAlongTime(const convscan_scan &p, const char *isa, const Type &type) {
+  const auto is = [&](int64_t time) {
+    return p.x_strides.time == time && p.y_strides.time == time &&
+           (p.a_strides.time == time || p.a_strides.time == 0);
+  };
+  if (is(1) || is(-1)) return true;
+  const double vector = strcmp(isa, "avx512") == 0 ? 64 : strcmp(isa, "avx2") == 0 ? 32 : 16;
+  const auto is_row = [&](const convscan_strides &s) { return s.channel == 1 || p.channels == 1; };
+  return 2 * static_cast<double>(p.channels) * Most(4, type.bytes) <= vector && (is(p.channels) || is(-p.channels)) &&
+         is_row(p.x_strides) && is_row(p.a_strides) && is_row(p.y_strides);
+}
+
 double Blocks(double length, double taps, double points) {
   return 2 * points >= length + taps - 1 ? 1 : ceil(length / (2 * points - taps + 1));
 }
@@ -114,14 +127,13 @@ ScanMethod ChooseScan(const convscan_scan &p, const char *isa) {
   const double moved = type.bytes * samples * (p.a_strides.time == 0 ? 2 : 3);
   const double sequences = p.boundaries == nullptr ? 1 : static_cast<double>(p.sequences);
   const double units = moved >= costs.cache_bytes ? samples : 0;  // what an element costs more beyond the caches
-  const OrderCosts &kernels = Order(costs, p.x_strides);
-  const bool along_time = p.channels == 1 || (p.x_strides.channel != 1 && p.x_strides.time == 1);
-  const OrderCosts &of_rows = p.channels == 1 ? costs.time : kernels;
+  const OrderCosts &kernels = Order(costs, p.x_strides), &of_rows = p.channels == 1 ? costs.time : kernels;
+  const bool along_time = RunsAlongTime(p, isa, type);
   const auto sequential = [&](double tasks) {
-    // A step waits for the one before it, in which three channels could have been computed.
-    const double idle = Most(1, 3 / Most(1, channels));
-    return idle * Seconds(costs, kernels.sequential, type,
-                          {units, samples, moved, Most(1, Least(threads, tasks))}, threads);
+    const double workers = Most(1, Least(threads, tasks));
+    // A step waits for the one before it, however few channels there are.
+    return Most(batch * length * 1.1e-9 / workers,
+                Seconds(costs, kernels.sequential, type, {units, samples, moved, workers}, threads));
   };
   const auto parallel = [&](double tasks) {
     // A row costs the scan along time as much as 64 steps before the first one.
@@ -129,10 +141,13 @@ ScanMethod ChooseScan(const convscan_scan &p, const char *isa) {
            Seconds(costs, of_rows.parallel, type, {units, samples, moved, Most(1, Least(threads, tasks))}, threads);
   };
   const double tiles = length >= 16384 ? batch * threads : batch;
-  const double one_pass = sequential(batch * ceil(channels / 16)), in_registers = parallel(batch * ceil(channels / 8));
+  const double one_pass = sequential(batch * ceil(channels / 16));
   const double tiled = 1.05 * (along_time ? parallel(tiles) : sequential(tiles));
-  if (one_pass <= Least(tiled, in_registers)) return ScanMethod::kSequential;
-  return tiled < in_registers ? ScanMethod::kTiled : ScanMethod::kParallel;
+  if (along_time) {
+    const double in_registers = parallel(batch * ceil(channels / 8));
+    if (in_registers < Least(one_pass, tiled)) return ScanMethod::kParallel;
+  }
+  return one_pass <= tiled ? ScanMethod::kSequential : ScanMethod::kTiled;
 }
 
 }  // namespace convscan

@@ -3,6 +3,7 @@
 
 #include "convscan.h"
 #include "core/vector.h"
+#include "scan/lanes.h"
 
 namespace convscan::CONVSCAN_ISA {
 
@@ -12,12 +13,15 @@ struct Real {
   using Storage = S;
   using Part = Compute<S>;
   static constexpr int kParts = 1;
+  static constexpr bool kConjugates = false;
 };
-template <class S>
+// With kConjugate, coefficients are the conjugates of what is stored.
+template <class S, bool kConjugate = false>
 struct Complex {
   using Storage = S;
   using Part = S;
   static constexpr int kParts = 2;
+  static constexpr bool kConjugates = kConjugate;
 };
 
 // Numbers per vector register: at least one.
@@ -42,26 +46,30 @@ template <class V, int... I>
 CONVSCAN_INLINE V RealParts(V v, Indices<I...>) {
   return __builtin_shufflevector(v, v, (I & ~1)...);
 }
-template <class V, int... I>
+template <bool kConjugate = false, class V, int... I>
 CONVSCAN_INLINE V ImaginaryParts(V v, Indices<I...>) {  // with the sign they have in i * (p + iq) = -q + ip
-  return __builtin_shufflevector(v, v, (I | 1)...) * V{((I & 1) ? 1 : -1)...};
+  using Part = decltype(v[0] + v[0]);
+  using Bits = Vec<Unsigned<Part>, sizeof...(I)>;
+  const Bits signs = Bits{((I & 1) != kConjugate ? 0 : Unsigned<Part>(1) << (8 * sizeof(Part) - 1))...};
+  return BitCast<V>(BitCast<Bits>(__builtin_shufflevector(v, v, (I | 1)...)) ^ signs);
 }
 template <class V, int... I>
 CONVSCAN_INLINE V SwapParts(V v, Indices<I...>) {
   return __builtin_shufflevector(v, v, (I ^ 1)...);
 }
 
-// a b + c
+// a b + c, of a coefficient or a product of some
 template <class Element, int N>
 CONVSCAN_INLINE Numbers<Element, N> MultiplyAdd(Numbers<Element, N> a, Numbers<Element, N> b, Numbers<Element, N> c) {
   if constexpr (Element::kParts == 1) {
     return a * b + c;
   } else {
     constexpr MakeIndices<2 * N> kAll{};
-    return ImaginaryParts(a, kAll) * SwapParts(b, kAll) + (RealParts(a, kAll) * b + c);
+    return ImaginaryParts<Element::kConjugates>(a, kAll) * SwapParts(b, kAll) + (RealParts(a, kAll) * b + c);
   }
 }
 
+// a b, of coefficients
 template <class Element, int N>
 CONVSCAN_INLINE Numbers<Element, N> Multiply(Numbers<Element, N> a, Numbers<Element, N> b) {
   if constexpr (Element::kParts == 1) {
@@ -79,7 +87,7 @@ CONVSCAN_INLINE Numbers<Element, N> ConjugateMultiply(Numbers<Element, N> a, Num
     return a * b;
   } else {
     constexpr MakeIndices<2 * N> kAll{};
-    return RealParts(a, kAll) * b - ImaginaryParts(a, kAll) * SwapParts(b, kAll);
+    return ImaginaryParts<true>(a, kAll) * SwapParts(b, kAll) + RealParts(a, kAll) * b;
   }
 }
 
@@ -101,18 +109,37 @@ CONVSCAN_INLINE void StoreNumbers(Storage *p, Numbers<Element, N> v) {
   }
 }
 
-// v[r] holds number c of row r where it held number r of row c.
-template <class Element, int N, int Distance = 1>
-CONVSCAN_INLINE void TransposeNumbers(Numbers<Element, N> (&v)[N]) {
+// The same, past the caches where `streams`: then p is aligned to the vector.
+template <class Element, int N, class Storage>
+CONVSCAN_INLINE void StoreNumbers(Storage *p, Numbers<Element, N> v, bool streams) {
+  if constexpr (sizeof(Storage) == sizeof(typename Element::Part) && N * Element::kParts > 1) {
+    if (streams) return StoreStream<N * Element::kParts>(p, v);
+  }
+  StoreNumbers<Element, N>(p, v);
+}
+
+// Squares of R x R numbers next to each other in R vectors: number b R + c of row r and b R + r of row c change places.
+template <class Element, int N, int R = N, int Distance = 1>
+CONVSCAN_INLINE void TransposeNumbers(Numbers<Element, N> (&v)[R]) {
   if constexpr (Element::kParts == 1) {
-    Transpose<typename Element::Part, N>(v);
-  } else if constexpr (Distance < N) {
-#pragma GCC unroll 16
-    for (int r = 0; r < N; ++r)
+    if constexpr (N > 1) TransposeSquares<typename Element::Part, N, R>(v);
+  } else if constexpr (Distance < R) {
+    Repeat<R>([&](int r) CONVSCAN_INLINED {
       if (!(r & Distance)) ExchangeLanes<2 * Distance>(v[r], v[r + Distance], MakeIndices<2 * N>{});
-    TransposeNumbers<Element, N, 2 * Distance>(v);
+    });
+    TransposeNumbers<Element, N, R, 2 * Distance>(v);
   }
 }
+
+// The element whose coefficients are the conjugates of another's.
+template <class Element>
+struct ConjugateOf {
+  using Type = Element;
+};
+template <class S>
+struct ConjugateOf<Complex<S>> {
+  using Type = Complex<S, true>;
+};
 
 // function(Element{}) for the element a dtype names.
 template <class Function>
@@ -127,6 +154,13 @@ CONVSCAN_INLINE auto WithElement(convscan_dtype dtype, const Function &function)
 #endif
     default: return function(Real<float>{});
   }
+}
+template <class Function>
+CONVSCAN_INLINE auto WithElement(convscan_dtype dtype, bool conjugates, const Function &function) {
+  return WithElement(dtype, [&](auto element) {
+    using Element = decltype(element);
+    return conjugates ? function(typename ConjugateOf<Element>::Type{}) : function(Element{});
+  });
 }
 
 }  // namespace convscan::CONVSCAN_ISA

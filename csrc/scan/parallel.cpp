@@ -1,299 +1,193 @@
-// The recurrence along time inside vector registers, for rows whose steps are neighbours in memory.
-//
-// N N successive steps are transposed so that each of N lanes holds a segment of N steps. Three phases over some
-// blocks of them:
-//
-//   products   the product p of each segment's coefficients and its last state s when started from zero
-//   carry      the state before each segment, c <- p c + s, one multiply-add a segment
-//   outputs    the recurrence itself in every lane, from the state before its segment
-//
-// Two rows go through the phases together, which hides the latency of the carry. Only products of N coefficients are
-// formed, which the recurrence itself never does; where one could overflow, underflow or hide a zero, the blocks are
-// run step by step instead.
+// The recurrence along time inside vector registers: in all lanes of a vector at once, where channels are too few or too
+// far apart in memory to fill one. See scan/along_time.h.
 #include "core/kernels.h"
 #include "core/parallel.h"
-#include "scan/element.h"
-#include "scan/segment.h"
+#include "scan/along_time.h"
 
 namespace convscan::CONVSCAN_ISA {
+
+convscan_status ScanSequential(const convscan_scan &);
+
 namespace {
 
-constexpr int kRowsAtOnce = 2;
-
-// The magnitude of a coefficient that a product may contain, and the least that a product may have: then no partial
-// product leaves the normal numbers, N <= 16.
-constexpr float kLargest = 2;
-template <class Part>
-constexpr Part kSmallest = sizeof(Part) == 4 ? static_cast<Part>(0x1p-96) : static_cast<Part>(0x1p-900);
-
-template <class V>
-CONVSCAN_INLINE bool AnySet(V mask) {
-  uint64_t words[sizeof(V) / 8], any = 0;
-  __builtin_memcpy(words, &mask, sizeof(V));
-  for (uint64_t word : words) any |= word;
-  return any != 0;
-}
-
-// |v|: the sign bits cleared, which a comparison and a selection would do in three instructions.
-template <class V>
-CONVSCAN_INLINE V Magnitude(V v) {
-  using Part = decltype(v[0] + v[0]);
-  using Bits = Vec<Unsigned<Part>, sizeof(V) / sizeof(Part)>;
-  return BitCast<V>(BitCast<Bits>(v) & (~Bits{} >> 1));
-}
-
-// One array along time.
+// Whether `channels` neighbours fill so little of a vector that several steps of all of them lie in one, in all arrays.
 template <class Element>
-struct Row {
+bool IsInterleaved(const Segment &s) {
+  const auto is_dense = [&](int64_t time, int64_t channel) {
+    return (channel == 1 || s.channels == 1) && (time == s.channels || time == -s.channels);
+  };
+  return 2 * s.channels <= kNumbers<Element> && is_dense(s.x_time, s.x_channel) && is_dense(s.y_time, s.y_channel) &&
+         s.x_time == s.y_time &&
+         ((is_dense(s.a_time, s.a_channel) && s.a_time == s.x_time) ||
+          (s.a_time == 0 && (s.a_channel == 1 || s.channels == 1)));
+}
+
+// kC neighbouring channels, kV vectors at a time.
+template <int kC, int kV, bool kBackwards, class Element>
+class ScanOfNeighbours {
   using Storage = typename Element::Storage;
-  static constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
-  using V = Numbers<Element, kN>;
+  using Part = typename Element::Part;
+  static constexpr int kW = kNumbers<Element>, kParts = Element::kParts;
+  using Lanes = TimeLanes<Element, kC, 1, kW, kBackwards>;
+  using V = typename Lanes::V;
+  static constexpr int64_t kSteps = kV * Lanes::kInRow;
+  // Lanes not in use are of the step after. They pass on x, which is what y may be before it is written: y is x, or its
+  // step comes next.
+  static constexpr int64_t kReadAhead = Lanes::kUsed < kW;
 
-  Storage *base;
-  int64_t stride;  // of time, in numbers; 0 where the array is constant
+ public:
+  // Of kSteps steps what does not depend on the state before them.
+  struct Products {
+    V p[kV], last[kV];        // of every step and those before it in the vector
+    V passed[kV], added[kV];  // of the whole vector
+    typename Lanes::Bits unsuitable;
+  };
 
-  // Vector j of the block that starts at step t: step j of each of N segments of N steps.
-  CONVSCAN_INLINE void Load(int64_t t, V (&v)[kN]) const {
-    if (stride == 1) {
-#pragma GCC unroll 16
-      for (int l = 0; l < kN; ++l) v[l] = LoadNumbers<Element, kN>(base + (t + l * kN) * kParts);
-      TransposeNumbers<Element, kN>(v);
-    } else if (stride == -1) {
-#pragma GCC unroll 16
-      for (int l = 0; l < kN; ++l) v[l] = LoadNumbers<Element, kN>(base - (t + l * kN + kN - 1) * kParts);
-      TransposeNumbers<Element, kN>(v);
-      Reverse(v);
-    } else {
-      alignas(64) Storage lanes[kN * kParts];
-      for (int j = 0; j < kN; ++j) {
-        for (int l = 0; l < kN; ++l)
-          for (int i = 0; i < kParts; ++i) lanes[l * kParts + i] = base[(t + l * kN + j) * stride * kParts + i];
-        v[j] = LoadNumbers<Element, kN>(lanes);
-      }
+  CONVSCAN_INLINE void Begin(int64_t t, Products &of) const {
+    of.unsuitable = typename Lanes::Bits{};
+    Repeat<kV>([&](int v) CONVSCAN_INLINED {
+      V p = is_constant ? constant : Lanes::Used(LoadNumbers<Element, kW>(a + At(t, v)), Lanes::kAll);
+      V last = LoadNumbers<Element, kW>(x + At(t, v));
+      of.unsuitable |= Lanes::TooLarge(p);
+      Lanes::Combine(p, last);
+      of.p[v] = p;
+      of.last[v] = last;
+      of.passed[v] = Lanes::Last(p);
+      of.added[v] = Lanes::Last(last);
+    });
+  }
+
+  // Writes the steps from t on; or false, and nothing is written, where products are of no use.
+  CONVSCAN_INLINE bool Finish(int64_t t, const Products &of) {
+    V ys[kV], next = carry;
+    Repeat<kV>([&](int v) CONVSCAN_INLINED {
+      ys[v] = MultiplyAdd<Element, kW>(of.p[v], next, of.last[v]);
+      next = MultiplyAdd<Element, kW>(of.passed[v], next, of.added[v]);
+    });
+    if (__builtin_expect(Lanes::Any(of.unsuitable | Lanes::NotFinite(next)), false)) return false;
+    carry = next;
+    Repeat<kV>([&](int v) CONVSCAN_INLINED {
+      StoreNumbers<Element, kW>(y + At(t, v), ys[v], streams);
+    });
+    return true;
+  }
+
+  // Addresses are those of step 0; a vector's is where it has its first lane.
+  CONVSCAN_INLINE ScanOfNeighbours(const Segment &s, Part *state)
+      : s(s), state(state), x(static_cast<const Storage *>(s.x) + kStart), a(static_cast<const Storage *>(s.a) + kStart),
+        y(static_cast<Storage *>(s.y) + kStart), streams(s.streams && kReadAhead == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0),
+        is_constant(s.a_time == 0), carry(Lanes::Spread(state)), constant{} {
+    if (is_constant) {
+      alignas(64) Part numbers[kC * kParts];
+      for (int i = 0; i < kC * kParts; ++i) numbers[i] = LoadScalar(static_cast<const Storage *>(s.a) + i);
+      constant = Lanes::Used(Lanes::Spread(numbers), Lanes::kAll);
     }
   }
 
-  // Asks for the block that starts at step t.
-  CONVSCAN_INLINE void Prefetch(int64_t t) const {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(Storage)) / kParts;
-    if (stride == 1 || stride == -1)
-#pragma GCC unroll 16
-      for (int64_t n = 0; n < kN * kN; n += kLine) __builtin_prefetch(base + (t + n) * stride * kParts);
-  }
-
-  CONVSCAN_INLINE void Store(int64_t t, V (&v)[kN], bool streams) const {
-    if (stride == 1) {
-      TransposeNumbers<Element, kN>(v);
-#pragma GCC unroll 16
-      for (int l = 0; l < kN; ++l) {
-        Storage *const to = base + (t + l * kN) * kParts;
-        if constexpr (sizeof(Storage) == sizeof(typename Element::Part)) {
-          if (streams) {
-            StoreStream<kN * kParts>(to, v[l]);
-            continue;
-          }
-        }
-        StoreNumbers<Element, kN>(to, v[l]);
-      }
-    } else if (stride == -1) {
-      Reverse(v);
-      TransposeNumbers<Element, kN>(v);
-#pragma GCC unroll 16
-      for (int l = 0; l < kN; ++l) StoreNumbers<Element, kN>(base - (t + l * kN + kN - 1) * kParts, v[l]);
-    } else {
-      alignas(64) Storage lanes[kN * kParts];
-      for (int j = 0; j < kN; ++j) {
-        StoreNumbers<Element, kN>(lanes, v[j]);
-        for (int l = 0; l < kN; ++l)
-          for (int i = 0; i < kParts; ++i) base[(t + l * kN + j) * stride * kParts + i] = lanes[l * kParts + i];
-      }
+  // Steps [t, end); returns the first that is left.
+  CONVSCAN_INLINE int64_t Run(int64_t t, int64_t end) {
+    const int64_t stop = t + Max(0, end - t - kReadAhead) / kSteps * kSteps;
+    while (t < stop) {
+      t = RunUntilUnsuitable<kSteps>(*this, t, stop);
+      if (t == stop) break;
+      Lanes::Gather(carry, state);
+      StepByStep(Element{}, s, 0, kC, t, t + kSteps, state);
+      carry = Lanes::Spread(state);
+      t += kSteps;
     }
+    Lanes::Gather(carry, state);
+    return t;
   }
 
  private:
-  static CONVSCAN_INLINE void Reverse(V (&v)[kN]) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kN / 2; ++j) {
-      const V other = v[j];
-      v[j] = v[kN - 1 - j];
-      v[kN - 1 - j] = other;
-    }
+  static constexpr int64_t kStart = kBackwards ? (kC - kW) * kParts : 0;
+  static CONVSCAN_INLINE int64_t At(int64_t t, int v) {
+    return (kBackwards ? -1 : 1) * (t + v * Lanes::kInRow) * kC * kParts;
   }
+
+  const Segment &s;
+  Part *const state;
+  const Storage *const x, *const a;
+  Storage *const y;
+  const bool streams, is_constant;
+  V carry, constant;
 };
 
-// One channel of a segment.
-template <class Element>
-struct Channel {
-  using Storage = typename Element::Storage;
-  using Part = typename Element::Part;
-  static constexpr int kN = kNumbers<Element>, kParts = Element::kParts;
-  static constexpr int kBlock = kN * kN;                                 // steps
-  static constexpr int kBlocks = kBlock < 512 ? 512 / kBlock : 1;        // at most this many go through together
-  static constexpr int kSegments = kBlocks * kN;
-  using V = Numbers<Element, kN>;
-
-  Row<Element> x, a, y;
-  Part *state;
-  bool streams;
-
-  // Of the blocks at hand, transposed; and per segment, in order.
-  V xs[kBlocks][kN], as[kBlocks][kN];
-  alignas(64) Part product[kSegments * kParts], last[kSegments * kParts], before[kSegments * kParts];
-
-  Channel() {}
-  void Bind(const Segment &s, int64_t c, void *states) {
-    const auto row = [c](const void *base, int64_t channel, int64_t time) {
-      Storage *const first = static_cast<Storage *>(const_cast<void *>(base));
-      return Row<Element>{first == nullptr ? nullptr : first + c * channel * kParts, time};
-    };
-    x = row(s.x, s.x_channel, s.x_time);
-    a = row(s.a, s.a_channel, s.a_time);
-    y = row(s.y, s.y_channel, s.y_time);
-    state = static_cast<Part *>(states) + c * kParts;
-    streams = s.streams && s.y_time == 1 && reinterpret_cast<uintptr_t>(y.base) % 64 == 0;
-  }
-
-  // The first phase; false where the products are of no use.
-  CONVSCAN_INLINE bool Products(int64_t t, int64_t blocks) {
-    LoadBlocks(x, t, blocks, xs);
-    LoadBlocks(a, t, blocks, as);
-    V unsuitable{};
-    for (int64_t b = 0; b < blocks; ++b) {
-      // The next blocks come from memory while these are computed.
-      x.Prefetch(t + (blocks + b) * kBlock);
-      a.Prefetch(t + (blocks + b) * kBlock);
-      V p = as[b][0], s = xs[b][0], largest = Magnitude(p);
-#pragma GCC unroll 16
-      for (int j = 1; j < kN; ++j) {
-        const V av = as[b][j], magnitude = Magnitude(av);
-        s = MultiplyAdd<Element, kN>(av, s, xs[b][j]);
-        p = Multiply<Element, kN>(av, p);
-        largest = magnitude > largest ? magnitude : largest;
-      }
-      // Complex products count by their larger part: at most a factor sqrt 2 a step away from the magnitude.
-      V least = Magnitude(p);
-      if constexpr (kParts == 2) {
-        const V other = SwapParts(least, MakeIndices<kN * kParts>{});
-        least = other > least ? other : least;
-      }
-      const auto is_suitable = (largest <= Part{kLargest}) & (least >= kSmallest<Part>) & (s - s == V{});
-      unsuitable = is_suitable ? unsuitable : V{} + Part{1};
-      StoreNumbers<Element, kN>(product + b * kN * kParts, p);
-      StoreNumbers<Element, kN>(last + b * kN * kParts, s);
-    }
-    return !AnySet(unsuitable);
-  }
-
-  CONVSCAN_INLINE void Outputs(int64_t t, int64_t blocks) {
-    V v[kN];
-    for (int64_t b = 0; b < blocks; ++b) {
-      V s = LoadNumbers<Element, kN>(before + b * kN * kParts);
-#pragma GCC unroll 16
-      for (int j = 0; j < kN; ++j) v[j] = s = MultiplyAdd<Element, kN>(as[b][j], s, xs[b][j]);
-      for (int i = 0; i < kParts; ++i) state[i] = s[(kN - 1) * kParts + i];
-      y.Store(t + b * kBlock, v, streams);
+// Channels of a segment from step t on, which begins a piece or, of one channel, a vector.
+template <int kC, class Element>
+void ScanNeighbours(Element, const Segment &s, int64_t t, typename Element::Part *state) {
+  if constexpr (2 * kC <= kNumbers<Element>) {
+    if (s.channels != kC) return ScanNeighbours<kC + 1>(Element{}, s, t, state);
+    while (t < s.length) {
+      const int64_t end = Min((t / kPiece + 1) * kPiece, s.length);
+      t = s.x_time > 0 ? ScanOfNeighbours<kC, 2, false, Element>(s, state).Run(t, end)
+                       : ScanOfNeighbours<kC, 2, true, Element>(s, state).Run(t, end);
+      if (t < end) StepByStep(Element{}, s, 0, kC, t, end, state);
+      t = end;
     }
   }
-
-  static CONVSCAN_INLINE void LoadBlocks(const Row<Element> &row, int64_t t, int64_t blocks, V (*to)[kN]) {
-    if (row.stride == 0) {
-      alignas(64) Storage lanes[kN * kParts];
-      for (int i = 0; i < kN * kParts; ++i) lanes[i] = row.base[i % kParts];
-      const V constant = LoadNumbers<Element, kN>(lanes);
-      for (int64_t b = 0; b < blocks; ++b)
-        for (int j = 0; j < kN; ++j) to[b][j] = constant;
-      return;
-    }
-    for (int64_t b = 0; b < blocks; ++b) {
-      V v[kN];
-      row.Load(t + b * kBlock, v);
-#pragma GCC unroll 16
-      for (int j = 0; j < kN; ++j) to[b][j] = v[j];
-    }
-  }
-
-  // Steps [t, end) one by one.
-  __attribute__((noinline)) void Steps(int64_t t, int64_t end) {
-    auto s = LoadNumbers<Element, 1>(state);
-    for (; t < end; ++t) {
-      s = MultiplyAdd<Element, 1>(LoadNumbers<Element, 1>(a.base + t * a.stride * kParts), s,
-                                  LoadNumbers<Element, 1>(x.base + t * x.stride * kParts));
-      StoreNumbers<Element, 1>(y.base + t * y.stride * kParts, s);
-    }
-    StoreNumbers<Element, 1>(state, s);
-  }
-};
-
-// The state before each segment of several rows.
-template <int kRows, class Element>
-CONVSCAN_INLINE void Carry(Channel<Element> *rows, int64_t segments) {
-  constexpr int kParts = Element::kParts;
-  Numbers<Element, 1> c[kRows];
-  for (int r = 0; r < kRows; ++r) c[r] = LoadNumbers<Element, 1>(rows[r].state);
-  for (int64_t i = 0; i < segments * kParts; i += kParts) {
-#pragma GCC unroll 2
-    for (int r = 0; r < kRows; ++r) {
-      StoreNumbers<Element, 1>(rows[r].before + i, c[r]);
-      c[r] = MultiplyAdd<Element, 1>(LoadNumbers<Element, 1>(rows[r].product + i), c[r],
-                                     LoadNumbers<Element, 1>(rows[r].last + i));
-    }
-  }
-}
-
-template <int kRows, class Element>
-void RunRows(Channel<Element> *rows, int64_t length) {
-  using C = Channel<Element>;
-  int64_t t = 0;
-  if constexpr (C::kN > 1) {
-    while (t + C::kBlock <= length) {
-      const int64_t blocks = Min(C::kBlocks, (length - t) / C::kBlock), steps = blocks * C::kBlock;
-      bool suitable = true;
-      for (int r = 0; r < kRows; ++r) suitable &= rows[r].Products(t, blocks);
-      if (__builtin_expect(suitable, true)) {
-        Carry<kRows>(rows, blocks * C::kN);
-        for (int r = 0; r < kRows; ++r) rows[r].Outputs(t, blocks);
-      } else {
-        for (int r = 0; r < kRows; ++r) rows[r].Steps(t, t + steps);
-      }
-      t += steps;
-    }
-  }
-  for (int r = 0; r < kRows; ++r) rows[r].Steps(t, length);
 }
 
 template <class Element>
 void RunSegment(const Segment &s, void *states) {
-  Channel<Element> rows[kRowsAtOnce];
-  int64_t c = 0;
-  for (; c + kRowsAtOnce <= s.channels; c += kRowsAtOnce) {
-    for (int r = 0; r < kRowsAtOnce; ++r) rows[r].Bind(s, c + r, states);
-    RunRows<kRowsAtOnce>(rows, s.length);
-  }
-  for (; c < s.channels; ++c) {
-    rows[0].Bind(s, c, states);
-    RunRows<1>(rows, s.length);
+  using Storage = typename Element::Storage;
+  constexpr int kC = kBlockNumbers<Element>, kW = kNumbers<Element>, kParts = Element::kParts;
+  auto *const state = static_cast<typename Element::Part *>(states);
+  if (s.channels > 1 && IsInterleaved<Element>(s)) {
+    ScanNeighbours<1>(Element{}, s, 0, state);
+  } else {
+    int64_t c = 0;
+    if constexpr (1 < kC && kC < kW) {
+      for (; c + kC <= s.channels; c += kC) {
+        const int64_t left = ScanSegments<kC, 1, kW>(Element{}, s, c, state);
+        if (left < s.length) StepByStep(Element{}, s, c, kC, left, s.length, state);
+      }
+    }
+    // Channels that are left of the groups, one after the other.
+    for (; c < s.channels; ++c) {
+      Segment one = s;
+      one.channels = 1;
+      one.x = static_cast<const Storage *>(s.x) + c * s.x_channel * kParts;
+      one.a = static_cast<const Storage *>(s.a) + c * s.a_channel * kParts;
+      one.y = static_cast<Storage *>(s.y) + c * s.y_channel * kParts;
+      int64_t left = 0;
+      if constexpr (1 < kC) left = ScanSegments<kC, kC, kW>(Element{}, one, 0, state + c * kParts);
+      ScanNeighbours<1>(Element{}, one, left, state + c * kParts);
+    }
   }
   if (s.streams) StreamFence();
 }
 
 }  // namespace
 
-SegmentKernel ParallelSegment(convscan_dtype dtype) {
-  return WithElement(dtype, [](auto element) -> SegmentKernel { return RunSegment<decltype(element)>; });
+SegmentKernel ParallelSegment(const convscan_scan &p, bool conjugates) {
+  return WithElement(p.dtype, conjugates, [&](auto element) -> SegmentKernel {
+    using Element = decltype(element);
+    const Segment s = Cut(p, 0, 0, p.length, 0, p.channels);
+    // Where a block is a vector, groups of channels are what the sequential scan does with them.
+    constexpr bool kHasGroups = kNumbers<Element> > kBlockNumbers<Element>;
+    if constexpr (kNumbers<Element> > 1) {
+      if (IsInterleaved<Element>(s) || (kHasGroups && IsAlongTime(s))) return RunSegment<Element>;
+    }
+    return nullptr;
+  });
 }
 
 convscan_status ScanParallel(const convscan_scan &problem) {
   const convscan_scan p = Forwards(problem);
+  const SegmentKernel kernel = ParallelSegment(p);
+  if (kernel == nullptr) return ScanSequential(problem);
   const Sequences sequences(p, problem.reverse);
-  // Pairs of rows stay together whatever the number of threads: a pair that cannot use products runs step by step.
+  // Groups of channels stay together whatever the number of threads: one that cannot use products runs step by step.
   constexpr int64_t kWidth = 8;
-  const int64_t blocks = CeilDiv(p.channels, kWidth);
+  constexpr int64_t kWidest = 8 * kWidth;
   const int threads = p.batch * p.length * p.channels < kSmallProblem ? 1 : p.threads;
-  const SegmentKernel kernel = ParallelSegment(p.dtype);
+  const int64_t width = Min(kWidest, CeilDiv(BlockWidth(p, threads), kWidth) * kWidth);
+  const int64_t blocks = CeilDiv(p.channels, width);
   const bool streams = IsTooLargeForCaches(p);
   ParallelFor(p.batch * blocks, threads, [&](int64_t task) {
-    alignas(64) char state[kWidth * 16];
-    const int64_t b = task / blocks, c = task % blocks * kWidth, channels = Min(kWidth, p.channels - c);
+    alignas(64) char state[kWidest * 16];
+    const int64_t b = task / blocks, c = task % blocks * width, channels = Min(width, p.channels - c);
     RunSteps(p, sequences, kernel, b, 0, p.length, c, channels, streams, state);
   });
   return CONVSCAN_OK;

@@ -19,6 +19,9 @@ CONVSCAN_INLINE Rows<Storage> After(const Rows<Storage> &rows, int64_t count) {
   return {rows.base + count * rows.stride, rows.stride};
 }
 
+// Rows ahead of which kernels ask for memory: a row's end is often the end of a page, beyond which processors do not look.
+inline constexpr int64_t kRowsAhead = 4;
+
 enum class Order {
   channel,  // neighbouring channels are neighbours in memory
   time,     // neighbouring steps are, forwards or backwards

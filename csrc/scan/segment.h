@@ -2,6 +2,8 @@
 #pragma once
 
 #include "convscan.h"
+#include "core/cache.h"
+#include "core/parallel.h"
 #include "core/vector.h"
 
 namespace convscan::CONVSCAN_ISA {
@@ -21,10 +23,11 @@ struct Segment {
 // Runs a segment. `state` holds y[-1] of every channel, in the type computed in, and then y[length - 1].
 using SegmentKernel = void (*)(const Segment &, void *state);
 
-// In time order, lanes over channels. The only one to look at `packing`.
-SegmentKernel SequentialSegment(convscan_dtype);
-// A scan inside vector registers, lanes over time.
-SegmentKernel ParallelSegment(convscan_dtype);
+// In time order, lanes over channels. The only one to look at `packing`. With `conjugates`, of the conjugate coefficients.
+SegmentKernel SequentialSegment(convscan_dtype, bool conjugates = false);
+// A scan inside vector registers, lanes over time; null where steps of the problem, which runs forwards, do not lie so in
+// memory that a vector holds several of them.
+SegmentKernel ParallelSegment(const convscan_scan &, bool conjugates = false);
 
 // Bytes of a number as stored and as computed.
 inline int64_t StorageBytes(convscan_dtype dtype) {
@@ -145,9 +148,30 @@ inline void RunSteps(const convscan_scan &p, const Sequences &sequences, Segment
   });
 }
 
-// Whether stores may go past the caches, as far as sizes say. In place they may not: the lines are there already.
+// Whether `arrays` signals of a problem, of which the outputs are no inputs, are more than the caches hold: then stores go
+// past them. What is read next is not there anyway, and lines that are written whole need not be read first.
+inline bool IsTooLargeForCaches(const convscan_scan &p, int64_t arrays) {
+  return arrays * p.batch * p.length * p.channels * StorageBytes(p.dtype) > LastLevelCacheBytes();
+}
 inline bool IsTooLargeForCaches(const convscan_scan &p) {
-  return p.x != p.y && p.batch * p.length * p.channels * StorageBytes(p.dtype) >= kStreamBytes;
+  return p.x != p.y && IsTooLargeForCaches(p, p.a_strides.time == 0 ? 2 : 3);
+}
+
+// Whether the sequential scan's may: where channels are neighbours, rows of y are whole cache lines. (Along time every group
+// of channels looks itself.)
+inline bool StoresMayStream(const convscan_scan &p) {
+  const int64_t bytes = StorageBytes(p.dtype);
+  const auto is_whole = [=](int64_t stride) { return stride * bytes % 64 == 0; };
+  return IsTooLargeForCaches(p) &&
+         (p.y_strides.channel != 1 || (reinterpret_cast<uintptr_t>(p.y) % 64 == 0 && is_whole(p.y_strides.time) &&
+                                       is_whole(p.y_strides.batch)));
+}
+
+// Channels of a task where rows of time are walked one group of channels after the other: some tasks for each thread, so
+// that one which is held up does not hold up all.
+inline int64_t BlockWidth(const convscan_scan &p, int threads) {
+  const int64_t tasks = 4 * int64_t{threads > 0 ? threads : ThreadCount()};
+  return Max(1, CeilDiv(p.channels, CeilDiv(tasks, p.batch)));
 }
 
 // Below this many numbers the work is done before a second thread would have started (about 10 us).

@@ -5,6 +5,7 @@
 // registers while a vector's worth of channels is followed through all of time. Both do the very same arithmetic.
 #include "core/kernels.h"
 #include "core/parallel.h"
+#include "scan/along_time.h"
 #include "scan/plane.h"
 #include "scan/segment.h"
 
@@ -15,48 +16,75 @@ template <class Element>
 using State = typename Element::Part *;
 
 // `count` rows, U vectors of N channels at a time, from channel c on; returns the first channel not reached.
-template <int N, int U, bool kStream, class Element, class Storage = typename Element::Storage>
+template <int N, int U, bool kStream, bool kConstant, class Element, class Storage = typename Element::Storage>
 CONVSCAN_INLINE int64_t ScanColumns(Element, Rows<const Storage> x, Rows<const Storage> a, Rows<Storage> y,
                                     int64_t count, int64_t c, int64_t channels, State<Element> state) {
   constexpr int kParts = Element::kParts, kScalars = N * kParts;
+  constexpr int kLine = 64 / static_cast<int>(sizeof(Storage));
   for (; c + N * U <= channels; c += N * U) {
-    Numbers<Element, N> s[U];
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) s[u] = LoadNumbers<Element, N>(state + c * kParts + u * kScalars);
+    Numbers<Element, N> s[U], constant[U];
     const Storage *x_row = x.base + c * kParts, *a_row = a.base + c * kParts;
     Storage *y_row = y.base + c * kParts;
+    Repeat<U>([&](int u) CONVSCAN_INLINED {
+      s[u] = LoadNumbers<Element, N>(state + c * kParts + u * kScalars);
+      if constexpr (kConstant) constant[u] = LoadNumbers<Element, N>(a_row + u * kScalars);
+    });
     for (int64_t r = 0; r < count; ++r, x_row += x.stride, a_row += a.stride, y_row += y.stride) {
-#pragma GCC unroll 4
-      for (int u = 0; u < U; ++u) {
-        s[u] = MultiplyAdd<Element, N>(LoadNumbers<Element, N>(a_row + u * kScalars), s[u],
-                                       LoadNumbers<Element, N>(x_row + u * kScalars));
-        if constexpr (kStream) {
-          StoreStream<kScalars>(y_row + u * kScalars, s[u]);
-        } else {
-          StoreNumbers<Element, N>(y_row + u * kScalars, s[u]);
-        }
+      if constexpr (U * kScalars >= kLine) {
+        Repeat<U * kScalars / kLine>([&](int line) CONVSCAN_INLINED {
+          __builtin_prefetch(x_row + kRowsAhead * x.stride + line * kLine);
+          if constexpr (!kConstant) __builtin_prefetch(a_row + kRowsAhead * a.stride + line * kLine);
+        });
       }
+      Repeat<U>([&](int u) CONVSCAN_INLINED {
+        const Numbers<Element, N> now = kConstant ? constant[u] : LoadNumbers<Element, N>(a_row + u * kScalars);
+        s[u] = MultiplyAdd<Element, N>(now, s[u], LoadNumbers<Element, N>(x_row + u * kScalars));
+        StoreNumbers<Element, N>(y_row + u * kScalars, s[u], kStream);
+      });
     }
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) StoreNumbers<Element, N>(state + c * kParts + u * kScalars, s[u]);
+    Repeat<U>([&](int u) CONVSCAN_INLINED { StoreNumbers<Element, N>(state + c * kParts + u * kScalars, s[u]); });
   }
   if constexpr (U > 1) {
-    return ScanColumns<N, 1, false>(Element{}, x, a, y, count, c, channels, state);
+    return ScanColumns<N, 1, false, kConstant>(Element{}, x, a, y, count, c, channels, state);
   } else if constexpr (N > 1) {
-    if (c < channels) return ScanColumns<N / 2, 1, false>(Element{}, x, a, y, count, c, channels, state);
+    if (c < channels) return ScanColumns<N / 2, 1, false, kConstant>(Element{}, x, a, y, count, c, channels, state);
   }
   return c;
 }
 
-template <class Element, class Storage = typename Element::Storage>
+// Vectors in a cache line.
+constexpr int kLineVectors = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
+
+template <bool kConstant, class Element, class Storage = typename Element::Storage>
 CONVSCAN_INLINE void ScanRows(Element, Rows<const Storage> x, Rows<const Storage> a, Rows<Storage> y, bool streams,
                               int64_t count, int64_t channels, State<Element> state) {
   constexpr int kN = kNumbers<Element>;
-  if constexpr (sizeof(Storage) == sizeof(typename Element::Part)) {
-    constexpr int kLine = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
-    if (streams) return (void)ScanColumns<kN, kLine, true>(Element{}, x, a, y, count, 0, channels, state);
+  if (streams)
+    return (void)ScanColumns<kN, 2 * kLineVectors, true, kConstant>(Element{}, x, a, y, count, 0, channels, state);
+  // Four vectors at least, since every one waits for its step before.
+  ScanColumns<kN, 4, false, kConstant>(Element{}, x, a, y, count, 0, channels, state);
+}
+
+template <class Element, class Storage = typename Element::Storage>
+__attribute__((noinline)) void ScanRows(Element, Rows<const Storage> x, Rows<const Storage> a, Rows<Storage> y,
+                                        bool streams, int64_t count, int64_t channels, State<Element> state) {
+  if (a.stride == 0) return ScanRows<true>(Element{}, x, a, y, streams, count, channels, state);
+  ScanRows<false>(Element{}, x, a, y, streams, count, channels, state);
+}
+
+// Squares of as many channels as a vector has numbers, then of fewer. Where a vector is short, several groups of channels
+// run side by side, since every step waits for the one before it.
+template <int N, class Element>
+CONVSCAN_INLINE void ScanTimeRows(Element, const Segment &s, int64_t c, State<Element> state) {
+  if constexpr (N == 1) {
+    StepByStep(Element{}, s, c, s.channels - c, 0, s.length, state);
+  } else {
+    // With registers to spare, two squares a row: AArch64 loads two vectors in one instruction.
+    constexpr int kSquares = sizeof(Numbers<Element, N>) == 16 && kVectorRegisters == 32 ? 2 : 1;
+    if constexpr (N == kNumbers<Element> && N < 8) c = ScanInSquares<N, 8 / N, kSquares>(Element{}, s, c, state);
+    c = ScanInSquares<N, 1, kSquares>(Element{}, s, c, state);
+    if (c < s.channels) ScanTimeRows<N / 2>(Element{}, s, c, state);
   }
-  ScanColumns<kN, 2, false>(Element{}, x, a, y, count, 0, channels, state);
 }
 
 template <class Element>
@@ -73,13 +101,25 @@ void RunSegment(const Segment &s, void *state_memory) {
                    s.packing->c + tile.c, tile.channels, state + tile.c * kParts, run);
   };
   if (x.order == Order::channel && a.order == Order::channel && y.order == Order::channel) {
-    // Four rows of many channels, more of few: a state is read and written once a visit. Two where stores stream: with
-    // rows 4 KiB apart, four cost 1.3 ns per element and two 0.45, since write-combining buffers collide.
-    const int64_t rows = s.streams ? 2 : Max(4, 1024 / s.channels);
+    // A few rows at once, more where they are short: a state is read and written once a visit. Zen 5, shares of triad
+    // bandwidth: two rows 82 to 92 % in the third-level cache (four 81, one 78 to 83), four past it 118 to 138 %.
+    const int64_t rows = s.streams ? 4 : Max(2, 1024 / s.channels);
     for_each_stretch({0, 0, s.length, s.channels}, [&](int64_t first, int64_t stop) {
       for (int64_t t = first; t < stop; t += rows)
         ScanRows(Element{}, {x.At(t, 0), x.time}, {a.At(t, 0), a.time}, {y.At(t, 0), y.time}, s.streams,
                  Min(rows, stop - t), s.channels, state);
+    });
+    if (s.streams) StreamFence();
+    return;
+  }
+  if (IsAlongTime(s)) {
+    for_each_stretch({0, 0, s.length, s.channels}, [&](int64_t first, int64_t stop) {
+      Segment stretch = s;
+      stretch.length = stop - first;
+      stretch.x = x.At(first, 0);
+      stretch.a = a.At(first, 0);
+      stretch.y = y.At(first, 0);
+      ScanTimeRows<kNumbers<Element>>(Element{}, stretch, 0, state);
     });
     if (s.streams) StreamFence();
     return;
@@ -100,18 +140,10 @@ void RunSegment(const Segment &s, void *state_memory) {
 // Bytes of state a task keeps: a quarter of the smallest first-level cache in use, so that rows stream past it.
 constexpr int64_t kStateBytes = 8192;
 
-// Whether every row of y is made of whole cache lines, much too long to stay in the caches, and is not x.
-bool StoresMayStream(const convscan_scan &p) {
-  const int64_t bytes = StorageBytes(p.dtype);
-  const auto is_whole = [=](int64_t stride) { return stride * bytes % 64 == 0; };
-  return IsTooLargeForCaches(p) && p.y_strides.channel == 1 &&
-         reinterpret_cast<uintptr_t>(p.y) % 64 == 0 && is_whole(p.y_strides.time) && is_whole(p.y_strides.batch);
-}
-
 }  // namespace
 
-SegmentKernel SequentialSegment(convscan_dtype dtype) {
-  return WithElement(dtype, [](auto element) -> SegmentKernel { return RunSegment<decltype(element)>; });
+SegmentKernel SequentialSegment(convscan_dtype dtype, bool conjugates) {
+  return WithElement(dtype, conjugates, [](auto element) -> SegmentKernel { return RunSegment<decltype(element)>; });
 }
 
 void LoadInitialState(const convscan_scan &p, int64_t b, int64_t sequence, int64_t c, int64_t channels, void *state) {
@@ -144,7 +176,9 @@ convscan_status ScanSequential(const convscan_scan &problem) {
   const int64_t widest = kStateBytes / number, line = 64 / StorageBytes(p.dtype);
   // Blocks of channels only divide the work: no number depends on them.
   int64_t width = widest;
-  if (threads != 1) {
+  if (IsAlongTime(Cut(p, 0, 0, p.length, 0, p.channels))) {
+    width = Min(widest, CeilDiv(BlockWidth(p, threads), 2 * line) * 2 * line);
+  } else if (threads != 1) {
     const int64_t workers = threads > 0 ? threads : ThreadCount();
     const int64_t blocks = Max(1, CeilDiv(workers, p.batch));
     width = Min(widest, CeilDiv(CeilDiv(p.channels, blocks), line) * line);

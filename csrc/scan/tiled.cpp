@@ -10,21 +10,13 @@
 // number of tiles nor on that of threads.
 #include "core/kernels.h"
 #include "core/parallel.h"
-#include "scan/element.h"
+#include "scan/along_time.h"
 #include "scan/segment.h"
 
 namespace convscan::CONVSCAN_ISA {
 namespace {
 
-// Steps between looks whether the second pass has caught up: a multiple of the blocks of the scan in registers.
-constexpr int64_t kPiece = 1024;
 constexpr int64_t kMostChannels = 64;
-
-// One row runs in registers along time; a few run with lanes over channels.
-SegmentKernel KernelOf(const convscan_scan &p) {
-  return p.channels == 1 || (p.x_strides.channel != 1 && p.y_strides.channel != 1) ? ParallelSegment(p.dtype)
-                                                                                   : SequentialSegment(p.dtype);
-}
 
 // Whether the states equal the outputs of the last step of a segment, bit for bit.
 bool Equals(const Segment &s, const void *state, int64_t bytes) {
@@ -55,14 +47,10 @@ convscan_status ScanTiled(const convscan_scan &problem) {
   const int64_t width = Min(p.channels, kMostChannels), blocks = CeilDiv(p.channels, width);
   const int64_t tiles = divides ? Max(1, Min(threads, p.length / (8 * kPiece))) : 1;
   const int64_t steps = CeilDiv(CeilDiv(p.length, tiles), kPiece) * kPiece;
-  const SegmentKernel kernel = KernelOf(p);
-  // The first step of a tile: whole pieces after the beginning of its sequence, where the blocks of one pass would begin.
-  const auto start = [&](int64_t tile) {
-    const int64_t t = tile * steps;
-    if (t >= p.length) return p.length;
-    const int64_t s = sequences.At(t), begin = sequences.Begin(s);
-    return Min(begin + CeilDiv(t - begin, kPiece) * kPiece, sequences.End(s));
-  };
+  const SegmentKernel in_registers = ParallelSegment(p);
+  const SegmentKernel kernel = in_registers != nullptr ? in_registers : SequentialSegment(p.dtype);
+  const bool streams = in_registers != nullptr ? IsTooLargeForCaches(p) : StoresMayStream(p);
+  const auto start = [&](int64_t tile) { return TileStart(sequences, tile * steps, p.length); };
   const auto cut = [&](int64_t row, int64_t t, int64_t end) {
     const int64_t c = row % blocks * width;
     return Cut(p, row / blocks, t, end - t, c, Min(width, p.channels - c));
@@ -71,8 +59,8 @@ convscan_status ScanTiled(const convscan_scan &problem) {
   ParallelFor(p.batch * blocks * tiles, threads, [&](int64_t task) {
     alignas(64) char state[kMostChannels * 16] = {};
     const int64_t row = task / tiles, tile = task % tiles, c = row % blocks * width;
-    RunSteps(p, sequences, kernel, row / blocks, start(tile), start(tile + 1), c, Min(width, p.channels - c), false,
-             state);
+    RunSteps(p, sequences, kernel, row / blocks, start(tile), start(tile + 1), c, Min(width, p.channels - c),
+             streams, state);
   });
   if (tiles == 1) return CONVSCAN_OK;
   ParallelFor(p.batch * blocks, threads, [&](int64_t row) {
@@ -83,6 +71,7 @@ convscan_status ScanTiled(const convscan_scan &problem) {
       const int64_t s = sequences.At(t), end = Min(start(tile + 1), sequences.End(s));
       if (t == sequences.Begin(s)) continue;
       StoreStates(cut(row, 0, t), state, bytes);
+      // Pieces are what the second pass looks after whether it has caught up.
       for (bool caught_up = false; t < end && !caught_up; t += kPiece) {
         const Segment piece = cut(row, t, Min(t + kPiece, end));
         alignas(64) char guessed[kMostChannels * 16];

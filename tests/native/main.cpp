@@ -114,8 +114,9 @@ Array::Array(convscan_dtype dtype, int64_t batch, int64_t time, int64_t channels
   for (int64_t reach : reaches) (reach < 0 ? low : high) += reach;
   first_ = misaligned - low;
   elements_ = first_ + high + 1;
-  memory_ = static_cast<unsigned char *>(malloc(Size()));
-  if (memory_ == nullptr) abort();
+  void *memory = nullptr;
+  if (posix_memalign(&memory, 64, Size()) != 0) abort();  // a line of memory, which some stores are for
+  memory_ = static_cast<unsigned char *>(memory);
   memset(memory_, 0xff, Size());  // NaN in every dtype
 }
 

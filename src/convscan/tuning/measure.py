@@ -29,6 +29,7 @@ from ..ops.gated_delta_rule.api import gated_delta_rule
 from ..ops.gated_linear_attention.api import gated_linear_attention
 from ..ops.linear_attention import cpu as attention_cpu
 from ..ops.linear_recurrence import api as scan
+from ..ops.linear_recurrence import cpu as scan_cpu
 from ..ops.selective_scan import cpu as selective_cpu
 from ..ops.selective_scan.api import selective_scan
 from ..ops.vandermonde import api as powers_api
@@ -120,14 +121,18 @@ def _transform_constants(kernel: str, order: str) -> dict[str, float]:
 
 def _scan_constants(kernel: str, order: str) -> dict[str, float]:
     """One thread: seconds per element in cache, and what an element costs more where the arrays do not fit."""
-    each = []
-    for length, channels in ((4096, 16), (2048, 2048)):
+    each: list[float] = []
+    sizes = ((4096, 16), (2048, 2048))
+    if (kernel, order) == ("scan.parallel", "channel"):  # channels that are neighbours have to be few
+        few = min(4, scan_cpu.most_interleaved(_native.isa(), "float32"))
+        sizes = ((65536 // few, few), ((1 << 22) // few, few))
+    for length, channels in sizes:
         x = _signal(order, length, channels)
         a, y = torch.sigmoid(_signal(order, length, channels)), torch.empty_like(x)
         problem = scan._problem(x, None, a, None, False, y)
         row = next(row for row in _dispatch.implementations("linear_recurrence") if f"scan.{row.name}" == kernel)
         run = row.prepare(problem)
-        seconds = _seconds(partial(run, x, None, a, None, y), 30 if channels == 16 else 5)
+        seconds = _seconds(partial(run, x, None, a, None, y), 5 if each else 30)
         each.append(seconds / (length * channels))
     return {f"{kernel}.{order}.unit": max(0.0, each[1] - each[0]), f"{kernel}.{order}.element": each[0]}
 
@@ -233,6 +238,7 @@ def measure(progress: Progress | None = None, path: Path | None = None) -> Path:
     ]
     scans = ["scan.sequential", "scan.parallel"]
     steps = [(kernel, order) for kernel in kernels + scans for order in _ORDERS]
+    steps.remove(("scan.parallel", "strided"))  # it does not run that
     constants: dict[str, float] = {}
     try:
         torch.set_num_threads(1)

@@ -366,8 +366,8 @@ def _gradient_kernel(
     needs_a: bool,
     needs_y_init: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx = torch.empty_like(y)
-    da = torch.empty(a.shape, dtype=a.dtype, device=a.device) if needs_a else None
+    dx = empty_like(y)
+    da = empty_like(a) if needs_a else None
     dy_init = y.new_empty(_start_shape(y, cu_seqlens)) if needs_y_init else None
     problem = _describe_gradient(dy, y_init, a, y, cu_seqlens, reverse, dx, da, dy_init)
     partial = da
@@ -493,7 +493,7 @@ def _gradient_fake(
     needs_a: bool,
     needs_y_init: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    da = a.new_empty(a.shape) if needs_a else dy.new_empty(0)
+    da = torch.empty_like(a) if needs_a else dy.new_empty(0)
     dy_init = y.new_empty(_start_shape(y, cu_seqlens)) if needs_y_init else dy.new_empty(0)
     return torch.empty_like(y), da, dy_init
 

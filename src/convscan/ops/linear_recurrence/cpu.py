@@ -47,20 +47,46 @@ def _arrays(problem: ScanProblem) -> float:
     return 2 if problem.a[1] == 0 else 3
 
 
-# A step waits for the one before it: a multiply-add's latency, in which three channels could have been computed.
-_LEAST_CHANNELS = 3
+# What a step takes that waits for the one before it, however few channels there are: a multiply-add's latency.
+_STEP_SECONDS = 1.1e-9
 # A row costs the scan along time as much as this many steps before the first one.
 _SHORT_ROW = 64
+# Bytes of a vector: of few channels several steps share one.
+_VECTOR_BYTES = {"avx512": 64, "avx2": 32}
+
+
+def most_interleaved(isa: str, dtype: str) -> int:
+    """Channels of which two steps fit a vector."""
+    return int(_VECTOR_BYTES.get(isa, 16) // (2 * max(4, getattr(torch, dtype).itemsize)))
+
+
+def _runs_along_time(problem: ScanProblem) -> bool:
+    """Whether steps are neighbours in memory, of a channel or of so few that a vector holds several of all of them."""
+    steps = problem.x[1]
+    if problem.y[1] != steps or problem.a[1] not in (steps, 0):
+        return False
+    are_rows = problem.channels == 1 or all(strides[2] == 1 for strides in (problem.x, problem.a, problem.y))
+    is_interleaved = abs(steps) == problem.channels <= most_interleaved(problem.isa, problem.dtype) and are_rows
+    return abs(steps) == 1 or is_interleaved
+
+
+def _parallel_refusals(problem: ScanProblem) -> list[str]:
+    reasons = _refusals(problem)
+    if not reasons and not _runs_along_time(problem):
+        few = most_interleaved(problem.isa, problem.dtype)
+        of_a_step = f", or those of a step's {few} channels or fewer" if few > 1 else ""
+        reasons.append(f"runs along time: the steps of a channel{of_a_step} must be neighbours in memory")
+    return reasons
 
 
 def _sequential_seconds(problem: ScanProblem, tasks: float) -> float:
-    idle = max(1.0, _LEAST_CHANNELS / max(1, problem.channels))
-    return idle * _seconds(problem, "scan.sequential", tasks, _arrays(problem))
+    waiting = problem.turns * problem.batch * problem.length * _STEP_SECONDS / max(1.0, min(problem.threads, tasks))
+    return max(waiting, _seconds(problem, "scan.sequential", tasks, _arrays(problem)))
 
 
 def _parallel_seconds(problem: ScanProblem, tasks: float) -> float:
     # One channel lies along time in every memory order.
-    memory_order = "time" if problem.channels == 1 and order(problem.x) == "channel" else ""
+    memory_order = "time" if problem.channels == 1 else ""
     seconds = _seconds(problem, "scan.parallel", tasks, _arrays(problem), memory_order)
     return seconds * (1 + _SHORT_ROW * (problem.sequences or 1) / max(1, problem.length))
 
@@ -76,11 +102,10 @@ def _parallel_cost(problem: ScanProblem) -> Cost:
 
 
 def _tiled_cost(problem: ScanProblem) -> Cost:
-    # Tiles of the sequential scan, or of the one along time, and a little of every tile twice: how much depends on
-    # the coefficients, which are not known here.
+    # Tiles of the scan along time where that runs, else of the sequential one, and a little of every tile twice: how
+    # much depends on the coefficients, which are not known here.
     tasks = problem.batch * problem.threads if problem.length >= 1 << 14 else problem.batch
-    along_time = problem.channels == 1 or order(problem.x) == "time"
-    seconds = (_parallel_seconds if along_time else _sequential_seconds)(problem, tasks)
+    seconds = (_sequential_seconds if _parallel_refusals(problem) else _parallel_seconds)(problem, tasks)
     return Cost(1.05 * seconds, (64 << 10) * problem.threads)
 
 
@@ -126,7 +151,7 @@ def _prepare(kernel: str) -> Callable[[ScanProblem], Run]:
 ROWS: tuple[Implementation, ...] = (
     Implementation("sequential", "cpu", _refusals, _sequential_cost, _prepare("sequential")),
     Implementation("tiled", "cpu", _refusals, _tiled_cost, _prepare("tiled")),
-    Implementation("parallel", "cpu", _refusals, _parallel_cost, _prepare("parallel")),
+    Implementation("parallel", "cpu", _parallel_refusals, _parallel_cost, _prepare("parallel")),
 )
 
 
@@ -141,7 +166,7 @@ def _gradient_cost(problem: ScanGradientProblem) -> Cost:
     forward = problem.forward
     tasks = forward.batch * -(-forward.channels // 16)
     arrays = 3.0 if forward.a[1] == 0 or problem.da is None else 5.0
-    return Cost(_seconds(forward, "scan.sequential", tasks, arrays), (128 << 10) * forward.threads)
+    return Cost(_seconds(forward, "scan.sequential", tasks, arrays), (160 << 10) * forward.threads)
 
 
 def _prepare_gradient(problem: ScanGradientProblem) -> RunGradient:
