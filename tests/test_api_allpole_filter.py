@@ -85,6 +85,64 @@ def test_any_order_runs_somewhere() -> None:
     assert convscan.explain(allpole_filter, x, a[:32]).chosen == "sequential"
 
 
+def _loop(x: Tensor, a: Tensor) -> Tensor:
+    """One sequence, (L,) and (L, p), in its own type."""
+    order = a.shape[1]
+    y = torch.zeros(order + len(x), dtype=x.dtype)
+    newest_first = a.flip(1)
+    for i in range(len(x)):
+        y[order + i] = x[i] + newest_first[i] @ y[i : order + i]
+    return y[order:]
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "varying"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 7, 16, 29])
+def test_one_long_sequence(order: int, constant: bool, isa: str) -> None:
+    """Which is divided into segments of time, or sums its older terms in vectors: as exact as the loop."""
+    length = 4700
+    arguments = cases.inputs(cases.Case("one", "test", 1, length, 1, order, constant), seed=order)
+    x, a = arguments["x"], arguments["a"]
+    each = a.reshape(-1, order).expand(length, order).contiguous()
+    expected = _loop(x[0, :, 0].double(), each.double())
+    error = float((_loop(x[0, :, 0], each).double() - expected).abs().max())
+    bound = 4 * error + 4 * 2.0**-24 * float(expected.abs().max())
+    y = allpole_filter(x, a)
+    assert float((y[0, :, 0].double() - expected).abs().max()) <= bound
+    first = allpole_filter(x[:, :100], a if constant else a[:, :100])
+    rest = allpole_filter(x[:, 100:], a if constant else a[:, 100:], initial_state=first[:, -order:])
+    assert float((rest[0, :, 0].double() - expected[100:]).abs().max()) <= bound
+    in_place = x.clone()
+    allpole_filter(in_place, a, out=in_place)
+    assert torch.equal(in_place, y)
+    transposed = _operator(x, a, None, True)
+    from_end = reference.allpole_filter(x, a, None, True)
+    assert float((transposed.double() - from_end).abs().max()) <= 4 * bound
+
+
+@pytest.mark.parametrize(
+    "a",
+    [[1.0], [1.9998, -0.9999], [-1.0, 0.0, 0.5], [3.0]],
+    ids=["sum", "resonance", "growth", "overflow"],
+)
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "varying"])
+def test_one_long_sequence_that_does_not_decay(a: list[float], constant: bool, isa: str) -> None:
+    length = 3200
+    x = normal(1, length, 1, seed=5, dtype=torch.float32)
+    coefficient = torch.tensor(a)[:, None]
+    if not constant:
+        coefficient = coefficient.expand(1, length, -1, -1).contiguous()
+    y = allpole_filter(x, coefficient)[0, :, 0]
+    each = torch.tensor(a).expand(length, -1).contiguous()
+    expected = _loop(x[0, :, 0].double(), each.double())
+    loop = _loop(x[0, :, 0], each)
+    finite = loop.isfinite()
+    assert torch.equal(y.isfinite(), finite)
+    # What grows is held to its own size.
+    scale = expected.abs().cummax(0).values
+    error = ((loop.double() - expected).abs() / scale)[finite].max()
+    assert float(((y.double() - expected).abs() / scale)[finite].max()) <= 4 * float(error) + 4 * 2.0**-24
+
+
 def test_lfilter_agrees() -> None:
     signal = pytest.importorskip("scipy.signal")
     arguments = cases.inputs(cases.Case("resonances", "test", 1, 500, 3, 16, True))
