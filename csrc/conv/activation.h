@@ -100,7 +100,7 @@ template <int W, class T>
 CONVSCAN_INLINE Vec<T, W> SiluSlope(Vec<T, W> z) {
   const Vec<T, W> t = ClampedMagnitude<W, T>(z, ExpConstants<T>::kEnd);
   const ScaledExp<W, T> e = ExpInParts<W, T>(-t, Vec<T, W>{});
-  const Vec<T, W> tail = e.mantissa * e.first * e.second, inverse = 1 / (1 + tail), lower = tail * inverse;
+  const Vec<T, W> tail = e.Scale(e.mantissa), inverse = 1 / (1 + tail), lower = tail * inverse;
   const Vec<T, W> s = z < 0 ? lower : inverse, rest = z < 0 ? inverse : lower;
   return s + z * s * rest;
 }
@@ -114,7 +114,7 @@ CONVSCAN_INLINE Vec<T, W> GeluSlope(Vec<T, W> z) {
   const Vec<T, W> t = ClampedMagnitude<W, T>(z, C::kGeluEnd);
   const Vec<T, W> t_high = BitCast<Vec<T, W>>(BitCast<U>(t) & C::kHalf);
   const ScaledExp<W, T> e = ExpInParts<W, T>(t_high * t_high * T(-0.5), (t - t_high) * (t + t_high) * T(0.5));
-  const Vec<T, W> bell = e.mantissa * e.first * e.second, inverse = 1 / (t + 4);
+  const Vec<T, W> bell = e.Scale(e.mantissa), inverse = 1 / (t + 4);
   const Vec<T, W> tail = Horner<W, T>((t - 4) * inverse, C::kMills) * inverse * bell;
   return (z < 0 ? tail : 1 - tail) + z * (kDensity * bell);
 }
