@@ -1,0 +1,95 @@
+"""Errors of long convolutions in float32: beside PyTorch's, SciPy's and ducc0's, and at the longest lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.signal
+import torch
+from ducc0 import fft as ducc0_fft
+from torch import Tensor
+
+import convscan
+import oracle
+
+CHANNELS = 32
+
+
+def torch_fft(x: Tensor, h: Tensor) -> Tensor:
+    points = 1 << (len(x) + len(h) - 2).bit_length()
+    spectrum = torch.fft.rfft(x, points, dim=0) * torch.fft.rfft(h, points, dim=0)
+    return torch.fft.irfft(spectrum, points, dim=0)[: len(x)]
+
+
+def scipy_fft(x: Tensor, h: Tensor) -> Tensor:
+    return torch.from_numpy(scipy.signal.fftconvolve(x.numpy(), h.numpy(), axes=0)[: len(x)])
+
+
+def ducc0(x: Tensor, h: Tensor) -> Tensor:
+    points = ducc0_fft.good_size(len(x) + len(h) - 1, True)
+
+    def spectrum(samples: Tensor) -> np.ndarray:
+        padded = np.zeros((points, samples.shape[1]), np.float32)
+        padded[: len(samples)] = samples
+        return ducc0_fft.r2c(padded, axes=(0,))  # type: ignore[no-any-return]
+
+    y = ducc0_fft.c2r(spectrum(x) * spectrum(h), axes=(0,), lastsize=points, forward=False, inorm=2)
+    return torch.from_numpy(y[: len(x)])
+
+
+def white(draw: oracle.Draw, length: int) -> Tensor:
+    return draw.normal(length, CHANNELS)
+
+
+def smooth(draw: oracle.Draw, length: int) -> Tensor:
+    """A slow sine in each channel, of one to as many periods as there are channels."""
+    cycles = torch.arange(1, CHANNELS + 1) * torch.linspace(0, 1, length, dtype=torch.float64)[:, None]
+    return torch.sin(2 * math.pi * (cycles + draw.normal(CHANNELS)))
+
+
+def large_mean(draw: oracle.Draw, length: int) -> Tensor:
+    return 1000 + draw.normal(length, CHANNELS)
+
+
+def decaying(draw: oracle.Draw, length: int) -> Tensor:
+    """White noise under an exponential that falls by eight orders of magnitude."""
+    return draw.normal(length, CHANNELS) * torch.logspace(0, -8, length, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize(("length", "taps"), [(1024, 1024), (8192, 300), (8192, 8192), (10007, 10007)])
+@pytest.mark.parametrize("signal", [white, smooth, large_mean])
+@pytest.mark.parametrize("filters", [white, decaying])
+def test_errors_are_within_half_as_much_again_as_the_best_of_others(
+    length: int, taps: int, signal: Callable[..., Tensor], filters: Callable[..., Tensor]
+) -> None:
+    draw = oracle.Draw(length + taps)
+    x, h = signal(draw, length).float(), filters(draw, taps).float()
+    truth = torch_fft(x.double(), h.double())
+
+    def error(y: Tensor) -> float:
+        return float((y.double() - truth).square().mean().sqrt())
+
+    others = {way.__name__: error(way(x, h)) for way in (torch_fft, scipy_fft, ducc0)}
+    for samples in (x, x.T.contiguous().T):
+        with convscan.force("fft"):
+            ours = error(convscan.causal_conv(samples, h))
+        assert ours <= 1.5 * min(others.values()), (ours, others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "taps"), [(1 << 22, 1 << 22), ((1 << 24) - 4097, 4097), (1 << 23, 1 << 23)])
+def test_millions_of_samples_and_taps(length: int, taps: int) -> None:
+    """Up to 2^24 samples and taps together, within 16 bytes of workspace a point of the transform and thread."""
+    draw = oracle.Draw(length)
+    x, h = draw.normal(length, 1).float(), draw.normal(taps, 1).float() / math.sqrt(taps)
+    convscan.reset_peak_workspace()
+    y = convscan.causal_conv(x, h)
+    assert convscan.workspace_memory().peak <= torch.get_num_threads() * 16 * (length + taps) + (4 << 20)
+    truth = torch_fft(x.double(), h.double())
+    points = math.log2(length + taps)
+    allowed = 4 * oracle.roundoff(torch.float32) * points * float(x.double().norm(dim=0) * h.double().norm(dim=0))
+    assert float((y.double() - truth).abs().max()) <= allowed
+    assert float((y.double() - truth).square().mean().sqrt()) <= 5e-7 * float(truth.square().mean().sqrt())
