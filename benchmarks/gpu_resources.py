@@ -20,7 +20,7 @@ from torch import Tensor
 
 import convscan
 from convscan import _dispatch, _gpu
-from convscan.ops.causal_conv import api as conv
+from convscan.ops.causal_conv import arguments as conv
 from convscan.ops.causal_conv import backward
 from convscan.ops.linear_recurrence import api as scan
 
@@ -73,14 +73,15 @@ def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
                     continue
                 yield f"{name}, {kind} contiguous, K = {taps}", lambda run=run, o=operands, x=x: run(*o.floats, x)
             dh = torch.empty(taps, 2048, device="meta")
-            gradient = conv._describe_filter_gradient(x, x, None, None, None, dh)
+            gradient = conv.filter_gradient_problem(x, x, None, None, None, dh)
             for name, run in rows("causal_conv_filter_gradient", gradient):
                 if name != MEANT[taps] and (taps > 32 or name in MEANT.values()):
                     continue
                 call = lambda run=run, x=x, dh=dh: run(x, x, None, None, None, dh)  # noqa: E731
                 yield f"{name} gradient, {kind} contiguous, K = {taps}", call
             if taps == 4:
-                given = backward._Given(x, *operands[:8], "default")
+                needs = [one is not None for one in operands.floats]
+                given = backward._Given(x, *operands[:7], None, operands.activation, 0, "default", needs)
                 for name, run in rows("causal_conv_backward", backward._describe(given, None)):
                     every = lambda run=run, g=given: run(*g[:7], None)  # noqa: E731
                     yield f"{name} backward, {kind} contiguous, K = {taps}", every

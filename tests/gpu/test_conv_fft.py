@@ -10,7 +10,8 @@ from torch import Tensor
 
 import convscan
 import oracle
-from convscan.ops.causal_conv import reference, torch_fft, triton
+from convscan.ops.causal_conv import reference, torch_fft
+from convscan.ops.causal_conv.triton import fft
 
 NAMES = ("triton_fft", "torch_fft")
 
@@ -40,7 +41,7 @@ def test_every_transform(points: int) -> None:
     x = torch.randn(1, 2 * points + 100, 1, generator=generator)
     h = torch.randn(points - 3, 1, generator=generator) / points**0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton, "_fft_points", lambda problem: points)
+        patch.setattr(fft, "_fft_points", lambda problem: points)
         with convscan.force("triton_fft"):
             y = convscan.causal_conv(x, h)
             dh = torch.ops.convscan.causal_conv_filter_gradient.default(

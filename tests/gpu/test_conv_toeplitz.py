@@ -8,7 +8,8 @@ from torch import Tensor
 
 import convscan
 import oracle
-from convscan.ops.causal_conv import reference, triton
+from convscan.ops.causal_conv import reference
+from convscan.ops.causal_conv.triton import toeplitz
 
 NAME = "triton_toeplitz"
 
@@ -17,7 +18,7 @@ NAME = "triton_toeplitz"
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks make short filters reach over several."""
     chosen = {"n": 16, "rows": 16, "warps": 1, "stages": 1}
-    monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: chosen)
+    monkeypatch.setattr(toeplitz, "configuration", lambda gpu, kernel: chosen)
 
 
 def problems(dtype: torch.dtype, count: int) -> list[oracle.Convolution]:

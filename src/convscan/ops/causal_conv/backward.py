@@ -18,6 +18,7 @@ from . import cpu_gradient, triton
 from .arguments import Operands, kept_of, packed_boundaries, problem_of
 from .derivatives import composed_gradients, reduce_filter
 from .problem import BackwardProblem
+from .triton.backward import like
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -111,7 +112,7 @@ def _fake(*inputs: Any) -> tuple[Tensor, ...]:
     absent = x.new_empty(0)
     dh = torch.empty_like(given.h)
     return (
-        triton.like(x),
+        like(x),
         dh,
         absent if given.bias is None else torch.empty_like(given.bias),
         absent if given.state is None else x.new_empty(given.state.shape),

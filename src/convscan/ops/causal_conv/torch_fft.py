@@ -15,8 +15,8 @@ from torch import Tensor
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
 from ...tuning.gpu import Work, cost
-from . import triton
 from .problem import ConvProblem, FilterGradientProblem
+from .triton.arguments import refusals, unit
 
 Run = Callable[..., None]
 _PART_BYTES = 1 << 30  # of transforms at a time
@@ -33,7 +33,7 @@ def _points(problem: ConvProblem | FilterGradientProblem) -> int:
 
 
 def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
-    reasons = triton.refusals(problem)
+    reasons = refusals(problem)
     if problem.sequences:
         reasons.append("takes no packed sequences")
     if problem.offsets is not None:
@@ -42,11 +42,11 @@ def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
 
 
 def _compute_type(problem: ConvProblem | FilterGradientProblem) -> torch.dtype:
-    return torch.float64 if triton.unit(problem) == "float64" else torch.float32
+    return torch.float64 if unit(problem) == "float64" else torch.float32
 
 
 def _transform_cost(problem: ConvProblem | FilterGradientProblem, transforms: int) -> Cost:
-    item = 8.0 if triton.unit(problem) == "float64" else 4.0
+    item = 8.0 if unit(problem) == "float64" else 4.0
     points = _points(problem)
     rows = problem.batch * problem.channels
     # Each transform reads and writes its rows, twice where they are longer than a program holds; the product three
@@ -54,7 +54,7 @@ def _transform_cost(problem: ConvProblem | FilterGradientProblem, transforms: in
     passes = 2 * (1 if points <= 1 << 14 else 2 if points <= 1 << 26 else 3)
     moved = item * points * rows * (transforms * passes + 3 + 2 + (2 if order(problem.x) == "channel" else 0))
     flops = transforms * rows * 2.5 * points * math.log2(points)
-    steps = (Work(moved / 4, flops / 4, triton.unit(problem)),) * 4
+    steps = (Work(moved / 4, flops / 4, unit(problem)),) * 4
     workspace = min(_PART_BYTES, item * points * rows * 3) + item * points * problem.channels
     return cost(problem.device, problem.isa, workspace, *steps)
 

@@ -1,0 +1,121 @@
+"""What the launches of Triton kernels share: the types they compute in, bytes they move, a convolution's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...._gpu import apart, at, names
+from ...._layout import Triple
+from ...._targets import gpu_refusals
+from ..problem import ConvProblem, FilterGradientProblem
+
+REAL = ("float32", "float64", "bfloat16", "float16")
+Run = Callable[..., None]
+NO_STRIDES = (0, 0, 0)
+
+
+def refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+    """Why no kernel here can run a problem."""
+    return gpu_refusals(problem.device, problem.dtype, REAL, "computes real numbers, not")
+
+
+def gpu_of(problem: ConvProblem | FilterGradientProblem) -> str:
+    return problem.isa if problem.device == "cuda" else "default"
+
+
+def bytes_of(problem: ConvProblem | FilterGradientProblem) -> int:
+    return int(getattr(torch, problem.dtype).itemsize)
+
+
+def wide(problem: ConvProblem | FilterGradientProblem) -> Any:
+    """The type that is computed in."""
+    import triton.language as tl
+
+    return tl.float64 if problem.native_dtype in ("float64", "wide_float32") else tl.float32
+
+
+def unit(problem: ConvProblem | FilterGradientProblem) -> str:
+    """What the arithmetic of a problem is limited by, where tensor cores have no part in it."""
+    return "float64" if problem.native_dtype in ("float64", "wide_float32") else "float32"
+
+
+def samples_of(problem: ConvProblem | FilterGradientProblem) -> float:
+    return float(problem.turns * problem.batch * problem.channels * problem.length)
+
+
+def bytes_moved(problem: ConvProblem | FilterGradientProblem) -> float:
+    """Bytes to read and write at least."""
+    return bytes_of(problem) * ((2 + problem.gates) * samples_of(problem) + problem.filters * problem.taps)
+
+
+def _mirrored(strides: Triple | None, length: int) -> tuple[Triple, int]:
+    """Strides of a signal that is read from its end, and the offset of the end."""
+    if strides is None:
+        return NO_STRIDES, 0
+    return (strides[0], -strides[1], strides[2]), (length - 1) * strides[1]
+
+
+class Arguments:
+    """A convolution as kernels take it: always y[t] = sum_k h[k] u[t + origin - k], time running backwards where the
+    problem is transposed."""
+
+    def __init__(self, problem: ConvProblem) -> None:
+        self.problem = problem
+        self.signals = [problem.x, problem.pre_gate, problem.post_gate, problem.y]
+        self.strides = [strides or NO_STRIDES for strides in self.signals]
+        self.starts = [0, 0, 0, 0]
+        if problem.transposed:
+            ends = [_mirrored(strides, problem.length) for strides in self.signals]
+            self.strides, self.starts = [strides for strides, _ in ends], [start for _, start in ends]
+        self.flags: dict[str, Any] = {
+            "ACTIVATION": problem.activation,
+            "HAS_BIAS": problem.bias is not None,
+            "HAS_STATE": problem.state is not None,
+            "HAS_PRE": problem.pre_gate is not None,
+            "HAS_POST": problem.post_gate is not None,
+            "WIDE": wide(problem),
+        }
+
+    def tensors(self, given: tuple[Tensor | None, ...]) -> list[list[Tensor]]:
+        """x, h, bias, state, pre_gate, post_gate, y as they begin in each turn of the loop over leading axes."""
+        x, y = given[0], given[-1]
+        assert x is not None
+        assert y is not None
+        if self.problem.taps > 1 or self.problem.origin > 0:
+            # Programs run in any order: what they share with others must stay until all have read it.
+            x, pre = apart(x, y), None if given[4] is None else apart(given[4], y)
+            given = (x, *given[1:4], pre, *given[5:])
+        present = names([*given[:6], y], x)
+        first = [self.starts[0], 0, 0, 0, *self.starts[1:]]
+        turns = self.problem.offsets or ((0,) * 7,)
+        return [
+            [
+                at(tensor, offset + start) if original is not None else tensor
+                for tensor, original, offset, start in zip(present, [*given[:6], y], turn, first, strict=True)
+            ]
+            for turn in turns
+        ]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Strides of h, bias and state, then of the gates and y; those of x come first."""
+        p = self.problem
+        state = p.state or NO_STRIDES
+        x, pre, post, y = self.strides
+        past = (state[0], p.state_sequence, *state[1:])
+        return (*x, p.h_batch, *p.h, *(p.bias or (0, 0)), *past, *pre, *post, *y)
+
+    @property
+    def unpacked_steps(self) -> tuple[int, ...]:
+        """The same without the stride from a sequence's state to the next one's."""
+        return (*self.steps[:9], *self.steps[10:])
+
+
+def triton_dtype(problem: ConvProblem) -> Any:
+    import triton.language as tl
+
+    return {"bfloat16": tl.bfloat16, "float16": tl.float16}.get(problem.dtype, tl.float32)

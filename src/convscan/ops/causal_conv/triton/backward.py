@@ -1,0 +1,200 @@
+"""Launches of every gradient of a short convolution in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...._dispatch import Cost
+from ...._gpu import ceil_div, launch, names, power_of_two, sequence_of
+from ...._layout import order
+from ....tuning.gpu import Work, configuration, cost
+from ..problem import BackwardProblem, ConvProblem
+from .arguments import Arguments, bytes_of, gpu_of, refusals, samples_of, unit
+
+
+def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a gradient: time contiguous where x is, else channels contiguous, leading axes in order."""
+    if abs(x.stride(-2)) == 1 and abs(x.stride(-1)) != 1:
+        return torch.empty(*x.shape[:-2], x.shape[-1], x.shape[-2], dtype=dtype or x.dtype, device=x.device).mT
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+
+
+def _backward_refusals(problem: BackwardProblem) -> list[str]:
+    forward = problem.forward
+    reasons = refusals(forward)
+    if forward.offsets is not None:
+        reasons.append("takes leading axes that merge into one only")
+    if forward.h_batch:
+        reasons.append("takes no filters of each sequence")
+    if forward.batch == 0 or forward.length == 0 or forward.channels == 0:
+        reasons.append("has nothing to sum")
+    return reasons
+
+
+def backward_tile_refusals(problem: BackwardProblem) -> list[str]:
+    reasons = _backward_refusals(problem)
+    # Sums of each tap for a tile of time are kept in registers.
+    if problem.forward.taps > 8:
+        reasons.append("keeps the sums of up to 8 taps in registers")
+    return reasons
+
+
+def backward_rolling_refusals(problem: BackwardProblem) -> list[str]:
+    forward = problem.forward
+    reasons = _backward_refusals(problem)
+    if forward.taps > 16:
+        reasons.append("keeps up to 16 samples and gradients in registers")
+    if forward.sequences:
+        reasons.append("takes no packed sequences")
+    if abs(forward.x[2]) != 1:
+        reasons.append("takes contiguous channels only")
+    return reasons
+
+
+class _BackwardPlan:
+    """How the kernels of all gradients cut a problem up."""
+
+    def __init__(self, forward: ConvProblem, kernel: str) -> None:
+        chosen = configuration(gpu_of(forward), f"conv.backward.{kernel}")
+        self.warps = chosen["warps"]
+        wide = 2 if unit(forward) == "float64" else 1
+        if kernel == "rolling":
+            self.time, self.steps, self.unroll = 1, chosen["steps"], chosen["unroll"]
+            most = chosen["channels"] if forward.taps <= 4 and wide == 1 else 32 * self.warps
+            self.channels = power_of_two(forward.channels, 32, most)
+            self.warps = min(self.warps, max(1, self.channels // 32))
+        else:
+            along = "time" if order(forward.x) == "time" else "channel"
+            self.channels = power_of_two(forward.channels, 1, chosen[f"{along}.channels"])
+            self.time = power_of_two(forward.length, 1, chosen["elements"] // self.channels // wide)
+            self.steps = self.time * chosen["tiles"]
+        self.channel_tiles = ceil_div(forward.channels, self.channels)
+        self.chunks = ceil_div(forward.length, self.steps)
+        self.programs = forward.batch * self.chunks * self.channel_tiles
+        self.partial = (self.chunks, forward.batch, forward.taps + 1, forward.channels)
+
+
+def backward_cost(kernel: str) -> Callable[[BackwardProblem], Cost]:
+    def cost_of(problem: BackwardProblem) -> Cost:
+        forward = problem.forward
+        plan, samples = _BackwardPlan(forward, kernel), samples_of(forward)
+        item = 8 if unit(forward) == "float64" else 4
+        partial = float(item * math.prod(plan.partial))
+        arrays = 3 + 2 * forward.gates  # x, dy, dx, and of each gate itself and its gradient
+        moved = bytes_of(forward) * arrays * samples + partial
+        if kernel == "rolling":
+            flops = samples * (6 * forward.taps + 12)
+            again = bytes_of(forward) * 3 * samples * forward.taps / plan.steps
+        else:
+            loads = forward.taps**2 if forward.activation else 2 * forward.taps
+            flops = samples * loads * (2 + (4 if order(forward.x) == "channel" else 8))
+            again = 0.0
+        programs = plan.programs * plan.warps / 4
+        works = [Work(moved, flops, unit(forward), programs, again), Work(partial, partial / 4)]
+        if forward.state is not None and kernel == "tile":
+            works.append(Work(0.0, 0.0))
+        return cost(forward.device, forward.isa, partial, *works)
+
+    return cost_of
+
+
+def prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., tuple[Tensor | None, ...]]]:
+    def prepare(problem: BackwardProblem) -> Callable[..., tuple[Tensor | None, ...]]:
+        from .. import triton_gradient
+
+        forward = problem.forward
+        plan, arguments = _BackwardPlan(forward, kernel), Arguments(forward)
+        x_steps, h_steps, bias_steps, state_steps = (arguments.steps[a:b] for a, b in ((0, 3), (3, 6), (6, 8), (8, 12)))
+        kind = torch.float64 if unit(forward) == "float64" else torch.float32
+        flags = {name: value for name, value in arguments.flags.items() if name != "HAS_BIAS"}
+        flags |= {"HAS_BIAS": forward.bias is not None, "K": forward.taps, "CHANNELS": plan.channels}
+
+        def run(
+            dy: Tensor,
+            x: Tensor,
+            h: Tensor,
+            bias: Tensor | None,
+            state: Tensor | None,
+            pre_gate: Tensor | None,
+            post_gate: Tensor | None,
+            packed: Tensor | None,
+            spectrum: Tensor | None = None,
+        ) -> tuple[Tensor | None, ...]:
+            dx = like(x)
+            # Of gates that broadcast, what will be summed is not rounded before.
+            dpre, dpost = (
+                None if gate is None else like(x, x.dtype if gate.shape == x.shape else kind)
+                for gate in (pre_gate, post_gate)
+            )
+            dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device=x.device)
+            partial = torch.empty(plan.partial, dtype=kind, device=x.device)
+            past = state if forward.state is not None else None
+            tensors = names([x, h, bias, past, pre_gate, post_gate, dy, dx, dpre, dpost, dstate, partial], x)
+            gates = arguments.steps[12:18]
+            last = (*gates, *forward.y)
+            if kernel == "rolling":
+                launch(
+                    triton_gradient.rolling,
+                    plan.programs,
+                    *tensors,
+                    forward.length,
+                    forward.channels,
+                    forward.batch,
+                    forward.group,
+                    plan.chunks,
+                    plan.channel_tiles,
+                    *x_steps,
+                    *h_steps,
+                    *bias_steps,
+                    state_steps[0],
+                    *state_steps[2:],
+                    *last,
+                    STEPS=plan.steps,
+                    UNROLL=plan.unroll,
+                    num_warps=plan.warps,
+                    **flags,
+                )
+            else:
+                bounds = x if packed is None else packed.to(x.device)
+                sequences = x if packed is None else sequence_of(bounds, forward.length)
+                heads = [(False, plan.chunks, plan.time)]
+                if past is not None and forward.taps > 1:
+                    heads.append((True, max(1, forward.sequences), power_of_two(forward.taps - 1)))
+                for is_head, chunks, time in heads:
+                    launch(
+                        triton_gradient.tile,
+                        forward.batch * chunks * plan.channel_tiles,
+                        *tensors,
+                        bounds,
+                        sequences,
+                        forward.length,
+                        forward.channels,
+                        forward.batch,
+                        forward.group,
+                        chunks,
+                        plan.channel_tiles,
+                        plan.steps,
+                        *x_steps,
+                        *h_steps,
+                        *bias_steps,
+                        *state_steps,
+                        *last,
+                        dx.stride(-2),
+                        dx.stride(-1),
+                        TIME=time,
+                        PACKED=packed is not None,
+                        HEAD=is_head,
+                        num_warps=plan.warps,
+                        **flags,
+                    )
+            # In an order that is always the same.
+            total = partial.sum((0, 1))
+            return dx, total[:-1], total[-1], dstate, dpre, dpost
+
+        return run
+
+    return prepare

@@ -1,0 +1,267 @@
+"""Launches of transforms of blocks in registers on tensor cores: convolutions, and the gradient of filters."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...._dispatch import Cost
+from ...._gpu import at, ceil_div, launch, names, power_of_two
+from ...._layout import order
+from ....tuning.gpu import Work, configuration, cost
+from ..problem import ConvProblem, FilterGradientProblem
+from .arguments import NO_STRIDES, Arguments, Run, bytes_moved, bytes_of, gpu_of, samples_of
+from .toeplitz import toeplitz_refusals
+
+_SHORTEST, _LONGEST = 256, 4096  # complex points of a transform: two factors of 16, and what registers hold
+
+
+def _factors(points: int) -> tuple[int, int, int]:
+    """Of a power of two, each at least 16: three where they fit, for less to multiply."""
+    if points == 4096:
+        return 16, 16, 16
+    first = 1 << ((points.bit_length() - 1) // 2)
+    return first, points // first, 1
+
+
+@lru_cache(maxsize=32)
+def _tables(points: int, device: torch.device) -> Tensor:
+    """For each factor N of ``triton_fft`` its matrix (N, N) and, but for the last, its twiddles (N, points / N), each
+    as real and imaginary parts. Angles are exact before they are rounded."""
+    factors = [n for n in _factors(points) if n > 1]
+    parts: list[Tensor] = []
+    left, before = points, 1
+    for index, n in enumerate(factors):
+        k, rest = torch.arange(n)[:, None], left // n
+        columns = torch.arange(points // n)[None, :] // before
+        # In units of a quarter turn divided by the points, modulo a whole one.
+        matrix = -4 * k * torch.arange(n)[None, :] * (points // n)
+        twiddles = -4 * k * columns * (points // left)
+        if index == 0:  # the weights exp(i pi j / 2 M), j = n1 (M / N1) + n'
+            matrix = matrix + torch.arange(n)[None, :] * rest
+            twiddles = twiddles + columns
+        for table in (matrix, twiddles) if index + 1 < len(factors) else (matrix,):
+            angle = (table % (4 * points)).double() * (math.pi / (2 * points))
+            parts += [angle.cos().flatten(), angle.sin().flatten()]
+        left, before = rest, before * n
+    return torch.cat(parts).float().to(device)
+
+
+def _fft_points(problem: ConvProblem | FilterGradientProblem) -> int:
+    """The transform with the least work: one block, or several that overlap by the taps."""
+    whole = power_of_two(ceil_div(problem.length + problem.taps - 1, 2), _SHORTEST)
+    candidates = [m for m in (256, 512, 1024, 2048, 4096) if m <= whole and 2 * m >= 2 * problem.taps]
+    if whole <= _LONGEST and 2 * whole > problem.taps - 1:
+        candidates.append(whole)
+
+    def work(points: int) -> float:
+        return points * sum(_factors(points)) * ceil_div(problem.length, 2 * points - problem.taps + 1)
+
+    return min(candidates, key=work, default=0)
+
+
+def fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
+    reasons = toeplitz_refusals(problem)
+    if not reasons and _fft_points(problem) == 0:
+        reasons.append(f"holds transforms of up to {_LONGEST} points in registers")
+    return reasons
+
+
+def _fft_precision(problem: ConvProblem | FilterGradientProblem) -> str:
+    """11 bits between steps are enough for bfloat16, of which results keep 8; for float16 they were 5 times off."""
+    if torch.version.hip is not None:
+        return "exact"
+    return "one" if problem.dtype == "bfloat16" else "three"
+
+
+def _fft_flops(points: int, passes: int) -> float:
+    """Of one transform by products of matrices."""
+    return 8.0 * points * sum(n for n in _factors(points) if n > 1) * passes
+
+
+class _FftPlan:
+    """Blocks of a problem."""
+
+    def __init__(self, problem: ConvProblem | FilterGradientProblem) -> None:
+        self.points = _fft_points(problem)
+        self.factors = _factors(self.points)
+        self.warps = max(1, min(configuration(gpu_of(problem), "conv.fft")["warps"], self.points // 256))
+        self.blocks = ceil_div(problem.length, 2 * self.points - problem.taps + 1)
+        self.channels = 1
+        if order(problem.x) == "channel":
+            self.channels = max(1, min(problem.channels, 32 // bytes_of(problem)))
+        self.channel_tiles = ceil_div(problem.channels, self.channels)
+        self.programs = problem.batch * self.blocks * self.channel_tiles
+        self.passes, self.unit = {"exact": (1, "float32"), "three": (3, "tf32"), "one": (1, "tf32")}[
+            _fft_precision(problem)
+        ]
+
+
+def fft_cost(problem: ConvProblem) -> Cost:
+    plan = _FftPlan(problem)
+    filters = problem.filters * (problem.batch if problem.h_batch else 1)
+    kept = 8.0 * plan.points * filters
+    transform = _fft_flops(plan.points, plan.passes)
+    overlap = bytes_of(problem) * problem.batch * problem.channels * (problem.taps - 1) * (plan.blocks - 1)
+    works = (
+        Work(kept + bytes_of(problem) * filters * problem.taps, filters * transform, plan.unit, filters),
+        Work(
+            bytes_moved(problem) / problem.turns + kept,
+            2 * transform * problem.batch * plan.blocks * problem.channels,
+            plan.unit,
+            plan.programs * plan.warps / 4,
+            overlap,
+        ),
+    )
+    return cost(problem.device, problem.isa, kept, *works * problem.turns)
+
+
+def prepare_fft(problem: ConvProblem) -> Run:
+    from .. import triton_fft
+
+    arguments, plan = Arguments(problem), _FftPlan(problem)
+    n1, n2, n3 = plan.factors
+    filters = problem.filters
+    batches = problem.batch if problem.h_batch else 1
+    precision = _fft_precision(problem)
+
+    def run(*given: Tensor | None) -> None:
+        for tensors in arguments.tensors(given[:7]):
+            x, h, *others = tensors
+            tables = _tables(plan.points, x.device) if not x.is_meta else x.new_empty(1, dtype=torch.float32)
+            spectrum = torch.empty(batches * filters, 2 * plan.points, dtype=torch.float32, device=x.device)
+            factors = {"N1": n1, "N2": n2, "N3": n3}
+            launch(
+                triton_fft.spectra,
+                batches * filters,
+                h,
+                tables,
+                spectrum,
+                problem.taps,
+                filters,
+                problem.h_batch,
+                *problem.h,
+                PRECISION="exact" if torch.version.hip else "three",
+                num_warps=plan.warps,
+                **factors,
+            )
+            steps = arguments.unpacked_steps
+            launch(
+                triton_fft.convolution,
+                plan.programs,
+                x,
+                spectrum,
+                *others,
+                tables,
+                problem.length,
+                problem.channels,
+                problem.taps,
+                problem.origin,
+                problem.group if problem.h[1] or filters > 1 else problem.channels,
+                filters if problem.h_batch else 0,
+                plan.blocks,
+                plan.channel_tiles,
+                *steps[:3],
+                *steps[6:],
+                CHANNELS=plan.channels,
+                PRECISION=precision,
+                num_warps=plan.warps,
+                **factors,
+                **arguments.flags,
+            )
+
+    return run
+
+
+class _FftGradientPlan(_FftPlan):
+    """As many programs of a channel as fill a device, each for some elements of the batch."""
+
+    def __init__(self, problem: FilterGradientProblem) -> None:
+        super().__init__(problem)
+        parts = (
+            problem.batch if problem.per_batch or not problem.sums_turns else ceil_div(512, max(1, problem.channels))
+        )
+        self.each = ceil_div(max(1, problem.batch), max(1, min(parts, problem.batch)))
+        self.parts = ceil_div(max(1, problem.batch), self.each)
+        self.programs = self.parts * problem.channels
+
+
+def fft_gradient_cost(problem: FilterGradientProblem) -> Cost:
+    plan = _FftGradientPlan(problem)
+    transforms = 2 * problem.batch * plan.blocks * problem.channels + plan.programs
+    moved = bytes_of(problem) * (2 + problem.gates) * samples_of(problem) / problem.turns
+    again = 7 * moved if order(problem.x) == "channel" else 0.0
+    partial = 4.0 * plan.programs * problem.taps
+    flops = transforms * _fft_flops(plan.points, plan.passes)
+    works = (
+        Work(moved + partial, flops, plan.unit, plan.programs * plan.warps / 4, again),
+        Work(partial + 4.0 * problem.channels * problem.taps),
+    )
+    return cost(problem.device, problem.isa, partial, *works * problem.turns)
+
+
+def prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
+    from .. import triton_fft
+
+    plan = _FftGradientPlan(problem)
+    n1, n2, n3 = plan.factors
+    state = problem.state or NO_STRIDES
+    strides = (*problem.x, *problem.dz, *state)
+    gates = (*(problem.x_gate or NO_STRIDES), *(problem.dz_gate or NO_STRIDES))
+
+    def run(
+        x: Tensor,
+        dz: Tensor,
+        state: Tensor | None,
+        x_gate: Tensor | None,
+        dz_gate: Tensor | None,
+        dh: Tensor,
+        boundaries: Tensor | None = None,
+    ) -> None:
+        given = [x, dz, state if problem.state is not None else None, x_gate, dz_gate]
+        partial = torch.empty(plan.parts, problem.channels, problem.taps, dtype=torch.float32, device=x.device)
+        if problem.length == 0 or problem.batch == 0:
+            dh.zero_()
+            return
+        tables = _tables(plan.points, x.device) if not x.is_meta else x.new_empty(1, dtype=torch.float32)
+        for turn, offsets in enumerate(problem.offsets or ((0,) * 6,)):
+            tensors = [
+                at(stand_in, 0 if tensor is None else offset)
+                for tensor, stand_in, offset in zip(given, names(given, x), offsets, strict=False)
+            ]
+            launch(
+                triton_fft.filter_gradient,
+                plan.programs,
+                *tensors,
+                partial,
+                tables,
+                problem.length,
+                problem.channels,
+                problem.batch,
+                plan.each,
+                problem.taps,
+                problem.origin,
+                plan.blocks,
+                *strides,
+                *gates,
+                N1=n1,
+                N2=n2,
+                N3=n3,
+                PRECISION=_fft_precision(problem),
+                HAS_STATE=problem.state is not None,
+                HAS_PRE=problem.x_gate is not None,
+                HAS_POST=problem.dz_gate is not None,
+                num_warps=plan.warps,
+            )
+            if problem.sums_turns:
+                total = partial.sum(0).T
+                dh.copy_(total) if turn == 0 else dh.add_(total)
+            else:
+                size = (problem.batch, problem.taps, problem.channels)
+                strides_of_dh = (problem.per_batch, *problem.dh)
+                dh.as_strided(size, strides_of_dh, dh.storage_offset() + offsets[5]).copy_(partial.mT)
+
+    return run
