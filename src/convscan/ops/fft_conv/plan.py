@@ -215,12 +215,12 @@ class Costs:
         spectral = (2 * rows + self.count(channels)) * 5 * n * math.log2(n)
         flops = min(spectral, 2.0 * whole * self.taps)
         seconds = cost.seconds + self.overhead
-        scratch = 0.0
-        if parts.summed:
-            seconds += self._seconds("matmul", 0.0, whole)
-            scratch = self.item * whole
-        return Work(seconds, flops, self.item * (moved + (whole if parts.summed else 0.0)),
-                    scratch + cost.workspace_bytes)  # fmt: skip
+        # The signal written out for each of the kernel's own axes, and the terms of a sum.
+        passes, arrays = 2 * bool(parts.new) + bool(parts.summed), bool(parts.new) + bool(parts.summed)
+        if passes:
+            seconds += self._seconds("matmul", 0.0, passes * whole)
+        return Work(seconds, flops, self.item * (moved + passes * whole),
+                    arrays * self.item * whole + cost.workspace_bytes)  # fmt: skip
 
     def convolution(self, parts: Axes) -> ConvProblem:
         """The call of ``causal_conv`` that a channelwise step makes: time contiguous, the kernel's axes as channels."""
