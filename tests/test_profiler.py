@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,11 @@ def test_tune_shows_progress_and_names_the_file(
 def test_resetting_the_peak_frees_every_threads_workspace() -> None:
     """Otherwise an implementation would be charged with what another left behind."""
     x, h = torch.randn(1, 20000, 64), torch.randn(20000, 64)
+    convscan.causal_conv(x, h)
+    # Threads that an earlier test had more of end, and free what they hold, in their own time.
+    patience = time.monotonic() + 10
+    while convscan.workspace_memory().current > 0 and time.monotonic() < patience:
+        convscan.reset_peak_workspace()
     for _ in range(20):
         convscan.causal_conv(x, h)
         convscan.reset_peak_workspace()
