@@ -184,3 +184,13 @@ def test_samples_of_a_state_count(time_contiguous: bool) -> None:
     seconds = {c.name: c.cost.seconds for c in found.candidates if c.cost is not None}
     assert seconds["reference"] > 1
     assert seconds["recurrence"] > 1
+
+
+@pytest.mark.parametrize(("channels", "taps"), [(2048, 3), (1536, 4), (2560, 4), (4096, 4), (1024, 128)])
+def test_steps_of_generation_are_sums(channels: int, taps: int) -> None:
+    """One sample of a model's short filters: its states' taps are summed, not made states of a recurrence."""
+    state = torch.empty(1, taps - 1, channels)
+    found = convscan.explain(
+        "causal_conv", torch.empty(1, 1, channels), torch.empty(taps, channels), initial_state=state
+    )
+    assert found.chosen == "direct"

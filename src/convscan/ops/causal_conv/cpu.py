@@ -98,10 +98,12 @@ def _recurrence_cost(problem: ConvProblem) -> Cost:
     # as many of its own.
     steps = problem.length + (problem.taps / 2 if problem.state is not None else 0) * max(1, problem.sequences)
     units = problem.turns * problem.batch * problem.channels * steps * problem.taps
+    # A state for each tap is made and left, which takes as long as some four samples.
+    made = 4 * problem.turns * problem.batch * problem.channels * max(1, problem.sequences) * problem.taps
     tasks = problem.batch * math.ceil(problem.channels / 16)
     lane_bytes = 64 * problem.taps * (compute_bytes(problem) // 4)
     return Cost(
-        seconds_of(problem, "conv.recurrence", units, samples(problem), tasks),
+        seconds_of(problem, "conv.recurrence", units, samples(problem) + made, tasks),
         (lane_bytes + 4096) * problem.threads,
     )
 
