@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the record; cases that are in it and not measured now are kept")
     parser.add_argument("--document", type=Path, help="a file with markers of results, to write the table between")
-    parser.add_argument("--case", choices=CASES, help="one only")
+    parser.add_argument("--case", choices=CASES, help="one only; scratch memory that threads keep is then its own")
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--seconds", type=float, default=2.0, help="for each case")
     given = parser.parse_args()
