@@ -46,26 +46,7 @@ void TestDeltaRule() {
       Signal y(dtype, batch, length, heads, values, layout);
       State last(wide, batch, sequences, heads, keys, values, layout);
       for (Signal *out : {&y, &last.s}) out->array.FillPattern();
-      convscan_delta_rule p{};
-      p.batch = batch;
-      p.length = length;
-      p.groups = groups;
-      p.heads = heads;
-      p.keys = keys;
-      p.values = values;
-      p.sequences = sequences;
-      p.boundaries = packed ? boundaries : nullptr;
-      p.dtype = dtype;
-      p.scale = 0.5;
-      p.per_key = per_key;
-      p.q = q.array.data();
-      p.q_strides = q.strides();
-      p.k = k.array.data();
-      p.k_strides = k.strides();
-      p.v = v.array.data();
-      p.v_strides = v.strides();
-      p.g = g.array.data();
-      p.g_strides = g.strides();
+      auto p = Memory<convscan_delta_rule>(dtype, q, k, v, g, per_key, sequences, packed ? boundaries : nullptr);
       p.beta = beta.array.data();
       p.beta_strides = beta.strides();
       const auto state = [](const State &of, int64_t(&strides)[5]) {

@@ -71,6 +71,33 @@ struct State {
   }
 };
 
+// convscan_attention and convscan_delta_rule, as far as they have the same fields.
+template <class Problem>
+Problem Memory(convscan_dtype dtype, const Signal &q, const Signal &k, const Signal &v, const Signal &g, bool per_key,
+               int64_t sequences, const int64_t *boundaries) {
+  Problem p{};
+  p.batch = q.array.batch();
+  p.length = q.array.time();
+  p.groups = q.heads;
+  p.heads = v.heads;
+  p.keys = q.channels;
+  p.values = v.channels;
+  p.sequences = sequences;
+  p.boundaries = boundaries;
+  p.dtype = dtype;
+  p.scale = 0.5;
+  p.per_key = per_key;
+  p.q = q.array.data();
+  p.q_strides = q.strides();
+  p.k = k.array.data();
+  p.k_strides = k.strides();
+  p.v = v.array.data();
+  p.v_strides = v.strides();
+  p.g = g.array.data();
+  p.g_strides = g.strides();
+  return p;
+}
+
 inline void Fill(Signal &signal, Random &random) { signal.array.FillRandom(random); }
 
 // Decays between nothing and all, some of them exactly so.
