@@ -99,6 +99,18 @@ def time_last(t: Tensor) -> Tensor:
     return t.transpose(-1, -2).contiguous()
 
 
+def on_rows(problem: Problem, function: Callable[..., Tensor], *gates: Tensor) -> Prepared:
+    """``from_torch`` for a convolution of (B, D, L) signals, gates among them, with filters (D, K)."""
+    return from_torch(
+        problem,
+        function,
+        (time_last(problem["x"]), problem["h"].t().contiguous(), *map(time_last, gates)),
+        result=lambda y: y.transpose(1, 2),
+        gradients=lambda g: (g[0].transpose(1, 2), g[1].t(), *(of_gate.transpose(1, 2) for of_gate in g[2:])),
+        cotangent=time_last,
+    )
+
+
 def activate(problem: Problem, y: Tensor) -> Tensor:
     """A convolution's activation, in place where no gradient is needed, for rivals that have none of their own."""
     activation = problem.inputs["activation"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..peer import Peer, Prepared, activate, from_torch, time_last, unsupported
+from ..peer import Peer, Prepared, activate, from_torch, on_rows, time_last, unsupported
 from ..problem import Problem
 
 DTYPES = (torch.float32, torch.float64)
@@ -21,14 +21,7 @@ def _stated(problem: Problem) -> Prepared:
     def conv(x: Tensor, h: Tensor) -> Tensor:
         return activate(problem, torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(h, n), n)[..., :length])
 
-    return from_torch(
-        problem,
-        conv,
-        (time_last(problem["x"]), problem["h"].t().contiguous()),
-        result=lambda y: y.transpose(1, 2),
-        gradients=lambda g: (g[0].transpose(1, 2), g[1].t()),
-        cotangent=time_last,
-    )
+    return on_rows(problem, conv)
 
 
 def _kept(problem: Problem) -> Prepared:

@@ -12,12 +12,13 @@ from torch.nn.functional import logsigmoid, silu, softplus
 
 from ..peer import Peer, Prepared, unsupported
 from ..problem import Problem, as_tuple, own
+from ..step import read
 
 
 def _advanced(state: Tensor, decay: Tensor, k: Tensor, v: Tensor, q: Tensor) -> Tensor:
     """S = decay S + k v^T in place, and S^T q: (B, H, K, V)."""
     state.mul_(decay).addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
-    return (q.unsqueeze(-2) @ state).squeeze(-2)
+    return read(state, q)
 
 
 def _decay(g: Tensor, k: Tensor) -> Tensor:
@@ -32,9 +33,9 @@ def gated_linear_attention(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Te
 def gated_delta_rule(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     """The memory's answer first."""
     state.mul_(_decay(g, k))
-    write = (v - (k.unsqueeze(-2) @ state).squeeze(-2)) * beta[..., None]
+    write = (v - read(state, k)) * beta[..., None]
     state.addcmul_(k.unsqueeze(-1), write.unsqueeze(-2))
-    return (q.unsqueeze(-2) @ state).squeeze(-2) * float(q.shape[-1] ** -0.5)
+    return read(state, q) * float(q.shape[-1] ** -0.5)
 
 
 def ssd_scan(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -53,8 +54,8 @@ def mlstm(state: tuple[Tensor, Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor,
     decay, weight = (moved - m).exp()[..., None], (i - m).exp()[..., None]
     q, k = q * q.shape[-1] ** -0.5, weight * k
     n.mul_(decay).add_(k)
-    read = _advanced(memory, decay[..., None], k, v, q)
-    return read / (torch.maximum((n * q).sum(-1).abs(), (-m).exp()) + 1e-6)[..., None]
+    answer = _advanced(memory, decay[..., None], k, v, q)
+    return answer / (torch.maximum((n * q).sum(-1).abs(), (-m).exp()) + 1e-6)[..., None]
 
 
 def selective_scan(

@@ -13,18 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..peer import Peer, Prepared, from_torch, time_last, unsupported
+from ..peer import Peer, Prepared, from_torch, on_rows, time_last, unsupported
 from ..problem import Problem
+from .torch_conv1d import MULTIPLY_ADDS_PER_SECOND
 
 DTYPES = (torch.float32, torch.float64)
 LARGEST_MATRIX = 1 << 30
-# See torch_conv1d.
-MULTIPLY_ADDS_PER_SECOND = {"forward": 60e9, "backward": 5e8}
 
 
 def _product(x: Tensor, h: Tensor, points: int) -> Tensor:
     y: Tensor = torch.fft.irfft(torch.fft.rfft(x, points) * torch.fft.rfft(h, points), points)
     return y
+
+
+def _conv1d(x: Tensor, h: Tensor, pad: tuple[int, int]) -> Tensor:
+    return F.conv1d(F.pad(x, pad), h.flip(-1)[:, None], groups=x.shape[1])
 
 
 def wraps_once(problem: Problem) -> list[str]:
@@ -45,14 +48,7 @@ def _two_sided_fft(problem: Problem) -> Prepared:
             return _product(x, h[..., :length], length).roll(-origin, -1)
         return _product(x, h, length + taps)[..., origin : origin + length]
 
-    return from_torch(
-        problem,
-        conv,
-        (time_last(problem["x"]), problem["h"].t().contiguous()),
-        result=lambda y: y.transpose(1, 2),
-        gradients=lambda g: (g[0].transpose(1, 2), g[1].t()),
-        cotangent=time_last,
-    )
+    return on_rows(problem, conv)
 
 
 def _why_not_conv1d(problem: Problem) -> list[str]:
@@ -66,16 +62,9 @@ def _two_sided_conv1d(problem: Problem) -> Prepared:
     taps, origin = problem.size("K"), problem.inputs["origin"]
 
     def conv(x: Tensor, h: Tensor) -> Tensor:
-        return F.conv1d(F.pad(x, (taps - 1 - origin, origin)), h.flip(-1)[:, None], groups=x.shape[1])
+        return _conv1d(x, h, (taps - 1 - origin, origin))
 
-    return from_torch(
-        problem,
-        conv,
-        (time_last(problem["x"]), problem["h"].t().contiguous()),
-        result=lambda y: y.transpose(1, 2),
-        gradients=lambda g: (g[0].transpose(1, 2), g[1].t()),
-        cotangent=time_last,
-    )
+    return on_rows(problem, conv)
 
 
 def _conv1d_estimate(problem: Problem) -> float:
@@ -98,22 +87,14 @@ def _gated(problem: Problem, is_fft: bool) -> Prepared:
     def conv(u: Tensor, h: Tensor) -> Tensor:
         if is_fft:
             return _product(u, h, u.shape[-1] + taps)[..., : u.shape[-1]]
-        return F.conv1d(F.pad(u, (taps - 1, 0)), h.flip(-1)[:, None], groups=u.shape[1])
+        return _conv1d(u, h, (taps - 1, 0))
 
     def function(x: Tensor, h: Tensor, pre: Tensor, post: Tensor) -> Tensor:
         u = pre * x
         parts = [conv(u[..., begin:end], h) for begin, end in pieces]
         return post * (parts[0] if len(parts) == 1 else torch.cat(parts, -1))
 
-    gates = [time_last(problem[name]) for name in ("pre_gate", "post_gate")]
-    return from_torch(
-        problem,
-        function,
-        (time_last(problem["x"]), problem["h"].t().contiguous(), *gates),
-        result=lambda y: y.transpose(1, 2),
-        gradients=lambda g: (g[0].transpose(1, 2), g[1].t(), g[2].transpose(1, 2), g[3].transpose(1, 2)),
-        cotangent=time_last,
-    )
+    return on_rows(problem, function, problem["pre_gate"], problem["post_gate"])
 
 
 # ---- Toeplitz products ----
