@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 Triple = tuple[int, int, int]
+NO_STRIDES: Triple = (0, 0, 0)  # of an array that is not given
 
 
 class Leading(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -12,13 +12,16 @@ from torch import Tensor
 from ... import _checks, _native
 from ..._dispatch import settings
 from ..._errors import message
-from ..._layout import Triple, dtype_name, fold
+from ..._layout import Leading, Triple, dtype_name, fold
 from ..._targets import processor
 from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ACTIVATIONS = (None, "silu", "gelu")
 PRECISIONS = ("default", "high")
+# Of x, h, bias, state, pre_gate, post_gate, the kept spectra where there are some, y and, where sequences are packed,
+# boundaries.
+Run = Callable[..., None]
 
 
 class Operands(NamedTuple):
@@ -54,6 +57,16 @@ class Operands(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Those that a prepared function takes before the output."""
         return self.floats if self.spectrum is None else (*self.floats, self.spectrum)
+
+
+def without_spectrum(prepare: Callable[[ConvProblem], Run]) -> Callable[[ConvProblem], Run]:
+    """Prepares functions that take the spectrum where one is kept, of such as do not read it."""
+
+    def prepared(problem: ConvProblem) -> Run:
+        run = prepare(problem)
+        return run if problem.kept is None else lambda *tensors: run(*tensors[:6], *tensors[7:])
+
+    return prepared
 
 
 def check(name: str, operands: Operands) -> torch.dtype:
@@ -107,6 +120,19 @@ def _leading_strides(tensor: Tensor, own: int, x: Tensor) -> tuple[int, ...]:
     return tensor.expand(*x.shape[:-2], *tensor.shape[tensor.ndim - own :]).stride()[: x.ndim - 2]
 
 
+def _folded(x: Tensor, tensors: Sequence[tuple[Tensor | None, int]]) -> tuple[Leading, list[Triple | None]]:
+    """The leading axes of x and of tensors with so many axes of their own, and the strides (batch, time, channel) of
+    each, None where there is no tensor or no time. What is not there goes where x goes."""
+    leading = fold(
+        x.shape[:-2], [_leading_strides(x if t is None else t, 2 if t is None else own, x) for t, own in tensors]
+    )
+    steps = [
+        None if tensor is None or own < 2 else (batch, tensor.stride(-2), tensor.stride(-1))
+        for (tensor, own), batch in zip(tensors, leading.strides, strict=True)
+    ]
+    return leading, steps
+
+
 def problem_of(
     operands: Operands, y: Tensor, boundaries: list[int] | None = None, kept: Kept | None = None
 ) -> ConvProblem:
@@ -121,16 +147,7 @@ def problem_of(
         *((gate, 2) for gate in gates),
         (y, 2),
     ]
-    # What is not there goes where x goes.
-    leading = fold(
-        x.shape[:-2], [_leading_strides(x if t is None else t, 2 if t is None else own, x) for t, own in tensors]
-    )
-    batch_strides = leading.strides
-
-    def steps(index: int) -> Triple | None:
-        tensor, _ = tensors[index]
-        return None if tensor is None else (batch_strides[index], tensor.stride(-2), tensor.stride(-1))
-
+    leading, steps = _folded(x, tensors)
     (length, channels), filters = x.shape[-2:], h.shape[-1]
     return ConvProblem(
         device=x.device.type,
@@ -139,11 +156,11 @@ def problem_of(
         length=length,
         channels=channels,
         taps=h.shape[-2],
-        x=cast(Triple, steps(0)),
+        x=cast(Triple, steps[0]),
         h=(h.stride(-2), h.stride(-1) if filters > 1 else 0),
-        y=cast(Triple, steps(6)),
-        bias=None if bias is None else (batch_strides[2], bias.stride(-1)),
-        state=steps(3),
+        y=cast(Triple, steps[6]),
+        bias=None if bias is None else (leading.strides[2], bias.stride(-1)),
+        state=steps[3],
         activation=activation,
         transposed=transposed,
         offsets=leading.offsets,
@@ -152,10 +169,10 @@ def problem_of(
         precision=precision,
         kept=kept,
         origin=origin,
-        h_batch=batch_strides[1] if h.ndim > 2 else 0,
+        h_batch=leading.strides[1] if h.ndim > 2 else 0,
         group=channels // filters if filters > 1 else 1,
-        pre_gate=steps(4),
-        post_gate=steps(5),
+        pre_gate=steps[4],
+        post_gate=steps[5],
         sequences=0 if boundaries is None else len(boundaries) - 1,
         longest=_longest(boundaries),
         state_sequence=0 if past is None or boundaries is None else past.stride(-3),
@@ -188,6 +205,13 @@ def gradient_dtype(x: Tensor, precision: str) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def memory_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a gradient: time contiguous where x is, else channels contiguous, leading axes in order."""
+    if abs(x.stride(-2)) == 1 and abs(x.stride(-1)) != 1:
+        return torch.empty(*x.shape[:-2], x.shape[-1], x.shape[-2], dtype=dtype or x.dtype, device=x.device).mT
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+
+
 def filter_memory(like: Tensor, x: Tensor, taps: int, precision: str, leading: Sequence[int] = ()) -> Tensor:
     """Memory for the gradient of a filter per channel, time contiguous where ``like`` is."""
     dtype, channels = gradient_dtype(x, precision), x.shape[-1]
@@ -211,14 +235,7 @@ def filter_gradient_problem(
     per_batch = dh.ndim > 2
     gates = [None if gate is None else gate.expand(x.shape) for gate in (x_gate, dz_gate)]
     tensors = [(x, 2), (dz, 2), (past, 2 if boundaries is None else 3), *((gate, 2) for gate in gates), (dh, 2)]
-    leading = fold(
-        x.shape[:-2], [_leading_strides(x if t is None else t, 2 if t is None else own, x) for t, own in tensors]
-    )
-
-    def steps(index: int) -> Triple | None:
-        tensor, _ = tensors[index]
-        return None if tensor is None else (leading.strides[index], tensor.stride(-2), tensor.stride(-1))
-
+    leading, steps = _folded(x, tensors)
     return FilterGradientProblem(
         device=x.device.type,
         dtype=dtype_name(x.dtype),
@@ -226,17 +243,17 @@ def filter_gradient_problem(
         length=x.shape[-2],
         channels=x.shape[-1],
         taps=dh.shape[-2],
-        x=cast(Triple, steps(0)),
-        dz=cast(Triple, steps(1)),
-        state=steps(2),
+        x=cast(Triple, steps[0]),
+        dz=cast(Triple, steps[1]),
+        state=steps[2],
         offsets=leading.offsets,
         threads=_native.thread_count(),
         dh=(dh.stride(-2), dh.stride(-1)),
         isa=processor(x.device),
         precision=precision,
         origin=origin,
-        x_gate=steps(3),
-        dz_gate=steps(4),
+        x_gate=steps[3],
+        dz_gate=steps[4],
         per_batch=leading.strides[5] if per_batch else 0,
         sums_turns=not per_batch,
         sequences=0 if boundaries is None else len(boundaries) - 1,

@@ -15,10 +15,9 @@ from torch import Tensor
 from ..._dispatch import Implementation, Settings, choose, implementations, register, settings
 from ..._library import below_autograd, define, is_recorded, is_watched, needs_gradient
 from . import cpu_gradient, triton
-from .arguments import Operands, kept_of, packed_boundaries, problem_of
+from .arguments import Operands, kept_of, memory_like, packed_boundaries, problem_of
 from .derivatives import composed_gradients, reduce_filter
 from .problem import BackwardProblem
-from .triton.backward import like
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -112,7 +111,7 @@ def _fake(*inputs: Any) -> tuple[Tensor, ...]:
     absent = x.new_empty(0)
     dh = torch.empty_like(given.h)
     return (
-        like(x),
+        memory_like(x),
         dh,
         absent if given.bias is None else torch.empty_like(given.bias),
         absent if given.state is None else x.new_empty(given.state.shape),

@@ -9,16 +9,14 @@ from torch import Tensor
 
 from ... import _native
 from ..._dispatch import Cost, Implementation
-from ..._layout import order
+from ..._layout import NO_STRIDES, order
 from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
-from .problem import ConvProblem, FilterGradientProblem
-from .transforms import compute_bytes, item_bytes, span, taps_in_reach, transform_length, units, workspace
+from .arguments import Run, without_spectrum
+from .problem import ConvProblem, FilterGradientProblem, compute_bytes, item_bytes, samples_of
+from .transforms import span, taps_in_reach, transform_length, units, workspace
 
 REAL = ("float32", "float64", "bfloat16", "float16")
-# Of x, h, bias, state, pre_gate, post_gate, the kept spectra where there are some, y and, where sequences are packed,
-# boundaries.
-Run = Callable[..., None]
 
 
 def refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
@@ -42,7 +40,7 @@ def seconds_of(
     problem: ConvProblem | FilterGradientProblem, kernel: str, units: float, elements: float, tasks: float
 ) -> float:
     """``tasks`` is the number of pieces that threads can share."""
-    read = (2 + problem.gates) * samples(problem) + past_samples(problem) + problem.filters * problem.taps
+    read = (2 + problem.gates) * samples_of(problem) + past_samples(problem) + problem.filters * problem.taps
     moved = item_bytes(problem.dtype) * read
     workers = max(1.0, min(problem.threads, tasks))
     seconds = kernel_seconds(
@@ -58,11 +56,6 @@ def seconds_of(
     return problem.turns * seconds if problem.turns > 1 else seconds
 
 
-def samples(problem: ConvProblem | FilterGradientProblem) -> float:
-    """All that there are."""
-    return problem.turns * problem.batch * problem.channels * problem.length
-
-
 def past_samples(problem: ConvProblem | FilterGradientProblem) -> float:
     """Those of the initial states."""
     states = problem.turns * problem.batch * problem.channels * max(1, problem.sequences)
@@ -75,13 +68,13 @@ def past_samples(problem: ConvProblem | FilterGradientProblem) -> float:
 def _direct_cost(problem: ConvProblem) -> Cost:
     # Small filters keep a few rows of history per thread, larger ones a packed tile and the packed filter.
     workspace = (64 << 10) if problem.taps <= 16 else (1 << 20)
-    elements = samples(problem) + past_samples(problem)
+    elements = samples_of(problem) + past_samples(problem)
     seconds = seconds_of(problem, "conv.direct", products(problem), elements, problem.threads)
     return Cost(seconds, workspace * problem.threads)
 
 
 def _toeplitz_cost(problem: ConvProblem) -> Cost:
-    elements = samples(problem) + past_samples(problem)
+    elements = samples_of(problem) + past_samples(problem)
     seconds = seconds_of(problem, "conv.toeplitz", products(problem), elements, problem.threads)
     return Cost(seconds, (1 << 20) * problem.threads)
 
@@ -103,7 +96,7 @@ def _recurrence_cost(problem: ConvProblem) -> Cost:
     tasks = problem.batch * math.ceil(problem.channels / 16)
     lane_bytes = 64 * problem.taps * (compute_bytes(problem) // 4)
     return Cost(
-        seconds_of(problem, "conv.recurrence", units, samples(problem) + made, tasks),
+        seconds_of(problem, "conv.recurrence", units, samples_of(problem) + made, tasks),
         (lane_bytes + 4096) * problem.threads,
     )
 
@@ -121,7 +114,7 @@ def fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
 
 def _fft_cost(problem: ConvProblem) -> Cost:
     points = transform_length(problem)
-    seconds = seconds_of(problem, "conv.fft", units(problem, points), samples(problem), problem.channels)
+    seconds = seconds_of(problem, "conv.fft", units(problem, points), samples_of(problem), problem.channels)
     return Cost(seconds, workspace(problem, points))
 
 
@@ -136,24 +129,10 @@ def addresses(offsets: tuple[int, ...], item: int, *tensors: Tensor | None) -> t
     )
 
 
-NO_STRIDES = (0, 0, 0)
-
-
-def with_spectrum(run: Run) -> Run:
-    """A function that does not read spectra, where there are some."""
-
-    def run_kept(*tensors: Tensor | None) -> None:
-        run(*tensors[:6], *tensors[7:])
-
-    return run_kept
-
-
 def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
-    def prepare(problem: ConvProblem) -> Run:
+    def prepare_fft(problem: ConvProblem) -> Run:
         if problem.kept is None:
             return prepare_kernel(kernel, problem)
-        if kernel != "fft":
-            return with_spectrum(prepare_kernel(kernel, problem))
         run = prepare_kernel("fft_kept", problem)
 
         def run_kept(x: Tensor, h: Tensor, *others: Tensor | None) -> None:
@@ -212,7 +191,7 @@ def _prepare(kernel: str) -> Callable[[ConvProblem], Run]:
 
         return run
 
-    return prepare
+    return prepare_fft if kernel == "fft" else without_spectrum(lambda problem: prepare_kernel(kernel, problem))
 
 
 def prepare_sparse(problem: ConvProblem) -> Callable[[Tensor, Tensor, Tensor], None]:

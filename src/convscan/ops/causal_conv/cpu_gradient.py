@@ -11,11 +11,11 @@ from torch import Tensor
 from ... import _native
 from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose
-from ..._layout import Triple, order
+from ..._layout import NO_STRIDES, Triple, order
 from ...tuning.table import constants
-from .cpu import NO_STRIDES, addresses, fft_refusals, products, refusals, samples, seconds_of
-from .problem import BackwardProblem, ConvProblem, FilterGradientProblem, GradientProblem
-from .transforms import blocks, gradient_workspace, item_bytes, transform_length, units
+from .cpu import addresses, fft_refusals, products, refusals, seconds_of
+from .problem import BackwardProblem, ConvProblem, FilterGradientProblem, GradientProblem, item_bytes, samples_of
+from .transforms import blocks, gradient_workspace, transform_length, units
 
 # ---- the gradient of the filter ----
 
@@ -70,13 +70,13 @@ def _prepare_gradient(kernel: str) -> Callable[[FilterGradientProblem], RunGradi
 
 
 def _gradient_direct_cost(problem: FilterGradientProblem) -> Cost:
-    seconds = seconds_of(problem, "gradient.direct", products(problem), samples(problem), problem.threads)
+    seconds = seconds_of(problem, "gradient.direct", products(problem), samples_of(problem), problem.threads)
     return Cost(seconds, (1 << 20) * problem.threads)
 
 
 def _gradient_fft_cost(problem: FilterGradientProblem) -> Cost:
     points = transform_length(problem)
-    seconds = seconds_of(problem, "gradient.fft", units(problem, points), samples(problem), problem.channels)
+    seconds = seconds_of(problem, "gradient.fft", units(problem, points), samples_of(problem), problem.channels)
     return Cost(seconds, gradient_workspace(problem, points, None))
 
 
@@ -112,7 +112,7 @@ def _both_cost(problem: GradientProblem) -> Cost:
     rows = one.turns * one.batch * one.channels
     transforms = 3 * rows * blocks(one.length, one.taps, points) + one.channels * one.turns * (1 if kept else 2)
     seconds = seconds_of(
-        one, "conv.fft", transforms * points * math.log2(max(2, points)), 2 * samples(one), one.channels
+        one, "conv.fft", transforms * points * math.log2(max(2, points)), 2 * samples_of(one), one.channels
     )
     return Cost(seconds, gradient_workspace(one, points, problem.transposed))
 
@@ -256,7 +256,7 @@ def _backward_cost(problem: BackwardProblem) -> Cost:
     is_adjacent = order(one.x) == "channel"  # where a panel of z lies between two transforms of u
     each = 3 + (2 if needs_z and is_adjacent else 1 if needs_z else 0)
     transforms = rows * each + one.channels * (1 if one.kept else 2)
-    elements = (2 + 2 * one.gates + (1 if needs_z else 0)) * samples(one)  # each gate, and its gradient
+    elements = (2 + 2 * one.gates + (1 if needs_z else 0)) * samples_of(one)  # each gate, and its gradient
     work = transforms * points * math.log2(max(2, points))
     seconds = seconds_of(one, "conv.fft", work, elements, one.channels)
     return Cost(seconds, gradient_workspace(_filter_problem(problem), points, one, needs_z))
@@ -367,7 +367,7 @@ def composed_cost(problem: BackwardProblem) -> Cost:
         parts.append(choose("causal_conv", again, strict=False).cost(again))
     # Passes over memory: of the activation, z, each gate and the bias. Fresh memory past the caches costs faults too.
     passes = 3 * ((one.activation is not None) + needs[5] + needs[4]) + needs[2]
-    moved = item_bytes(one.dtype) * samples(one)
+    moved = item_bytes(one.dtype) * samples_of(one)
     each = 4e-11 if moved < constants(one.isa)["cache.bytes"] else 1.1e-10
     seconds = sum(part.seconds for part in parts) + passes * moved * each
     temporaries = (one.activation is not None) + needs_z + needs[4]

@@ -13,6 +13,7 @@ from ..._library import define, derivative
 from . import cpu, cpu_gradient, derivatives, mapping, reference, torch_fft, triton
 from .arguments import (
     Operands,
+    Run,
     empty_filter_gradient,
     filter_gradient_problem,
     filter_memory,
@@ -20,8 +21,9 @@ from .arguments import (
     kept_of,
     packed_boundaries,
     problem_of,
+    without_spectrum,
 )
-from .problem import ConvProblem, FilterGradientProblem, GradientProblem
+from .problem import ConvProblem, FilterGradientProblem, GradientProblem, samples_of
 
 calls = Calls("causal_conv")
 
@@ -125,7 +127,7 @@ define(
 # ---- registry ----
 
 
-def _prepare_reference(problem: ConvProblem) -> cpu.Run:
+def _prepare_reference(problem: ConvProblem) -> Run:
     def run(
         x: Tensor,
         h: Tensor,
@@ -151,7 +153,7 @@ def _prepare_reference(problem: ConvProblem) -> cpu.Run:
             )
         )
 
-    return run if problem.kept is None else cpu.with_spectrum(run)
+    return run
 
 
 def _prepare_gradient_reference(problem: FilterGradientProblem) -> cpu_gradient.RunGradient:
@@ -183,12 +185,14 @@ def _prepare_gradient_reference(problem: FilterGradientProblem) -> cpu_gradient.
 
 def _reference_cost(problem: ConvProblem | FilterGradientProblem) -> Cost:
     # A PyTorch operator per tap on float64 copies of the signals: three passes of 8 bytes an element each.
-    elements = problem.turns * problem.batch * problem.length * problem.channels
+    elements = samples_of(problem)
     taps = problem.taps if problem.state is not None else min(problem.taps, problem.origin + max(1, problem.length))
-    return Cost(2e-5 * (1 + taps * max(1, problem.sequences)) + 3e-9 * elements * taps, 8 * 3 * elements)
+    return Cost(2e-5 * (1 + taps * max(1, problem.sequences)) + 3e-9 * elements * taps, int(8 * 3 * elements))
 
 
-_REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
+_REFERENCE = Implementation(
+    "reference", "any", lambda problem: [], _reference_cost, without_spectrum(_prepare_reference)
+)
 _GRADIENT_REFERENCE = Implementation(
     "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from ..._layout import Triple, order
 
 
@@ -179,3 +181,18 @@ class FilterGradientProblem(NamedTuple):
     def __str__(self) -> str:
         sizes = f"B={self.batch} L={self.length} D={self.channels} K={self.taps}"
         return f"{sizes} {self.dtype}, {order(self.x)} contiguous, {self.threads} threads, {self.isa}"
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of a stored number."""
+    return int(getattr(torch, dtype).itemsize)
+
+
+def compute_bytes(problem: ConvProblem | FilterGradientProblem) -> int:
+    """Bytes of a number in arithmetic."""
+    return 8 if problem.native_dtype in ("float64", "wide_float32") else 4
+
+
+def samples_of(problem: ConvProblem | FilterGradientProblem) -> float:
+    """All samples of the signal, over the leading axes too."""
+    return problem.turns * problem.batch * problem.channels * problem.length

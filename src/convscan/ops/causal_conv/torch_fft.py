@@ -7,7 +7,6 @@ the memory for transforms stays bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,10 +14,10 @@ from torch import Tensor
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
 from ...tuning.gpu import Work, cost
-from .problem import ConvProblem, FilterGradientProblem
+from .arguments import Run, without_spectrum
+from .problem import ConvProblem, FilterGradientProblem, compute_bytes
 from .triton.arguments import refusals, unit
 
-Run = Callable[..., None]
 _PART_BYTES = 1 << 30  # of transforms at a time
 
 
@@ -46,7 +45,7 @@ def _compute_type(problem: ConvProblem | FilterGradientProblem) -> torch.dtype:
 
 
 def _transform_cost(problem: ConvProblem | FilterGradientProblem, transforms: int) -> Cost:
-    item = 8.0 if unit(problem) == "float64" else 4.0
+    item = float(compute_bytes(problem))
     points = _points(problem)
     rows = problem.batch * problem.channels
     # Each transform reads and writes its rows, twice where they are longer than a program holds; the product three
@@ -123,7 +122,7 @@ def _prepare(problem: ConvProblem) -> Run:
             result = torch.nn.functional.gelu(result)
         y.copy_(result)
 
-    return run if problem.kept is None else (lambda *tensors: run(*tensors[:6], *tensors[7:]))
+    return run
 
 
 def _prepare_gradient(problem: FilterGradientProblem) -> Run:
@@ -163,7 +162,9 @@ def _prepare_gradient(problem: FilterGradientProblem) -> Run:
 
 
 ROWS: tuple[Implementation, ...] = (
-    Implementation("torch_fft", "triton", _refusals, lambda problem: _transform_cost(problem, 2), _prepare),
+    Implementation(
+        "torch_fft", "triton", _refusals, lambda problem: _transform_cost(problem, 2), without_spectrum(_prepare)
+    ),
 )
 GRADIENT_ROWS: tuple[Implementation, ...] = (
     Implementation("torch_fft", "triton", _refusals, lambda problem: _transform_cost(problem, 2), _prepare_gradient),

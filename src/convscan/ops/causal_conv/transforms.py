@@ -8,25 +8,13 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import torch
-
 from ... import _native
-from .problem import ConvProblem, FilterGradientProblem, Kept
+from .problem import ConvProblem, FilterGradientProblem, Kept, compute_bytes, item_bytes
 
 PANEL_BYTES = 4352 << 10  # kPanelBytes of csrc/conv/fft_parts.h
 _LINE, _MOST_LINES = 16, 4  # kChunk, kMostLines
 
 Problem = ConvProblem | FilterGradientProblem
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of a stored number."""
-    return int(getattr(torch, dtype).itemsize)
-
-
-def compute_bytes(problem: Problem) -> int:
-    """Bytes of a number in arithmetic."""
-    return 8 if problem.native_dtype in ("float64", "wide_float32") else 4
 
 
 def span(problem: Problem) -> tuple[int, int]:

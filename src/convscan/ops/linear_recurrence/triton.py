@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._dispatch import Cost, Implementation
 from ..._gpu import apart, at, ceil_div, launch, power_of_two, sequence_of
-from ..._layout import Triple, order
+from ..._layout import NO_STRIDES, Triple, order
 from ..._targets import gpu_refusals
 from ...tuning.gpu import Work, configuration, cost
 from . import cpu
@@ -21,7 +21,6 @@ _WINDOW = 16
 # Seconds from writing a word to its reading by another program: two ways to the second-level cache of Hopper and what
 # lies between them, an estimate.
 _HANDED_ON = 1.5e-6
-_NO_STRIDES = (0, 0, 0)
 _LARGEST_TILE = 4096  # steps: more leave nothing to run beside it
 
 
@@ -125,12 +124,12 @@ def _launch(
     pointers: list[Tensor] = []
     steps: list[tuple[int, ...]] = []
     for tensor, strides, offset in signals:
-        along, end = _mirrored(strides or _NO_STRIDES, problem.length, backwards)
+        along, end = _mirrored(strides or NO_STRIDES, problem.length, backwards)
         pointers.append(_real(x) if tensor is None else at(_real(tensor), pair * (offset + end)))
         steps.append(tuple(pair * n for n in along))
     for tensor, strides, offset in starts:
         pointers.append(_real(x) if tensor is None or strides is None else at(_real(tensor), pair * offset))
-        steps.append(tuple(pair * n for n in strides or _NO_STRIDES))
+        steps.append(tuple(pair * n for n in strides or NO_STRIDES))
     of_x, of_a, of_y, of_result, of_da, of_start, of_dstart = range(7)
     words = torch.full(plan.words, -1, dtype=torch.int64, device=x.device)
     packed = x if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ...._dispatch import Implementation
-from ..problem import ConvProblem
-from .arguments import Run, refusals
+from ..arguments import without_spectrum
+from .arguments import refusals
 from .backward import backward_cost, backward_rolling_refusals, backward_tile_refusals, prepare_backward
 from .direct import direct_cost, prepare_direct, prepare_rolling, rolling_cost, rolling_refusals
 from .fft import fft_cost, fft_gradient_cost, fft_refusals, prepare_fft, prepare_fft_gradient
 from .gradient import gradient_cost, prepare_gradient
 from .toeplitz import correlation_cost, prepare_correlation, prepare_toeplitz, toeplitz_cost, toeplitz_refusals
 
-
-def _reads_no_spectrum(prepare: Callable[[ConvProblem], Run]) -> Callable[[ConvProblem], Run]:
-    def prepared(problem: ConvProblem) -> Run:
-        run = prepare(problem)
-        if problem.kept is None:
-            return run
-        return lambda *tensors: run(*tensors[:6], *tensors[7:])
-
-    return prepared
-
-
 ROWS: tuple[Implementation, ...] = (
-    Implementation("triton_direct", "triton", refusals, direct_cost, _reads_no_spectrum(prepare_direct)),
-    Implementation("triton_rolling", "triton", rolling_refusals, rolling_cost, _reads_no_spectrum(prepare_rolling)),
-    Implementation("triton_toeplitz", "triton", toeplitz_refusals, toeplitz_cost, _reads_no_spectrum(prepare_toeplitz)),
-    Implementation("triton_fft", "triton", fft_refusals, fft_cost, _reads_no_spectrum(prepare_fft)),
+    Implementation("triton_direct", "triton", refusals, direct_cost, without_spectrum(prepare_direct)),
+    Implementation("triton_rolling", "triton", rolling_refusals, rolling_cost, without_spectrum(prepare_rolling)),
+    Implementation("triton_toeplitz", "triton", toeplitz_refusals, toeplitz_cost, without_spectrum(prepare_toeplitz)),
+    Implementation("triton_fft", "triton", fft_refusals, fft_cost, without_spectrum(prepare_fft)),
 )
 GRADIENT_ROWS: tuple[Implementation, ...] = (
     Implementation("triton_direct", "triton", refusals, gradient_cost, prepare_gradient),

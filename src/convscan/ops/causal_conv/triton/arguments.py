@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...._gpu import apart, at, names
-from ...._layout import Triple
+from ...._gpu import apart, at, names, sequence_of
+from ...._layout import NO_STRIDES, Triple
 from ...._targets import gpu_refusals
-from ..problem import ConvProblem, FilterGradientProblem
+from ..arguments import Run
+from ..problem import ConvProblem, FilterGradientProblem, compute_bytes, item_bytes, samples_of
 
 REAL = ("float32", "float64", "bfloat16", "float16")
-Run = Callable[..., None]
-NO_STRIDES = (0, 0, 0)
 
 
 def refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
@@ -27,29 +25,21 @@ def gpu_of(problem: ConvProblem | FilterGradientProblem) -> str:
     return problem.isa if problem.device == "cuda" else "default"
 
 
-def bytes_of(problem: ConvProblem | FilterGradientProblem) -> int:
-    return int(getattr(torch, problem.dtype).itemsize)
-
-
 def wide(problem: ConvProblem | FilterGradientProblem) -> Any:
     """The type that is computed in."""
     import triton.language as tl
 
-    return tl.float64 if problem.native_dtype in ("float64", "wide_float32") else tl.float32
+    return tl.float64 if compute_bytes(problem) == 8 else tl.float32
 
 
 def unit(problem: ConvProblem | FilterGradientProblem) -> str:
     """What the arithmetic of a problem is limited by, where tensor cores have no part in it."""
-    return "float64" if problem.native_dtype in ("float64", "wide_float32") else "float32"
-
-
-def samples_of(problem: ConvProblem | FilterGradientProblem) -> float:
-    return float(problem.turns * problem.batch * problem.channels * problem.length)
+    return "float64" if compute_bytes(problem) == 8 else "float32"
 
 
 def bytes_moved(problem: ConvProblem | FilterGradientProblem) -> float:
     """Bytes to read and write at least."""
-    return bytes_of(problem) * ((2 + problem.gates) * samples_of(problem) + problem.filters * problem.taps)
+    return item_bytes(problem.dtype) * ((2 + problem.gates) * samples_of(problem) + problem.filters * problem.taps)
 
 
 def _mirrored(strides: Triple | None, length: int) -> tuple[Triple, int]:
@@ -119,3 +109,72 @@ def triton_dtype(problem: ConvProblem) -> Any:
     import triton.language as tl
 
     return {"bfloat16": tl.bfloat16, "float16": tl.float16}.get(problem.dtype, tl.float32)
+
+
+def packing(boundaries: Tensor | None, x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """cu_seqlens on the device and the sequence of each step; x, which is then not read, where nothing is packed."""
+    if boundaries is None:
+        return x, x
+    packed = boundaries.to(x.device)
+    return packed, sequence_of(packed, length)
+
+
+class GradientArguments:
+    """The gradient of filters as kernels take it."""
+
+    def __init__(self, problem: FilterGradientProblem) -> None:
+        state = problem.state or NO_STRIDES
+        gates = (*(problem.x_gate or NO_STRIDES), *(problem.dz_gate or NO_STRIDES))
+        self.steps = (*problem.x, *problem.dz, state[0], problem.state_sequence, *state[1:], *gates)
+        self.flags: dict[str, Any] = {
+            "HAS_STATE": problem.state is not None,
+            "HAS_PRE": problem.x_gate is not None,
+            "HAS_POST": problem.dz_gate is not None,
+        }
+
+    @property
+    def unpacked_steps(self) -> tuple[int, ...]:
+        """Those without the stride from a sequence's state to the next one's."""
+        return (*self.steps[:7], *self.steps[8:])
+
+
+def filter_gradient(
+    problem: FilterGradientProblem, begin: Callable[[Tensor, Tensor | None], Callable[[list[Tensor]], Tensor]]
+) -> Run:
+    """Prepares the gradient of filters from a kernel's sums.
+
+    ``begin(x, boundaries)`` gives what launches the kernel on x, dz, state, x_gate and dz_gate as they begin in a turn
+    of the loop over leading axes. It returns parts (any number, K, D), which add up to the gradient, or with a filter
+    for each sequence, (B, K, D), which are theirs.
+    """
+
+    def run(
+        x: Tensor,
+        dz: Tensor,
+        state: Tensor | None,
+        x_gate: Tensor | None,
+        dz_gate: Tensor | None,
+        dh: Tensor,
+        boundaries: Tensor | None = None,
+    ) -> None:
+        if problem.length == 0 or problem.batch == 0:
+            dh.zero_()
+            return
+        given = [x, dz, state if problem.state is not None else None, x_gate, dz_gate]
+        present, parts_of = names(given, x), begin(x, boundaries)
+        for turn, offsets in enumerate(problem.offsets or ((0,) * 6,)):
+            parts = parts_of(
+                [
+                    at(stand_in, 0 if tensor is None else offset)
+                    for tensor, stand_in, offset in zip(given, present, offsets, strict=False)
+                ]
+            )
+            # In an order that is always the same.
+            if problem.sums_turns:
+                total = parts.sum(0)
+                dh.copy_(total) if turn == 0 else dh.add_(total)
+            else:
+                size, strides = (problem.batch, problem.taps, problem.channels), (problem.per_batch, *problem.dh)
+                dh.as_strided(size, strides, dh.storage_offset() + offsets[5]).copy_(parts)
+
+    return run

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from ...._dispatch import Cost
-from ...._gpu import ceil_div, launch, names, power_of_two, sequence_of
+from ...._gpu import ceil_div, launch, names, power_of_two
 from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
-from ..problem import BackwardProblem, ConvProblem
-from .arguments import Arguments, bytes_of, gpu_of, refusals, samples_of, unit
-
-
-def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for a gradient: time contiguous where x is, else channels contiguous, leading axes in order."""
-    if abs(x.stride(-2)) == 1 and abs(x.stride(-1)) != 1:
-        return torch.empty(*x.shape[:-2], x.shape[-1], x.shape[-2], dtype=dtype or x.dtype, device=x.device).mT
-    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+from ..arguments import memory_like
+from ..problem import BackwardProblem, ConvProblem, compute_bytes, item_bytes, samples_of
+from .arguments import Arguments, gpu_of, packing, refusals, unit
 
 
 def _backward_refusals(problem: BackwardProblem) -> list[str]:
@@ -82,13 +76,13 @@ def backward_cost(kernel: str) -> Callable[[BackwardProblem], Cost]:
     def cost_of(problem: BackwardProblem) -> Cost:
         forward = problem.forward
         plan, samples = _BackwardPlan(forward, kernel), samples_of(forward)
-        item = 8 if unit(forward) == "float64" else 4
+        item = compute_bytes(forward)
         partial = float(item * math.prod(plan.partial))
         arrays = 3 + 2 * forward.gates  # x, dy, dx, and of each gate itself and its gradient
-        moved = bytes_of(forward) * arrays * samples + partial
+        moved = item_bytes(forward.dtype) * arrays * samples + partial
         if kernel == "rolling":
             flops = samples * (6 * forward.taps + 12)
-            again = bytes_of(forward) * 3 * samples * forward.taps / plan.steps
+            again = item_bytes(forward.dtype) * 3 * samples * forward.taps / plan.steps
         else:
             loads = forward.taps**2 if forward.activation else 2 * forward.taps
             flops = samples * loads * (2 + (4 if order(forward.x) == "channel" else 8))
@@ -110,8 +104,7 @@ def prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., t
         plan, arguments = _BackwardPlan(forward, kernel), Arguments(forward)
         x_steps, h_steps, bias_steps, state_steps = (arguments.steps[a:b] for a, b in ((0, 3), (3, 6), (6, 8), (8, 12)))
         kind = torch.float64 if unit(forward) == "float64" else torch.float32
-        flags = {name: value for name, value in arguments.flags.items() if name != "HAS_BIAS"}
-        flags |= {"HAS_BIAS": forward.bias is not None, "K": forward.taps, "CHANNELS": plan.channels}
+        flags = {**arguments.flags, "K": forward.taps, "CHANNELS": plan.channels}
 
         def run(
             dy: Tensor,
@@ -124,10 +117,10 @@ def prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., t
             packed: Tensor | None,
             spectrum: Tensor | None = None,
         ) -> tuple[Tensor | None, ...]:
-            dx = like(x)
+            dx = memory_like(x)
             # Of gates that broadcast, what will be summed is not rounded before.
             dpre, dpost = (
-                None if gate is None else like(x, x.dtype if gate.shape == x.shape else kind)
+                None if gate is None else memory_like(x, x.dtype if gate.shape == x.shape else kind)
                 for gate in (pre_gate, post_gate)
             )
             dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device=x.device)
@@ -159,8 +152,7 @@ def prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., t
                     **flags,
                 )
             else:
-                bounds = x if packed is None else packed.to(x.device)
-                sequences = x if packed is None else sequence_of(bounds, forward.length)
+                bounds, sequences = packing(packed, x, forward.length)
                 heads = [(False, plan.chunks, plan.time)]
                 if past is not None and forward.taps > 1:
                     heads.append((True, max(1, forward.sequences), power_of_two(forward.taps - 1)))

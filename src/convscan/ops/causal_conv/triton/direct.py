@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...._dispatch import Cost
-from ...._gpu import ceil_div, launch, power_of_two, sequence_of
+from ...._gpu import ceil_div, launch, power_of_two
 from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
-from ..problem import ConvProblem, FilterGradientProblem
-from .arguments import Arguments, Run, bytes_moved, bytes_of, gpu_of, refusals, samples_of, unit
+from ..arguments import Run
+from ..problem import ConvProblem, FilterGradientProblem, item_bytes, samples_of
+from .arguments import Arguments, bytes_moved, gpu_of, packing, refusals, unit
 
 # Filters up to here are unrolled: more taps than registers hold gain nothing from it.
 _UNROLLED = 32
@@ -50,8 +51,7 @@ def prepare_direct(problem: ConvProblem) -> Run:
         bounds = given[7] if len(given) > 7 else None
         for tensors in arguments.tensors(given[:7]):
             x = tensors[0]
-            packed = x if bounds is None else bounds.to(x.device)
-            sequences = x if bounds is None else sequence_of(packed, problem.length)
+            packed, sequences = packing(bounds, x, problem.length)
             launch(
                 triton_direct.tile,
                 problem.batch * time_tiles * channel_tiles,
@@ -109,7 +109,7 @@ class _Rolling:
 
 def rolling_cost(problem: ConvProblem) -> Cost:
     plan = _Rolling(problem)
-    again = (problem.taps - 1) / plan.steps * bytes_of(problem) * samples_of(problem)
+    again = (problem.taps - 1) / plan.steps * item_bytes(problem.dtype) * samples_of(problem)
     flops = 2 * samples_of(problem) * (problem.taps + 4)
     fill = plan.programs * plan.warps / 4  # in programs of four warps
     work = Work(bytes_moved(problem) / problem.turns, flops / problem.turns, unit(problem), fill, again / problem.turns)

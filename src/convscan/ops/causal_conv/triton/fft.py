@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ...._dispatch import Cost
-from ...._gpu import at, ceil_div, launch, names, power_of_two
+from ...._gpu import ceil_div, launch, power_of_two
 from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
-from ..problem import ConvProblem, FilterGradientProblem
-from .arguments import NO_STRIDES, Arguments, Run, bytes_moved, bytes_of, gpu_of, samples_of
+from ..arguments import Run
+from ..problem import ConvProblem, FilterGradientProblem, item_bytes, samples_of
+from .arguments import Arguments, GradientArguments, bytes_moved, filter_gradient, gpu_of
 from .toeplitz import toeplitz_refusals
 
 _SHORTEST, _LONGEST = 256, 4096  # complex points of a transform: two factors of 16, and what registers hold
@@ -92,7 +94,7 @@ class _FftPlan:
         self.blocks = ceil_div(problem.length, 2 * self.points - problem.taps + 1)
         self.channels = 1
         if order(problem.x) == "channel":
-            self.channels = max(1, min(problem.channels, 32 // bytes_of(problem)))
+            self.channels = max(1, min(problem.channels, 32 // item_bytes(problem.dtype)))
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         self.programs = problem.batch * self.blocks * self.channel_tiles
         self.passes, self.unit = {"exact": (1, "float32"), "three": (3, "tf32"), "one": (1, "tf32")}[
@@ -105,9 +107,9 @@ def fft_cost(problem: ConvProblem) -> Cost:
     filters = problem.filters * (problem.batch if problem.h_batch else 1)
     kept = 8.0 * plan.points * filters
     transform = _fft_flops(plan.points, plan.passes)
-    overlap = bytes_of(problem) * problem.batch * problem.channels * (problem.taps - 1) * (plan.blocks - 1)
+    overlap = item_bytes(problem.dtype) * problem.batch * problem.channels * (problem.taps - 1) * (plan.blocks - 1)
     works = (
-        Work(kept + bytes_of(problem) * filters * problem.taps, filters * transform, plan.unit, filters),
+        Work(kept + item_bytes(problem.dtype) * filters * problem.taps, filters * transform, plan.unit, filters),
         Work(
             bytes_moved(problem) / problem.turns + kept,
             2 * transform * problem.batch * plan.blocks * problem.channels,
@@ -192,7 +194,7 @@ class _FftGradientPlan(_FftPlan):
 def fft_gradient_cost(problem: FilterGradientProblem) -> Cost:
     plan = _FftGradientPlan(problem)
     transforms = 2 * problem.batch * plan.blocks * problem.channels + plan.programs
-    moved = bytes_of(problem) * (2 + problem.gates) * samples_of(problem) / problem.turns
+    moved = item_bytes(problem.dtype) * (2 + problem.gates) * samples_of(problem) / problem.turns
     again = 7 * moved if order(problem.x) == "channel" else 0.0
     partial = 4.0 * plan.programs * problem.taps
     flops = transforms * _fft_flops(plan.points, plan.passes)
@@ -208,30 +210,13 @@ def prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
 
     plan = _FftGradientPlan(problem)
     n1, n2, n3 = plan.factors
-    state = problem.state or NO_STRIDES
-    strides = (*problem.x, *problem.dz, *state)
-    gates = (*(problem.x_gate or NO_STRIDES), *(problem.dz_gate or NO_STRIDES))
+    arguments = GradientArguments(problem)
 
-    def run(
-        x: Tensor,
-        dz: Tensor,
-        state: Tensor | None,
-        x_gate: Tensor | None,
-        dz_gate: Tensor | None,
-        dh: Tensor,
-        boundaries: Tensor | None = None,
-    ) -> None:
-        given = [x, dz, state if problem.state is not None else None, x_gate, dz_gate]
+    def begin(x: Tensor, boundaries: Tensor | None) -> Callable[[list[Tensor]], Tensor]:
         partial = torch.empty(plan.parts, problem.channels, problem.taps, dtype=torch.float32, device=x.device)
-        if problem.length == 0 or problem.batch == 0:
-            dh.zero_()
-            return
         tables = _tables(plan.points, x.device) if not x.is_meta else x.new_empty(1, dtype=torch.float32)
-        for turn, offsets in enumerate(problem.offsets or ((0,) * 6,)):
-            tensors = [
-                at(stand_in, 0 if tensor is None else offset)
-                for tensor, stand_in, offset in zip(given, names(given, x), offsets, strict=False)
-            ]
+
+        def parts(tensors: list[Tensor]) -> Tensor:
             launch(
                 triton_fft.filter_gradient,
                 plan.programs,
@@ -245,23 +230,16 @@ def prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
                 problem.taps,
                 problem.origin,
                 plan.blocks,
-                *strides,
-                *gates,
+                *arguments.unpacked_steps,
                 N1=n1,
                 N2=n2,
                 N3=n3,
                 PRECISION=_fft_precision(problem),
-                HAS_STATE=problem.state is not None,
-                HAS_PRE=problem.x_gate is not None,
-                HAS_POST=problem.dz_gate is not None,
                 num_warps=plan.warps,
+                **arguments.flags,
             )
-            if problem.sums_turns:
-                total = partial.sum(0).T
-                dh.copy_(total) if turn == 0 else dh.add_(total)
-            else:
-                size = (problem.batch, problem.taps, problem.channels)
-                strides_of_dh = (problem.per_batch, *problem.dh)
-                dh.as_strided(size, strides_of_dh, dh.storage_offset() + offsets[5]).copy_(partial.mT)
+            return partial.mT
 
-    return run
+        return parts
+
+    return filter_gradient(problem, begin)

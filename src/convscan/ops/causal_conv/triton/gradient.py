@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ...._dispatch import Cost
-from ...._gpu import at, ceil_div, launch, names, power_of_two, sequence_of
+from ...._gpu import ceil_div, launch, power_of_two
 from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
-from ..problem import FilterGradientProblem
-from .arguments import NO_STRIDES, Run, bytes_of, gpu_of, samples_of, unit, wide
+from ..arguments import Run
+from ..problem import FilterGradientProblem, compute_bytes, item_bytes, samples_of
+from .arguments import GradientArguments, filter_gradient, gpu_of, packing, unit, wide
 
 # Taps of which one program sums up the gradient.
 _GRADIENT_TAPS = 4
@@ -43,9 +45,9 @@ class _GradientPlan:
 
 def gradient_cost(problem: FilterGradientProblem) -> Cost:
     plan = _GradientPlan(problem)
-    item = 8 if unit(problem) == "float64" else 4
+    item = compute_bytes(problem)
     groups = ceil_div(problem.taps, plan.taps)
-    moved = bytes_of(problem) * (2 + problem.gates) * samples_of(problem) / problem.turns
+    moved = item_bytes(problem.dtype) * (2 + problem.gates) * samples_of(problem) / problem.turns
     flops = samples_of(problem) * problem.taps * (2 + (4 if order(problem.x) == "channel" else 8)) / problem.turns
     partial = plan.numbers * item
     works = (
@@ -59,32 +61,14 @@ def prepare_gradient(problem: FilterGradientProblem) -> Run:
     from .. import triton_direct
 
     plan = _GradientPlan(problem)
-    state = problem.state or NO_STRIDES
-    gates = (*(problem.x_gate or NO_STRIDES), *(problem.dz_gate or NO_STRIDES))
-    strides = (*problem.x, *problem.dz, state[0], problem.state_sequence, *state[1:], *gates)
+    arguments = GradientArguments(problem)
     kind = torch.float64 if unit(problem) == "float64" else torch.float32
 
-    def run(
-        x: Tensor,
-        dz: Tensor,
-        state: Tensor | None,
-        x_gate: Tensor | None,
-        dz_gate: Tensor | None,
-        dh: Tensor,
-        boundaries: Tensor | None = None,
-    ) -> None:
-        given = [x, dz, state, x_gate, dz_gate]
-        packed = x if boundaries is None else boundaries.to(x.device)
-        sequences = x if boundaries is None else sequence_of(packed, problem.length)
+    def begin(x: Tensor, boundaries: Tensor | None) -> Callable[[list[Tensor]], Tensor]:
+        packed, sequences = packing(boundaries, x, problem.length)
         partial = torch.empty(plan.partial, dtype=kind, device=x.device)
-        if problem.length == 0 or problem.batch == 0:
-            dh.zero_()
-            return
-        for turn, offsets in enumerate(problem.offsets or ((0,) * 6,)):
-            tensors = [
-                at(stand_in, 0 if tensor is None else offset)
-                for tensor, stand_in, offset in zip(given, names(given, x), offsets, strict=False)
-            ]
+
+        def parts(tensors: list[Tensor]) -> Tensor:
             launch(
                 triton_direct.filter_gradient_tile,
                 (plan.programs, ceil_div(problem.taps, plan.taps)),
@@ -99,24 +83,17 @@ def prepare_gradient(problem: FilterGradientProblem) -> Run:
                 plan.chunks,
                 plan.channel_tiles,
                 plan.steps,
-                *strides,
+                *arguments.steps,
                 TIME=plan.time,
                 CHANNELS=plan.channels,
                 K=plan.taps,
-                HAS_STATE=problem.state is not None,
-                HAS_PRE=problem.x_gate is not None,
-                HAS_POST=problem.dz_gate is not None,
                 PACKED=boundaries is not None,
                 WIDE=wide(problem),
                 num_warps=plan.warps,
+                **arguments.flags,
             )
-            # In an order that is always the same.
-            if problem.sums_turns:
-                total = partial.sum((0, 1))
-                dh.copy_(total) if turn == 0 else dh.add_(total)
-            else:
-                size = (problem.batch, problem.taps, problem.channels)
-                strides_of_dh = (problem.per_batch, *problem.dh)
-                dh.as_strided(size, strides_of_dh, dh.storage_offset() + offsets[5]).copy_(partial.sum(0))
+            return partial.flatten(0, 1) if problem.sums_turns else partial.sum(0)
 
-    return run
+        return parts
+
+    return filter_gradient(problem, begin)

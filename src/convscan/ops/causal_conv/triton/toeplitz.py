@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ...._dispatch import Cost
-from ...._gpu import at, ceil_div, launch, names, power_of_two
+from ...._gpu import ceil_div, launch, power_of_two
 from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost, seconds
-from ..problem import ConvProblem, FilterGradientProblem
-from .arguments import (
-    NO_STRIDES,
-    Arguments,
-    Run,
-    bytes_moved,
-    bytes_of,
-    gpu_of,
-    refusals,
-    samples_of,
-    triton_dtype,
-    unit,
-)
+from ..arguments import Run
+from ..problem import ConvProblem, FilterGradientProblem, item_bytes, samples_of
+from .arguments import Arguments, GradientArguments, bytes_moved, filter_gradient, gpu_of, refusals, triton_dtype, unit
 
 
 def toeplitz_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
@@ -57,7 +48,7 @@ class _ToeplitzPlan:
         self.n, self.warps, self.stages = chosen["n"], chosen["warps"], chosen["stages"]
         self.rows = power_of_two(ceil_div(max(1, problem.length), self.n), 16, chosen["rows"])
         # As many channels as a sector of 32 bytes holds, one after another, share what comes from memory.
-        self.channels = min(problem.channels, 32 // bytes_of(problem)) if order(problem.x) == "channel" else 1
+        self.channels = min(problem.channels, 32 // item_bytes(problem.dtype)) if order(problem.x) == "channel" else 1
         self.channels = max(1, self.channels)
         self.row_tiles = ceil_div(problem.length, self.n * self.rows)
         self.channel_tiles = ceil_div(problem.channels, self.channels)
@@ -136,7 +127,7 @@ def correlation_cost(problem: FilterGradientProblem) -> Cost:
     plan = _CorrelationPlan(problem)
     passes, core = _PASSES["exact" if torch.version.hip else "three"]
     samples = samples_of(problem) / problem.turns
-    moved = bytes_of(problem) * (2 + problem.gates) * samples
+    moved = item_bytes(problem.dtype) * (2 + problem.gates) * samples
     # Memory of contiguous channels is read in sectors of which one number counts.
     again = moved * (plan.matrices - 1) + (7 * moved if order(problem.x) == "channel" else 0)
     flops = 2.0 * passes * samples * plan.matrices * plan.n
@@ -152,31 +143,14 @@ def prepare_correlation(problem: FilterGradientProblem) -> Run:
     from .. import triton_toeplitz
 
     plan = _CorrelationPlan(problem)
-    state = problem.state or NO_STRIDES
-    strides = (*problem.x, *problem.dz, *state)
-    gates = (*(problem.x_gate or NO_STRIDES), *(problem.dz_gate or NO_STRIDES))
+    arguments = GradientArguments(problem)
 
-    def run(
-        x: Tensor,
-        dz: Tensor,
-        state: Tensor | None,
-        x_gate: Tensor | None,
-        dz_gate: Tensor | None,
-        dh: Tensor,
-        boundaries: Tensor | None = None,
-    ) -> None:
-        given = [x, dz, state if problem.state is not None else None, x_gate, dz_gate]
+    def begin(x: Tensor, boundaries: Tensor | None) -> Callable[[list[Tensor]], Tensor]:
         blocks = torch.empty(plan.blocks, dtype=torch.float32, device=x.device)
         size = (problem.batch, problem.taps, problem.channels)
         gradients = torch.empty(size, dtype=torch.float32, device=x.device)
-        if problem.length == 0 or problem.batch == 0:
-            dh.zero_()
-            return
-        for turn, offsets in enumerate(problem.offsets or ((0,) * 6,)):
-            tensors = [
-                at(stand_in, 0 if tensor is None else offset)
-                for tensor, stand_in, offset in zip(given, names(given, x), offsets, strict=False)
-            ]
+
+        def parts(tensors: list[Tensor]) -> Tensor:
             launch(
                 triton_toeplitz.correlations,
                 (plan.programs, plan.matrices),
@@ -190,15 +164,12 @@ def prepare_correlation(problem: FilterGradientProblem) -> Run:
                 plan.chunks,
                 plan.matrices,
                 plan.steps,
-                *strides,
-                *gates,
+                *arguments.unpacked_steps,
                 ROWS=plan.rows,
                 N=plan.n,
                 PRECISION="exact" if torch.version.hip else "three",
-                HAS_STATE=problem.state is not None,
-                HAS_PRE=problem.x_gate is not None,
-                HAS_POST=problem.dz_gate is not None,
                 num_warps=plan.warps,
+                **arguments.flags,
             )
             summed = blocks.sum(0) if plan.chunks > 1 else blocks
             launch(
@@ -213,11 +184,8 @@ def prepare_correlation(problem: FilterGradientProblem) -> Run:
                 TAPS=64,
                 num_warps=4,
             )
-            if problem.sums_turns:
-                total = gradients.sum(0)
-                dh.copy_(total) if turn == 0 else dh.add_(total)
-            else:
-                strides_of_dh = (problem.per_batch, *problem.dh)
-                dh.as_strided(size, strides_of_dh, dh.storage_offset() + offsets[5]).copy_(gradients)
+            return gradients
 
-    return run
+        return parts
+
+    return filter_gradient(problem, begin)
