@@ -23,6 +23,8 @@ from convscan import _dispatch, _gpu
 from convscan.ops.causal_conv import arguments as conv
 from convscan.ops.causal_conv import backward
 from convscan.ops.linear_recurrence import api as scan
+from convscan.ops.selective_scan import arguments as selective
+from convscan.ops.selective_scan import gradient as selective_gradient
 
 # Of each target the device whose tile sizes are used.
 DEVICES = {"sm_90": "NVIDIA H200", "sm_89": "NVIDIA L40S", "sm_80": "NVIDIA A100", "gfx942": "AMD Instinct MI300X"}
@@ -99,7 +101,30 @@ def recurrences() -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{name} gradient, {kind} contiguous", lambda run=run, x=x, s=start: run(x, s, x, None, x, x, x, s)
 
 
-SPECIMENS = (convolutions, recurrences)
+def selective_scans() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What selective_scan launches: of many channels, which go through all chunks by themselves, and of few."""
+    sizes = {"many": (64, 4096), "few": (1, 1536)}
+    for kind, dtype in (("channels", torch.float32), ("time", torch.float32), ("half", torch.bfloat16)):
+        for size in sizes if kind == "channels" else ("few",):
+            batch, channels = sizes[size]
+            u = meta(batch, 4096, channels, dtype=dtype, time_contiguous=kind == "time")
+            a, d = meta(channels, 16), meta(channels)
+            b, start = meta(batch, 4096, 1, 16), meta(batch, channels, 16)
+            given = selective.Arguments(u, u, a, b, b, d, u, d, start)
+            problem = selective.problem_of(given, True, start, None, u)
+            for name, run in rows("selective_scan", problem):
+                call = lambda run=run, g=given, s=start, u=u: run(*g, s, None, u)  # noqa: E731
+                yield f"{name}, {kind} contiguous, {size}", call
+            kept = meta(batch, 64 * 16, channels)
+            gradient = selective_gradient._describe_gradient(u, start, kept, given, True)
+            sums = [meta(batch, channels, 16), b[None], b[None], meta(batch, channels)]
+            for name, run in rows("selective_scan_gradient", gradient):
+                results = (u, start, u, u, *sums, u, sums[3], start)
+                call = lambda run=run, g=given, k=kept, r=results, u=u: run(*g, None, k, None, *r)  # noqa: E731
+                yield f"{name} gradient, {kind} contiguous, {size}", call
+
+
+SPECIMENS = (convolutions, recurrences, selective_scans)
 
 
 def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:

@@ -562,3 +562,15 @@ def test_opcheck(is_complex: bool) -> None:
     library.opcheck(gradient, (y, state, checkpoints, *detached, None, True))
     one = [t[:, :1] if name in ("u", "delta", "B", "C", "z") else t for name, t in zip(NAMES, detached, strict=True)]
     library.opcheck(torch.ops.convscan.selective_scan_step.default, (one[-1].clone(), *one[:-1], True))
+
+
+def test_gradients_over_leading_axes_that_do_not_merge() -> None:
+    """The states that are kept lie in the order of the leading axes, whichever of them kernels loop over."""
+    draw = oracle.Draw(21)
+    u = draw.normal(2, 4, 70, 3).transpose(0, 1)  # leading axes (4, 2), the first with the smaller stride
+    delta, A, B = draw.normal(4, 2, 70, 3).abs(), -draw.normal(3, 2).exp(), draw.normal(4, 2, 70, 2)
+    results = []
+    for one in (u, u.contiguous()):
+        leaves = [tensor.detach().requires_grad_() for tensor in (one, delta, A, B)]
+        results.append(torch.autograd.grad(selective_scan(*leaves, leaves[3]).square().sum(), leaves))
+    torch.testing.assert_close(*results)

@@ -66,6 +66,11 @@ def at(tensor: Tensor, offset: int) -> Tensor:
     return tensor.as_strided((1,), (1,), tensor.storage_offset() + offset)
 
 
+def as_pairs(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, with twice the strides; what PyTorch has put off is done."""
+    return torch.view_as_real(tensor.resolve_conj().resolve_neg()) if tensor.is_complex() else tensor
+
+
 def apart(x: Tensor, y: Tensor) -> Tensor:
     """x, or a copy with its strides where the result y is written into its memory."""
     if x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr() or x.numel() == 0 or x.is_meta:
@@ -77,6 +82,35 @@ def sequence_of(bounds: Tensor, length: int) -> Tensor:
     """The sequence of each step, without waiting for the device; bounds are cu_seqlens."""
     steps = torch.arange(length, device=bounds.device, dtype=bounds.dtype)
     return (torch.searchsorted(bounds, steps, right=True) - 1).clamp_(0, bounds.shape[0] - 2).to(torch.int32)
+
+
+class Chunks(NamedTuple):
+    """Packed sequences in chunks of some steps, each of one sequence.
+
+    ``bounds`` are cu_seqlens as 64 bits; ``table`` has a row (sequence, first step, end) for every chunk that the
+    sequences could have, the first of the s-th at bounds[s] // steps + s. Those that are not there have no steps.
+    """
+
+    bounds: Tensor
+    table: Tensor
+
+    @staticmethod
+    def of(cu_seqlens: Tensor, length: int, steps: int) -> Chunks:
+        """Without waiting for the device."""
+        bounds = cu_seqlens.to(torch.int64).contiguous()
+        sequences = bounds.shape[0] - 1
+        first = bounds[:-1] // steps + torch.arange(sequences, device=bounds.device)
+        chunk = torch.arange(chunks_of(length, steps, sequences), device=bounds.device)
+        sequence = (torch.searchsorted(first, chunk, right=True) - 1).clamp_(min=0)
+        end_of_sequence = bounds[1:][sequence]
+        begin = torch.minimum(bounds[:-1][sequence] + (chunk - first[sequence]) * steps, end_of_sequence)
+        end = torch.minimum(begin + steps, end_of_sequence)
+        return Chunks(bounds, torch.stack([sequence, begin, end], 1))
+
+
+def chunks_of(length: int, steps: int, sequences: int) -> int:
+    """How many chunks as many packed sequences may have."""
+    return ceil_div(length, steps) if sequences == 1 else length // steps + sequences
 
 
 # ---- compiling for other devices ----

@@ -24,8 +24,9 @@ class Leading(NamedTuple):
     offsets: tuple[tuple[int, ...], ...] | None
 
 
-def fold(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> Leading:
-    """Merges axes that every tensor steps through evenly; the largest remaining one is the batch axis."""
+def fold(sizes: Sequence[int], strides: Sequence[Sequence[int]], *, innermost: bool = False) -> Leading:
+    """Merges axes that every tensor steps through evenly; the largest remaining one is the batch axis, or the innermost
+    one, in which contiguous tensors step from one entry to the next."""
     tensors = len(strides)
     axes: list[tuple[int, tuple[int, ...]]] = []
     for axis, size in enumerate(sizes):
@@ -40,7 +41,7 @@ def fold(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> Leading:
             axes.append((size, steps))
     if not axes:
         return Leading(1, (0,) * tensors, None)
-    batch = max(range(len(axes)), key=lambda index: axes[index][0])
+    batch = len(axes) - 1 if innermost else max(range(len(axes)), key=lambda index: axes[index][0])
     size, steps = axes.pop(batch)
     if not axes:
         return Leading(size, steps, None)

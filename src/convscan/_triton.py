@@ -73,3 +73,46 @@ def dot(x, y, total, PRECISION: tl.constexpr):
             total = tl.dot(high_x, low_y, total, input_precision="tf32")
             total = tl.dot(high_x, high_y, total, input_precision="tf32")
     return total
+
+
+# ---- recurrences ----
+
+
+@triton.jit
+def times(a, y):
+    """a y, where zero is zero whatever the other is: a product of many that has overflown meets nothing, and where a
+    sequence begins nothing comes from the one before."""
+    return tl.where((y == 0.0) | (a == 0.0), 0.0, a * y)
+
+
+@triton.jit
+def join(a1, y1, a2, y2):
+    """(product of a, state) of two parts that follow one another."""
+    return a1 * a2, times(a2, y1) + y2
+
+
+@triton.jit
+def join_complex(a1, b1, y1, z1, a2, b2, y2, z2):
+    """The same of complex numbers a + i b and y + i z."""
+    return (
+        a1 * a2 - b1 * b2,
+        a1 * b2 + b1 * a2,
+        times(a2, y1) - times(b2, z1) + y2,
+        times(a2, z1) + times(b2, y1) + z2,
+    )
+
+
+@triton.jit
+def row_of(values, index, TIME: tl.constexpr):
+    """One row of a tile."""
+    return tl.sum(tl.where(tl.arange(0, TIME)[:, None] == index, values, 0.0), 0)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) without overflow, its tails included."""
+    z = tl.exp(-tl.abs(x))
+    w = 1.0 + z
+    # What rounding takes from 1 + z, the ratio gives back (Kahan).
+    rest = tl.where(w == 1.0, z, tl.log(w) * (z / tl.where(w == 1.0, 1.0, w - 1.0)))
+    return tl.maximum(x, 0.0) + rest

@@ -53,3 +53,18 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
     for name in ("create_fp_trunc", "create_fp_ext"):
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, rounded)
+
+    def scanned(self: Any, given: Any) -> list[Any]:
+        """Whole rows at a time, where the interpreter takes every element by itself."""
+        along = [np.moveaxis(one.handle.data, self.axis, 0) for one in given]
+        steps = [[self.to_tensor(part, one.dtype) for part in parts] for parts, one in zip(along, given, strict=True)]
+        rows = [tuple(one[0] for one in steps)] if len(steps[0]) else []
+        for index in range(1, len(steps[0])):
+            joined = self.combine_fn.fn(*rows[-1], *(one[index] for one in steps))
+            rows.append(joined if isinstance(joined, tuple) else (joined,))
+        return [
+            self.to_tensor(np.stack([row[at].handle.data for row in rows], self.axis), one.dtype)
+            for at, one in enumerate(given)
+        ]
+
+    monkeypatch.setattr(interpreter.ScanOps, "generic_scan", scanned)

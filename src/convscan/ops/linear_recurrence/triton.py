@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._dispatch import Cost, Implementation
-from ..._gpu import apart, at, ceil_div, launch, power_of_two, sequence_of
+from ..._gpu import apart, as_pairs, at, ceil_div, launch, power_of_two, sequence_of
 from ..._layout import NO_STRIDES, Triple, order
 from ..._targets import gpu_refusals
 from ...tuning.gpu import Work, configuration, cost
@@ -85,14 +85,6 @@ def _cost(problem: ScanProblem) -> Cost:
     return cost(problem.device, problem.isa, workspace, *_work(problem, plan, arrays) * problem.turns)
 
 
-def _real(tensor: Tensor) -> Tensor:
-    """Pairs of complex numbers; what PyTorch has put off is done."""
-    if not tensor.is_complex():
-        return tensor
-    tensor = tensor.resolve_conj().resolve_neg()
-    return torch.view_as_real(tensor)
-
-
 def _mirrored(strides: Triple, length: int, reverse: bool) -> tuple[Triple, int]:
     if not reverse:
         return strides, 0
@@ -125,10 +117,10 @@ def _launch(
     steps: list[tuple[int, ...]] = []
     for tensor, strides, offset in signals:
         along, end = _mirrored(strides or NO_STRIDES, problem.length, backwards)
-        pointers.append(_real(x) if tensor is None else at(_real(tensor), pair * (offset + end)))
+        pointers.append(as_pairs(x) if tensor is None else at(as_pairs(tensor), pair * (offset + end)))
         steps.append(tuple(pair * n for n in along))
     for tensor, strides, offset in starts:
-        pointers.append(_real(x) if tensor is None or strides is None else at(_real(tensor), pair * offset))
+        pointers.append(as_pairs(x) if tensor is None or strides is None else at(as_pairs(tensor), pair * offset))
         steps.append(tuple(pair * n for n in strides or NO_STRIDES))
     of_x, of_a, of_y, of_result, of_da, of_start, of_dstart = range(7)
     words = torch.full(plan.words, -1, dtype=torch.int64, device=x.device)

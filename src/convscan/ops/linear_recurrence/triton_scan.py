@@ -22,36 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..._triton import wide
-
-
-@triton.jit
-def _times(a, y):
-    """a y, where zero is zero whatever the other is: a product of many that has overflown meets nothing, and where a
-    sequence begins nothing comes from the one before."""
-    return tl.where((y == 0.0) | (a == 0.0), 0.0, a * y)
-
-
-@triton.jit
-def _join(a1, y1, a2, y2):
-    return a1 * a2, _times(a2, y1) + y2
-
-
-@triton.jit
-def _join_complex(a1, b1, y1, z1, a2, b2, y2, z2):
-    return (
-        a1 * a2 - b1 * b2,
-        a1 * b2 + b1 * a2,
-        _times(a2, y1) - _times(b2, z1) + y2,
-        _times(a2, z1) + _times(b2, y1) + z2,
-    )
-
-
-@triton.jit
-def _row(values, row, TIME: tl.constexpr):
-    """One row of a tile."""
-    index = tl.arange(0, TIME)[:, None]
-    return tl.sum(tl.where(index == row, values, 0.0), 0)
+from ..._triton import join, join_complex, row_of, times, wide
 
 
 @triton.jit
@@ -195,9 +166,9 @@ def scan(
     p = tl.where(first, 0.0, p)
     if COMPLEX:
         q = tl.where(first, 0.0, q)
-        p, q, v, w = tl.associative_scan((p, q, v, w), 0, _join_complex)
+        p, q, v, w = tl.associative_scan((p, q, v, w), 0, join_complex)
     else:
-        p, v = tl.associative_scan((p, v), 0, _join)
+        p, v = tl.associative_scan((p, v), 0, join)
     if not SINGLE:
         plane = wide(channels)
         planes: tl.constexpr = (2 if COMPLEX else 1) * (1 if tl.float32 == WIDE else 2)
@@ -205,12 +176,12 @@ def scan(
         pair: tl.constexpr = 1 if tl.float32 == WIDE else 2
         mine = words + (at_batch * planes) * plane + c1
         group = tile // WINDOW
-        end = _row(v, TIME - 1, TIME)
-        product = _row(p, TIME - 1, TIME)
+        end = row_of(v, TIME - 1, TIME)
+        product = row_of(p, TIME - 1, TIME)
         _publish(mine + tile * step_of_words, product, end, plane, in_channels, WIDE)
         if COMPLEX:
-            end_i = _row(w, TIME - 1, TIME)
-            product_i = _row(q, TIME - 1, TIME)
+            end_i = row_of(w, TIME - 1, TIME)
+            product_i = row_of(q, TIME - 1, TIME)
             _publish(mine + tile * step_of_words + pair * plane, product_i, end_i, plane, in_channels, WIDE)
         if tile > 0:
             # The tiles of this group that lie before this one, in order, on the state at the end of the group before.
@@ -226,27 +197,27 @@ def scan(
                 qw, ww = _read(of_group + pair * plane, plane, known, WIDE)
                 qw = tl.where(known, qw, 0.0)
                 _, carry_i = _read(before + pair * plane, plane, ready, WIDE)
-                pw, qw, vw, ww = tl.associative_scan((pw, qw, vw, ww), 0, _join_complex)
-                pl, ql = _row(pw, WINDOW - 1, WINDOW)[None, :], _row(qw, WINDOW - 1, WINDOW)[None, :]
-                vl, wl = _row(vw, WINDOW - 1, WINDOW)[None, :], _row(ww, WINDOW - 1, WINDOW)[None, :]
+                pw, qw, vw, ww = tl.associative_scan((pw, qw, vw, ww), 0, join_complex)
+                pl, ql = row_of(pw, WINDOW - 1, WINDOW)[None, :], row_of(qw, WINDOW - 1, WINDOW)[None, :]
+                vl, wl = row_of(vw, WINDOW - 1, WINDOW)[None, :], row_of(ww, WINDOW - 1, WINDOW)[None, :]
                 carry, carry_i = (
-                    vl + _times(pl, carry) - _times(ql, carry_i),
-                    wl + _times(pl, carry_i) + _times(ql, carry),
+                    vl + times(pl, carry) - times(ql, carry_i),
+                    wl + times(pl, carry_i) + times(ql, carry),
                 )
                 v, w = (
-                    v + _times(p, carry) - _times(q, carry_i),
-                    w + _times(p, carry_i) + _times(q, carry),
+                    v + times(p, carry) - times(q, carry_i),
+                    w + times(p, carry_i) + times(q, carry),
                 )
             else:
-                pw, vw = tl.associative_scan((pw, vw), 0, _join)
-                carry = _row(vw, WINDOW - 1, WINDOW)[None, :] + _times(_row(pw, WINDOW - 1, WINDOW)[None, :], carry)
-                v += _times(p, carry)
+                pw, vw = tl.associative_scan((pw, vw), 0, join)
+                carry = row_of(vw, WINDOW - 1, WINDOW)[None, :] + times(row_of(pw, WINDOW - 1, WINDOW)[None, :], carry)
+                v += times(p, carry)
         if tile % WINDOW == WINDOW - 1:
             state = mine + (tiles + wide(group)) * step_of_words
-            end = _row(v, TIME - 1, TIME)
+            end = row_of(v, TIME - 1, TIME)
             _publish(state, end * 0.0, end, plane, in_channels, WIDE)
             if COMPLEX:
-                end = _row(w, TIME - 1, TIME)
+                end = row_of(w, TIME - 1, TIME)
                 _publish(state + pair * plane, end * 0.0, end, plane, in_channels, WIDE)
     tl.store(y, v, mask=inside)
     if COMPLEX:

@@ -195,6 +195,7 @@ def problem_of(
     leading = fold(
         u.shape[:-2],
         [tensor.stride()[:axes] if tensor is not None and at in moving else still for at, tensor in enumerate(tensors)],
+        innermost=checkpoints is not None,  # whose batch entries kernels take to be neighbours
     )
     batch = leading.strides
 

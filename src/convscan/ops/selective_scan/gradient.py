@@ -11,7 +11,7 @@ from torch import Tensor
 from ..._calls import empty_like
 from ..._dispatch import Cost, Implementation, choose, register
 from ..._library import below_autograd, define, is_recorded, one_by_one
-from . import composed, cpu
+from . import composed, cpu, triton
 from .arguments import SEQUENCES, Arguments, problem_of
 from .composed import Gradients
 from .mapping import CHANNEL_AXES, into_channels, mapped, out_of_channels
@@ -49,9 +49,11 @@ def _describe_gradient(
     def like(tensor: Tensor) -> tuple[int, int, int]:
         return triple(torch.empty_like(tensor, device="meta"))
 
-    # Sums for 32 tasks, of at least 64 channels: more would cost more memory than they save time.
+    # Sums for 32 tasks, of at least 64 channels: more would cost more memory than they save time. Kernels for GPUs add
+    # up their own.
     in_group = forward.channels // forward.groups
     wanted = max(1, 32 // max(1, forward.batch * forward.groups))
+    shard = max(64, -(-in_group // (16 * wanted)) * 16)
     return SelectiveGradientProblem(
         forward=forward,
         dy=triple(dy),
@@ -59,7 +61,7 @@ def _describe_gradient(
         du=like(u),
         ddelta=like(delta),
         dz=None if z is None else like(z),
-        shard_channels=max(64, -(-in_group // (16 * wanted)) * 16),
+        shard_channels=shard if forward.device == "cpu" else max(1, in_group),
     )
 
 
@@ -189,4 +191,4 @@ def _composed_cost(problem: SelectiveGradientProblem) -> Cost:
 
 _COMPOSED = Implementation("composed", "any", lambda problem: [], _composed_cost, _prepare_composed)
 
-register("selective_scan_gradient", (*cpu.GRADIENT_ROWS, _COMPOSED), _describe_gradient)
+register("selective_scan_gradient", (*cpu.GRADIENT_ROWS, *triton.GRADIENT_ROWS, _COMPOSED), _describe_gradient)

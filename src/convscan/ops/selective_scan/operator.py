@@ -12,7 +12,7 @@ from ... import _checks
 from ..._calls import Calls, empty_like, in_huge_pages
 from ..._dispatch import Cost, Implementation, choose
 from ..._library import below_autograd, define, derivative, one_by_one
-from . import composed, cpu, gradient, reference
+from . import composed, cpu, gradient, reference, triton
 from .arguments import ONE_STEP, SEQUENCES, Arguments, compute_dtype, one_step, problem_of, step_projection
 from .mapping import mapped, out_of_channels
 from .problem import SelectiveProblem
@@ -208,5 +208,6 @@ def _reference_cost(problem: SelectiveProblem) -> Cost:
 
 ROWS = (
     *cpu.ROWS,
+    *triton.ROWS,
     Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference),
 )
