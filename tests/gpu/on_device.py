@@ -48,6 +48,19 @@ def test_recurrence_many_times_over_many_tiles() -> None:
         assert torch.equal(convscan.linear_recurrence(x, None, a), first)
 
 
+def test_gradients_of_long_filters() -> None:
+    x, gate = (torch.randn(2, 3000, 40, device="cuda", requires_grad=True) for _ in range(2))
+    h = (torch.randn(700, 40, device="cuda") / 26).requires_grad_()
+    found = []
+    for name in ("triton_fft", "triton_fft", "reference"):
+        with convscan.force(name):
+            y = convscan.causal_conv(x, h, post_gate=gate, activation="gelu")
+            found.append(torch.autograd.grad(y, (x, h, gate), x.detach()))
+    for one, again, exact in zip(*found, strict=True):
+        assert torch.equal(one, again)
+        torch.testing.assert_close(one, exact, rtol=1e-4, atol=1e-3)
+
+
 def test_gradients_and_capture() -> None:
     x = torch.randn(2, 500, 64, device="cuda", requires_grad=True)
     h = torch.randn(4, 64, device="cuda", requires_grad=True)

@@ -97,7 +97,8 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object
     folder = tmp_path_factory.mktemp("resources")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = []
-    for index, (targets, only) in enumerate((("sm_90", ""), ("sm_80,gfx942", "channels contiguous, K = 4"))):
+    elsewhere = ("sm_80,gfx942", "channels contiguous, K = 4:|triton_fft, channels")
+    for index, (targets, only) in enumerate((("sm_90", ""), elsewhere)):
         file = folder / f"{index}.json"
         command = [sys.executable, ROOT / "benchmarks/gpu_resources.py", "--targets", targets, "--only", only]
         subprocess.run([*command, "--json", file], check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -110,8 +111,8 @@ def test_kernels_compile_within_the_limits_of_devices(resources: list[dict[str, 
     shared = {"sm_90": 232448, "sm_80": 166912, "gfx942": 65536}
     for one in resources:
         # What is left of it is addresses, in kernels that take every memory order with every option at once. A
-        # transform of 4096 points fills the registers of a multiprocessor, and its gradient has two of them.
-        allowed = 1200 if "triton_fft" in str(one["kernel"]) else 64
+        # transform of 4096 points fills the registers of a multiprocessor; gradients have one or two more of them.
+        allowed = {"filter_gradient": 200, "backward": 500}.get(str(one["kernel"]).split(": ")[1], 64)
         assert int(str(one["spilled"])) <= allowed, one
         assert int(str(one["shared"])) <= shared[str(one["target"])], one
 
@@ -120,4 +121,6 @@ def test_every_kernel_is_compiled(resources: list[dict[str, object]]) -> None:
     """A row without a specimen would go untested on devices."""
     others = {"torch_fft"}  # has none: PyTorch's own
     rows = {row.name for op in _dispatch.operators() for row in convscan.implementations(op) if row.target == "triton"}
-    assert {str(one["kernel"]).split(",")[0].removesuffix(" gradient") for one in resources} >= rows - others
+    assert {
+        str(one["kernel"]).split(",")[0].removesuffix(" gradient").removesuffix(" backward") for one in resources
+    } >= rows - others

@@ -94,6 +94,7 @@ class Work(NamedTuple):
     programs: float = math.inf
     again: float = 0.0  # bytes that it reads once more, from the cache where they fit
     latency: float = 0.0  # seconds that pass at least, because one part waits for another
+    shared: float = 0.0  # bytes that it reads once more for programs beside each other, while the cache still has them
 
 
 def seconds(gpu: str, *launches: Work) -> float:
@@ -106,6 +107,7 @@ def seconds(gpu: str, *launches: Work) -> float:
         bandwidth = REACHED_BANDWIDTH * share * known["cached.bytes" if fits else "memory.bytes"]
         again = known["cached.bytes" if work.again < known["cache.bytes"] / 2 else "memory.bytes"]
         memory = work.moved / bandwidth + work.again / (REACHED_BANDWIDTH * share * again)
+        memory = max(memory, work.shared / (REACHED_BANDWIDTH * share * known["cached.bytes"]))
         busy = min(1.0, max(1.0, work.programs) / known["processors"])
         compute = work.flops / (REACHED_RATE * busy * known[work.unit])
         # Neither hides the other completely.
@@ -119,7 +121,7 @@ _INTERPRETED = 1e4
 
 def cost(device: str, gpu: str, workspace: float, *launches: Work) -> Cost:
     """The predicted cost of a call; interpreted on the CPU it is never the cheapest."""
-    flops, moved = sum(work.flops for work in launches), sum(work.moved + work.again for work in launches)
+    flops, moved = sum(work.flops for work in launches), sum(work.moved + work.again + work.shared for work in launches)
     name = gpu if device == "cuda" else "NVIDIA A100"
     time = seconds(name, *launches) if device == "cuda" else _INTERPRETED
     return Cost(time, int(workspace), int(flops), int(moved))

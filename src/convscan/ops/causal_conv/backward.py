@@ -72,9 +72,9 @@ def _may_fuse(p: Operands, needs: Sequence[bool]) -> bool:
     if p.transposed or not isinstance(p.origin, int):
         return False
     if p.x.is_cuda:
-        return p.origin == 0
+        return True
     if not p.x.is_cpu:
-        return settings() is not None and p.origin == 0
+        return settings() is not None
     if is_watched() or not (needs[0] and needs[1]):
         return False
     # Without all of these, both gradients are one operator already.
@@ -96,7 +96,7 @@ def fused(p: Operands, dy: Tensor, needs: Sequence[bool]) -> Gradients | None:
     problem = _describe(given, bounds)
     rows = [row for row in implementations("causal_conv_backward") if not row.why_not(problem)]
     forced = _asks(problem).within(settings()).forced
-    if not rows or (forced is not None and forced not in [row.name for row in rows]):
+    if rows == [_COMPOSED] or (forced is not None and forced not in [row.name for row in rows]):
         return None
     with below_autograd():
         results = _operator(*given)
@@ -187,8 +187,8 @@ def _prepare_composed(problem: BackwardProblem) -> cpu_gradient.RunBackward:
 
 _COMPOSED = Implementation(
     "composed",
-    "cpu",
-    lambda problem: [] if problem.forward.device == "cpu" else ["is for the CPU"],
+    "any",
+    lambda problem: [],
     cpu_gradient.composed_cost,
     _prepare_composed,
 )

@@ -12,6 +12,7 @@ from ... import _native
 from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose
 from ..._layout import NO_STRIDES, Triple, order
+from ...tuning import gpu
 from ...tuning.table import constants
 from .cpu import addresses, fft_refusals, products, refusals, seconds_of
 from .problem import BackwardProblem, ConvProblem, FilterGradientProblem, GradientProblem, item_bytes, samples_of
@@ -365,10 +366,15 @@ def composed_cost(problem: BackwardProblem) -> Cost:
     if needs_z:
         again = one._replace(post_gate=None, activation=None)
         parts.append(choose("causal_conv", again, strict=False).cost(again))
-    # Passes over memory: of the activation, z, each gate and the bias. Fresh memory past the caches costs faults too.
-    passes = 3 * ((one.activation is not None) + needs[5] + needs[4]) + needs[2]
+    # Passes over memory: of the activation, z, each gate and the bias.
+    products_of = (one.activation is not None) + needs[5] + needs[4]
     moved = item_bytes(one.dtype) * samples_of(one)
-    each = 4e-11 if moved < constants(one.isa)["cache.bytes"] else 1.1e-10
-    seconds = sum(part.seconds for part in parts) + passes * moved * each
+    if one.device == "cpu":
+        # Fresh memory past the caches costs faults too.
+        each = 4e-11 if moved < constants(one.isa)["cache.bytes"] else 1.1e-10
+        in_passes = (3 * products_of + needs[2]) * moved * each
+    else:
+        in_passes = gpu.seconds(one.isa, *[gpu.Work(3 * moved)] * products_of, *[gpu.Work(moved)] * needs[2])
+    seconds = sum(part.seconds for part in parts) + in_passes
     temporaries = (one.activation is not None) + needs_z + needs[4]
     return Cost(seconds, max(part.workspace_bytes for part in parts) + int(temporaries * moved))

@@ -63,9 +63,20 @@ def _step_back(
 
 
 @triton.jit
+def _zero(tables, N1: tl.constexpr):
+    """Zero, which the compiler does not know: the sine of the first table's first angle.
+
+    With it added, what is computed from places is computed anew. Offsets, masks and twiddles would else be kept from
+    one use to the next, or from before a loop, in registers that the transforms need: 1264 bytes of a thread's were
+    spilled in ``convolution`` with every option, where none are now."""
+    return tl.load(tables + N1 * N1, volatile=True).to(tl.int32)
+
+
+@triton.jit
 def _forward(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
     """(N1, N2 N3) to frequencies, as (N1 N2, N3) or (N1, N2)."""
     M: tl.constexpr = N1 * N2 * N3
+    tables += _zero(tables, N1)
     second = tables + 2 * N1 * N1 + 2 * M
     re, im = _step(tables, tables + 2 * N1 * N1, re, im, N1, N2 * N3, True, PRECISION)
     re, im = tl.reshape(re, [N2, N3 * N1]), tl.reshape(im, [N2, N3 * N1])
@@ -80,6 +91,7 @@ def _forward(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexp
 @triton.jit
 def _back(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
     M: tl.constexpr = N1 * N2 * N3
+    tables += _zero(tables, N1)
     second = tables + 2 * N1 * N1 + 2 * M
     if N3 > 1:
         third = second + 2 * N2 * N2 + 2 * M
@@ -118,25 +130,43 @@ def spectra(
 
 
 @triton.jit
-def _samples(x, pre, state, j, length, xt, pt, st, K, HAS_PRE: tl.constexpr, HAS_STATE: tl.constexpr):
-    """u[j] in float32: zero behind the end, of the initial state before the beginning."""
-    inside = (j >= 0) & (j < length)
-    u = tl.load(x + j * xt, mask=inside, other=0.0).to(tl.float32)
+def _index(first, MOST: tl.constexpr):
+    """A bound of the samples of a block as 32 bits, which its comparisons then take."""
+    return tl.minimum(tl.maximum(first, 0), MOST).to(tl.int32)
+
+
+@triton.jit
+def _places(tables, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, FAR: tl.constexpr):
+    """The places of a block's samples, as 64 bits where strides carry them further than 32 bits reach."""
+    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :] + _zero(tables, N1)
+    return n.to(tl.int64) if FAR else n
+
+
+@triton.jit
+def _samples(x, pre, state, n, t0, length, K, xt, pt, st, MOST: tl.constexpr, HAS_PRE: tl.constexpr,
+             HAS_STATE: tl.constexpr):  # fmt: skip
+    """u[t0 + n] in float32, n below MOST: zero behind the end, of the initial state before the beginning."""
+    low = _index(-t0, MOST)
+    inside = (n >= low) & (n < _index(length - t0, MOST))
+    u = tl.load(x + t0 * xt + n * xt, mask=inside, other=0.0).to(tl.float32)
     if HAS_PRE:
-        u *= tl.load(pre + j * pt, mask=inside, other=0.0).to(tl.float32)
+        u *= tl.load(pre + t0 * pt + n * pt, mask=inside, other=0.0).to(tl.float32)
     if HAS_STATE:
-        u += tl.load(state + (j + K - 1) * st, mask=(j < 0) & (j > -K), other=0.0).to(tl.float32)
+        past = (n < low) & (n >= _index(-t0 - (K - 1), MOST))
+        u += tl.load(state + (t0 + K - 1) * st + n * st, mask=past, other=0.0).to(tl.float32)
     return u
 
 
 @triton.jit
-def _write(total, t, ready, b, c, bias, post, y, bb, bc, qb, qt, qc, yb, yt, yc, ACTIVATION: tl.constexpr,
-           HAS_BIAS: tl.constexpr, HAS_POST: tl.constexpr):  # fmt: skip
+def _write(total, n, low, high, shift, post, y, qt, yt, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr,
+           HAS_POST: tl.constexpr):  # fmt: skip
+    """activation(post (total + shift)) where low <= n < high."""
+    ready = (n >= low) & (n < high)
     if HAS_BIAS:
-        total += tl.load(bias + b * bb + c * bc).to(tl.float32)
+        total += shift
     if HAS_POST:
-        total *= tl.load(post + b * qb + t * qt + c * qc, mask=ready, other=0.0).to(tl.float32)
-    tl.store(y + b * yb + t * yt + c * yc, activate(total, ACTIVATION), mask=ready)
+        total *= tl.load(post + n * qt, mask=ready, other=0.0).to(tl.float32)
+    tl.store(y + n * yt, activate(total, ACTIVATION), mask=ready)
 
 
 @triton.jit
@@ -184,6 +214,7 @@ def convolution(
     HAS_STATE: tl.constexpr,
     HAS_PRE: tl.constexpr,
     HAS_POST: tl.constexpr,
+    FAR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -191,26 +222,29 @@ def convolution(
     ct = program % channel_tiles
     block = (program // channel_tiles) % blocks
     b = wide(program // (channel_tiles * blocks))
-    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
     # The first taps - 1 samples of a block lie before its results.
-    t = wide(block) * (2 * M - (taps - 1)) + n - (taps - 1)
+    t = wide(block) * (2 * M - (taps - 1)) - (taps - 1)
+    high = _index(length - t, 2 * M)
     for index in range(CHANNELS):
         c = wide(ct) * CHANNELS + index
         if c < channels:
             of_x, of_pre, of_state = x + b * xb + c * xc, pre + b * pb + c * pc, state + b * sb + c * sc
-            re = _samples(of_x, of_pre, of_state, t + origin, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
-            im = _samples(of_x, of_pre, of_state, t + origin + M, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
+            start = t + origin
+            n = _places(tables, N1, N2, N3, FAR)
+            re = _samples(of_x, of_pre, of_state, n, start, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
+            im = _samples(of_x, of_pre, of_state, n + M, start, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
             re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
             at = spectrum + (b * filters + c // group) * (2 * M) + _frequencies(N1, N2, N3)
             p, q = tl.load(at), tl.load(at + M)
             re, im = re * p - im * q, re * q + im * p
             re, im = _back(tables, re, im, N1, N2, N3, PRECISION)
-            ready = (n >= taps - 1) & (t < length)
-            _write(re, t, ready, b, c, bias, post, y, bb, bc, qb, qt, qc, yb, yt, yc, ACTIVATION, HAS_BIAS, HAS_POST)
-            ready = (n + M >= taps - 1) & (t + M < length)
-            _write(
-                im, t + M, ready, b, c, bias, post, y, bb, bc, qb, qt, qc, yb, yt, yc, ACTIVATION, HAS_BIAS, HAS_POST
-            )
+            shift = 0.0
+            if HAS_BIAS:
+                shift = tl.load(bias + b * bb + c * bc).to(tl.float32)
+            n = _places(tables, N1, N2, N3, FAR)
+            of_post, of_y = post + b * qb + t * qt + c * qc, y + b * yb + t * yt + c * yc
+            _write(re, n, taps - 1, high, shift, of_post, of_y, qt, yt, ACTIVATION, HAS_BIAS, HAS_POST)
+            _write(im, n + M, taps - 1, high, shift, of_post, of_y, qt, yt, ACTIVATION, HAS_BIAS, HAS_POST)
 
 
 @triton.jit
@@ -251,6 +285,7 @@ def filter_gradient(
     HAS_STATE: tl.constexpr,
     HAS_PRE: tl.constexpr,
     HAS_POST: tl.constexpr,
+    FAR: tl.constexpr,
 ):
     """dh[k] = sum_t dz[t] u[t+origin-k], of a channel and some elements of the batch in each program: spectra of all
     their blocks are summed before one transform back. Blocks of dz have 2M - (K - 1) steps, those of u K - 1 more
@@ -259,7 +294,6 @@ def filter_gradient(
     M: tl.constexpr = N1 * N2 * N3
     c = wide(program % channels)
     part = program // channels
-    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
     COLUMNS: tl.constexpr = N3 if N3 > 1 else N2
     sum_re = tl.zeros([M // COLUMNS, COLUMNS], tl.float32)
     sum_im = tl.zeros([M // COLUMNS, COLUMNS], tl.float32)
@@ -268,21 +302,24 @@ def filter_gradient(
         b = wide(part) * each + item // blocks
         if b < batch:
             start = wide(item % blocks) * steps
-            j = start + n - (taps - 1) + origin
+            first = start - (taps - 1) + origin
+            n = _places(tables, N1, N2, N3, FAR)
             of_x, of_gate, of_state = x + b * xb + c * xc, x_gate + b * pb + c * pc, state + b * sb + c * sc
-            re = _samples(of_x, of_gate, of_state, j, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
-            im = _samples(of_x, of_gate, of_state, j + M, length, xt, pt, st, taps, HAS_PRE, HAS_STATE)
+            re = _samples(of_x, of_gate, of_state, n, first, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
+            im = _samples(of_x, of_gate, of_state, n + M, first, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
             re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
             of_dz, of_other = dz + b * zb + c * zc, dz_gate + b * qb + c * qc
             # Behind the first ``steps`` there are the zeros that the shifts of the taps need.
             end = tl.minimum(start + steps, length)
-            p = _samples(of_dz, of_other, of_dz, start + n, end, zt, qt, 0, 1, HAS_POST, False)
-            q = _samples(of_dz, of_other, of_dz, start + n + M, end, zt, qt, 0, 1, HAS_POST, False)
+            n = _places(tables, N1, N2, N3, FAR)
+            p = _samples(of_dz, of_other, of_dz, n, start, end, 1, zt, qt, 0, 2 * M, HAS_POST, False)
+            q = _samples(of_dz, of_other, of_dz, n + M, start, end, 1, zt, qt, 0, 2 * M, HAS_POST, False)
             p, q = _forward(tables, p, q, N1, N2, N3, PRECISION)
             # u times the conjugate of dz: lag l has dh[K - 1 - l].
             sum_re += re * p + im * q
             sum_im += im * p - re * q
     re, im = _back(tables, sum_re * (1.0 / M), sum_im * (1.0 / M), N1, N2, N3, PRECISION)
+    n = _places(tables, N1, N2, N3, FAR)
     at = partial + (wide(part) * channels + c) * taps
     tl.store(at + (taps - 1 - n), re, mask=n < taps)
     tl.store(at + (taps - 1 - n - M), im, mask=n + M < taps)

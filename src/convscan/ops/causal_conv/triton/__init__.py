@@ -8,6 +8,7 @@ from .arguments import refusals
 from .backward import backward_cost, backward_rolling_refusals, backward_tile_refusals, prepare_backward
 from .direct import direct_cost, prepare_direct, prepare_rolling, rolling_cost, rolling_refusals
 from .fft import fft_cost, fft_gradient_cost, fft_refusals, prepare_fft, prepare_fft_gradient
+from .fft_backward import fft_backward_cost, fft_backward_refusals, prepare_fft_backward
 from .gradient import gradient_cost, prepare_gradient
 from .toeplitz import correlation_cost, prepare_correlation, prepare_toeplitz, toeplitz_cost, toeplitz_refusals
 
@@ -27,4 +28,5 @@ BACKWARD_ROWS: tuple[Implementation, ...] = (
         "triton_rolling", "triton", backward_rolling_refusals, backward_cost("rolling"), prepare_backward("rolling")
     ),
     Implementation("triton_direct", "triton", backward_tile_refusals, backward_cost("tile"), prepare_backward("tile")),
+    Implementation("triton_fft", "triton", fft_backward_refusals, fft_backward_cost, prepare_fft_backward),
 )

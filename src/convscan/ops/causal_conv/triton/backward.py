@@ -17,20 +17,28 @@ from ..problem import BackwardProblem, ConvProblem, compute_bytes, item_bytes, s
 from .arguments import Arguments, gpu_of, packing, refusals, unit
 
 
-def _backward_refusals(problem: BackwardProblem) -> list[str]:
+def backward_refusals(problem: BackwardProblem) -> list[str]:
+    """Why no kernel of all gradients can run a problem."""
     forward = problem.forward
     reasons = refusals(forward)
     if forward.offsets is not None:
         reasons.append("takes leading axes that merge into one only")
-    if forward.h_batch:
-        reasons.append("takes no filters of each sequence")
+    if forward.h_batch or (forward.bias is not None and forward.bias[0] != 0):
+        reasons.append("adds gradients of filters and bias up over the batch")
     if forward.batch == 0 or forward.length == 0 or forward.channels == 0:
         reasons.append("has nothing to sum")
     return reasons
 
 
+def _direct_refusals(problem: BackwardProblem) -> list[str]:
+    reasons = backward_refusals(problem)
+    if problem.forward.origin != 0:
+        reasons.append("takes causal filters only")
+    return reasons
+
+
 def backward_tile_refusals(problem: BackwardProblem) -> list[str]:
-    reasons = _backward_refusals(problem)
+    reasons = _direct_refusals(problem)
     # Sums of each tap for a tile of time are kept in registers.
     if problem.forward.taps > 8:
         reasons.append("keeps the sums of up to 8 taps in registers")
@@ -39,7 +47,7 @@ def backward_tile_refusals(problem: BackwardProblem) -> list[str]:
 
 def backward_rolling_refusals(problem: BackwardProblem) -> list[str]:
     forward = problem.forward
-    reasons = _backward_refusals(problem)
+    reasons = _direct_refusals(problem)
     if forward.taps > 16:
         reasons.append("keeps up to 16 samples and gradients in registers")
     if forward.sequences:
@@ -96,6 +104,19 @@ def backward_cost(kernel: str) -> Callable[[BackwardProblem], Cost]:
     return cost_of
 
 
+def gradient_memory(
+    x: Tensor, state: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None, kind: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Memory for the gradients of x, of its gates and of the initial state."""
+    # Of gates that broadcast, what will be summed is not rounded before.
+    dpre, dpost = (
+        None if gate is None else memory_like(x, x.dtype if gate.shape == x.shape else kind)
+        for gate in (pre_gate, post_gate)
+    )
+    dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device=x.device)
+    return memory_like(x), dpre, dpost, dstate
+
+
 def prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., tuple[Tensor | None, ...]]]:
     def prepare(problem: BackwardProblem) -> Callable[..., tuple[Tensor | None, ...]]:
         from .. import triton_gradient
@@ -117,13 +138,7 @@ def prepare_backward(kernel: str) -> Callable[[BackwardProblem], Callable[..., t
             packed: Tensor | None,
             spectrum: Tensor | None = None,
         ) -> tuple[Tensor | None, ...]:
-            dx = memory_like(x)
-            # Of gates that broadcast, what will be summed is not rounded before.
-            dpre, dpost = (
-                None if gate is None else memory_like(x, x.dtype if gate.shape == x.shape else kind)
-                for gate in (pre_gate, post_gate)
-            )
-            dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device=x.device)
+            dx, dpre, dpost, dstate = gradient_memory(x, state, pre_gate, post_gate, kind)
             partial = torch.empty(plan.partial, dtype=kind, device=x.device)
             past = state if forward.state is not None else None
             tensors = names([x, h, bias, past, pre_gate, post_gate, dy, dx, dpre, dpost, dstate, partial], x)

@@ -72,19 +72,19 @@ def fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
     return reasons
 
 
-def _fft_precision(problem: ConvProblem | FilterGradientProblem) -> str:
+def fft_precision(problem: ConvProblem | FilterGradientProblem) -> str:
     """11 bits between steps are enough for bfloat16, of which results keep 8; for float16 they were 5 times off."""
     if torch.version.hip is not None:
         return "exact"
     return "one" if problem.dtype == "bfloat16" else "three"
 
 
-def _fft_flops(points: int, passes: int) -> float:
+def fft_flops(points: int, passes: int) -> float:
     """Of one transform by products of matrices."""
     return 8.0 * points * sum(n for n in _factors(points) if n > 1) * passes
 
 
-class _FftPlan:
+class FftPlan:
     """Blocks of a problem."""
 
     def __init__(self, problem: ConvProblem | FilterGradientProblem) -> None:
@@ -98,15 +98,59 @@ class _FftPlan:
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         self.programs = problem.batch * self.blocks * self.channel_tiles
         self.passes, self.unit = {"exact": (1, "float32"), "three": (3, "tf32"), "one": (1, "tf32")}[
-            _fft_precision(problem)
+            fft_precision(problem)
         ]
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The factors, as kernels take them."""
+        return dict(zip(("N1", "N2", "N3"), self.factors, strict=True))
+
+    def reaches_far(self, steps: tuple[int, ...]) -> bool:
+        """Whether samples of a block lie further apart than 32 bits count."""
+        return 2 * self.points * max(map(abs, steps)) >= 1 << 31
+
+    def tables(self, like: Tensor) -> Tensor:
+        """Matrices and twiddles on the device of a tensor."""
+        return like.new_empty(1, dtype=torch.float32) if like.is_meta else _tables(self.points, like.device)
+
+    def group(self, problem: ConvProblem) -> int:
+        """How many channels share a filter."""
+        return problem.group if problem.h[1] or problem.filters > 1 else problem.channels
+
+    def spectra(self, problem: ConvProblem, h: Tensor) -> Tensor:
+        """Transforms the filters."""
+        from .. import triton_fft
+
+        filters = problem.filters * (problem.batch if problem.h_batch else 1)
+        spectrum = torch.empty(filters, 2 * self.points, dtype=torch.float32, device=h.device)
+        launch(
+            triton_fft.spectra,
+            filters,
+            h,
+            self.tables(h),
+            spectrum,
+            problem.taps,
+            problem.filters,
+            problem.h_batch,
+            *problem.h,
+            PRECISION="exact" if torch.version.hip else "three",
+            num_warps=self.warps,
+            **self.constants,
+        )
+        return spectrum
+
+
+def of_sectors(problem: ConvProblem | FilterGradientProblem, moved: float) -> float:
+    """Bytes that come from the cache where channels lie side by side: a sector of 32 for each of its channels."""
+    return (32 / item_bytes(problem.dtype) - 1) * moved if order(problem.x) == "channel" else 0.0
 
 
 def fft_cost(problem: ConvProblem) -> Cost:
-    plan = _FftPlan(problem)
+    plan = FftPlan(problem)
     filters = problem.filters * (problem.batch if problem.h_batch else 1)
     kept = 8.0 * plan.points * filters
-    transform = _fft_flops(plan.points, plan.passes)
+    transform = fft_flops(plan.points, plan.passes)
     overlap = item_bytes(problem.dtype) * problem.batch * problem.channels * (problem.taps - 1) * (plan.blocks - 1)
     works = (
         Work(kept + item_bytes(problem.dtype) * filters * problem.taps, filters * transform, plan.unit, filters),
@@ -116,6 +160,7 @@ def fft_cost(problem: ConvProblem) -> Cost:
             plan.unit,
             plan.programs * plan.warps / 4,
             overlap,
+            shared=of_sectors(problem, bytes_moved(problem) / problem.turns),
         ),
     )
     return cost(problem.device, problem.isa, kept, *works * problem.turns)
@@ -124,32 +169,14 @@ def fft_cost(problem: ConvProblem) -> Cost:
 def prepare_fft(problem: ConvProblem) -> Run:
     from .. import triton_fft
 
-    arguments, plan = Arguments(problem), _FftPlan(problem)
-    n1, n2, n3 = plan.factors
+    arguments, plan = Arguments(problem), FftPlan(problem)
     filters = problem.filters
-    batches = problem.batch if problem.h_batch else 1
-    precision = _fft_precision(problem)
+    precision = fft_precision(problem)
 
     def run(*given: Tensor | None) -> None:
         for tensors in arguments.tensors(given[:7]):
             x, h, *others = tensors
-            tables = _tables(plan.points, x.device) if not x.is_meta else x.new_empty(1, dtype=torch.float32)
-            spectrum = torch.empty(batches * filters, 2 * plan.points, dtype=torch.float32, device=x.device)
-            factors = {"N1": n1, "N2": n2, "N3": n3}
-            launch(
-                triton_fft.spectra,
-                batches * filters,
-                h,
-                tables,
-                spectrum,
-                problem.taps,
-                filters,
-                problem.h_batch,
-                *problem.h,
-                PRECISION="exact" if torch.version.hip else "three",
-                num_warps=plan.warps,
-                **factors,
-            )
+            tables, spectrum = plan.tables(x), plan.spectra(problem, h)
             steps = arguments.unpacked_steps
             launch(
                 triton_fft.convolution,
@@ -162,7 +189,7 @@ def prepare_fft(problem: ConvProblem) -> Run:
                 problem.channels,
                 problem.taps,
                 problem.origin,
-                problem.group if problem.h[1] or filters > 1 else problem.channels,
+                plan.group(problem),
                 filters if problem.h_batch else 0,
                 plan.blocks,
                 plan.channel_tiles,
@@ -171,14 +198,15 @@ def prepare_fft(problem: ConvProblem) -> Run:
                 CHANNELS=plan.channels,
                 PRECISION=precision,
                 num_warps=plan.warps,
-                **factors,
+                FAR=plan.reaches_far(steps),
+                **plan.constants,
                 **arguments.flags,
             )
 
     return run
 
 
-class _FftGradientPlan(_FftPlan):
+class _FftGradientPlan(FftPlan):
     """As many programs of a channel as fill a device, each for some elements of the batch."""
 
     def __init__(self, problem: FilterGradientProblem) -> None:
@@ -195,11 +223,10 @@ def fft_gradient_cost(problem: FilterGradientProblem) -> Cost:
     plan = _FftGradientPlan(problem)
     transforms = 2 * problem.batch * plan.blocks * problem.channels + plan.programs
     moved = item_bytes(problem.dtype) * (2 + problem.gates) * samples_of(problem) / problem.turns
-    again = 7 * moved if order(problem.x) == "channel" else 0.0
     partial = 4.0 * plan.programs * problem.taps
-    flops = transforms * _fft_flops(plan.points, plan.passes)
+    flops = transforms * fft_flops(plan.points, plan.passes)
     works = (
-        Work(moved + partial, flops, plan.unit, plan.programs * plan.warps / 4, again),
+        Work(moved + partial, flops, plan.unit, plan.programs * plan.warps / 4, shared=of_sectors(problem, moved)),
         Work(partial + 4.0 * problem.channels * problem.taps),
     )
     return cost(problem.device, problem.isa, partial, *works * problem.turns)
@@ -209,12 +236,12 @@ def prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
     from .. import triton_fft
 
     plan = _FftGradientPlan(problem)
-    n1, n2, n3 = plan.factors
     arguments = GradientArguments(problem)
+    steps = arguments.unpacked_steps
 
     def begin(x: Tensor, boundaries: Tensor | None) -> Callable[[list[Tensor]], Tensor]:
         partial = torch.empty(plan.parts, problem.channels, problem.taps, dtype=torch.float32, device=x.device)
-        tables = _tables(plan.points, x.device) if not x.is_meta else x.new_empty(1, dtype=torch.float32)
+        tables = plan.tables(x)
 
         def parts(tensors: list[Tensor]) -> Tensor:
             launch(
@@ -230,12 +257,11 @@ def prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
                 problem.taps,
                 problem.origin,
                 plan.blocks,
-                *arguments.unpacked_steps,
-                N1=n1,
-                N2=n2,
-                N3=n3,
-                PRECISION=_fft_precision(problem),
+                *steps,
+                PRECISION=fft_precision(problem),
                 num_warps=plan.warps,
+                FAR=plan.reaches_far(steps),
+                **plan.constants,
                 **arguments.flags,
             )
             return partial.mT
