@@ -74,10 +74,9 @@ class Filters {
   static int64_t CopiedOf(int64_t channels) { return Min(channels, kChunk); }
   int64_t Copies(int64_t channels) const { return CopiedOf(channels) * Pitch(); }
 
-  // The spectrum of the filter of channel first + c, of a task of `channels`, whose taps are copied where there is room for
-  // them when c reaches a new line of them.
-  void Transform(int64_t batch, int64_t first, int64_t channels, int64_t c, S *copies, C *spectrum,
-                 const Ahead &ahead = {}) const {
+  // The taps of channel first + c, of a task of `channels`, times 1 / M; they are copied where there is room for them when c
+  // reaches a new line of them.
+  Taps<S> TapsOf(int64_t batch, int64_t first, int64_t channels, int64_t c, S *copies) const {
     const S *h = h_ + batch * batch_stride_ + IndexOf(first + c) * filter_stride_;
     int64_t stride = tap_stride_;
     if (copies != nullptr) {
@@ -87,8 +86,14 @@ class Filters {
       stride = 1;
     }
     const int64_t points = transform_.Points();
-    const Taps<S> taps{h, stride, taps_, origin_, 2 * points, T{1} / static_cast<T>(points)};
-    transform_.FirstStep(taps, taps.UpperIsZero(points), spectrum);
+    return {h, stride, taps_, origin_, 2 * points, T{1} / static_cast<T>(points)};
+  }
+
+  // Their spectrum.
+  void Transform(int64_t batch, int64_t first, int64_t channels, int64_t c, S *copies, C *spectrum,
+                 const Ahead &ahead = {}) const {
+    const Taps<S> taps = TapsOf(batch, first, channels, c, copies);
+    transform_.FirstStep(taps, taps.UpperIsZero(transform_.Points()), spectrum);
     transform_.Spectrum(spectrum, ahead);
   }
 

@@ -13,6 +13,7 @@ from .problem import ConvProblem, FilterGradientProblem, Kept, compute_bytes, it
 
 PANEL_BYTES = 4352 << 10  # kPanelBytes of csrc/conv/fft_parts.h
 _LINE, _MOST_LINES = 16, 4  # kChunk, kMostLines
+_SPLIT_POINTS, _CACHE_BYTES = 16384, 16 << 20  # kSplitPoints of csrc/conv/fft.cpp, kCacheBytes of fft_parts.h
 
 Problem = ConvProblem | FilterGradientProblem
 
@@ -110,12 +111,30 @@ def width(channels: int, threads: int, tasks: int, channel_bytes: int) -> int:
     return _LINE * max(1, min(_MOST_LINES, PANEL_BYTES // (channel_bytes * _LINE), each))
 
 
+def _splits_rows(problem: ConvProblem, points: int, transform: int) -> bool:
+    """Whether all threads work on the same row; never where the kernel does not."""
+    threads, adjacent = problem.threads, problem.x[2] == 1 and problem.y[2] == 1 and problem.channels > 4
+    sparse = problem.kept is not None and problem.kept.pattern_offset > 0
+    if threads == 1 or _outputs(problem, points) < problem.length or adjacent or sparse or problem.sequences > 1:
+        return False
+    # Blocks of the first step, of vectors as long as there are: with shorter ones there are no fewer.
+    units = points // (256 if compute_bytes(problem) == 4 else 64)
+    shared = 4 if units % 4 == 0 else 2
+    rows = problem.batch * problem.channels
+    if rows < min(threads, shared):
+        return points >= _SPLIT_POINTS
+    leaves_some = rows < 4 * threads and rows % threads != 0
+    return threads <= shared and ((leaves_some and points >= _SPLIT_POINTS) or 4 * transform > _CACHE_BYTES)
+
+
 def workspace(problem: ConvProblem, points: int) -> int:
     """Of a convolution."""
     compute, item = compute_bytes(problem), item_bytes(problem.dtype)
     transform, outputs = 2 * points * compute, _outputs(problem, points)
     taps, makes_spectra = taps_in_reach(problem)[1], problem.kept is None
     history = compute * (taps - 1) if outputs < problem.length or problem.state is not None else 0
+    if _splits_rows(problem, points, transform):
+        return (1 + makes_spectra) * transform + 2 * history + (4 << 10)
     shares_lines = problem.x[2] == 1 and problem.y[2] == 1 and problem.length >= _LINE
     copies_taps = makes_spectra and problem.h[1] == 1 and problem.h[0] != 1 and problem.group == 1 and taps > 1
     panel = (_round_up(min(outputs + problem.origin, problem.length)) + _LINE) * (compute if problem.gates else item)
