@@ -22,7 +22,9 @@ import convscan
 from convscan import _dispatch, _gpu
 from convscan.ops.causal_conv import arguments as conv
 from convscan.ops.causal_conv import backward
+from convscan.ops.causal_conv import step as conv_step
 from convscan.ops.linear_recurrence import api as scan
+from convscan.ops.linear_recurrence import step as scan_step
 from convscan.ops.selective_scan import arguments as selective
 from convscan.ops.selective_scan import gradient as selective_gradient
 
@@ -126,7 +128,21 @@ def selective_scans() -> Iterator[tuple[str, Callable[[], None]]]:
                 yield f"{name} gradient, {kind} contiguous, {size}", call
 
 
-SPECIMENS = (convolutions, recurrences, selective_scans)
+def steps() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What the steps of a convolution and of a recurrence launch, of a server's caches and plainly."""
+    x, state, h = meta(64, 1, 2048), meta(128, 8, 2048), meta(4, 2048)
+    y, integers = torch.empty_like(x), torch.empty(64, dtype=torch.int32, device="meta")
+    for kind, taken, chosen in (("plain", None, None), ("ring of chosen rows", integers, integers)):
+        past = state if chosen is not None else state[:64]
+        problem = conv_step._problem(x, past, h, h[0], y, "silu", taken, chosen, -1)
+        for name, run in rows("causal_conv_step", problem):
+            yield f"{name}, convolution, {kind}", lambda run=run, p=past, t=taken, r=chosen: run(x, p, h, h[0], t, r, y)
+    sample, last = x[:, 0], y[:, 0]
+    for name, run in rows("linear_recurrence_step", scan_step._problem(sample, h[0], last, last)):
+        yield f"{name}, recurrence", lambda run=run: run(sample, h[0], last, last)
+
+
+SPECIMENS = (convolutions, recurrences, steps, selective_scans)
 
 
 def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:

@@ -9,6 +9,7 @@ from .ops.allpole_filter.companion import fir_to_recurrence
 from .ops.cauchy.api import cauchy
 from .ops.causal_conv.api import causal_conv
 from .ops.causal_conv.spectrum import FilterSpectrum
+from .ops.causal_conv.step import causal_conv_step
 from .ops.convolve.api import convolve
 from .ops.fft_conv.api import fft_conv
 from .ops.gated_delta_rule.api import gated_delta_rule, gated_delta_rule_step, gated_delta_rule_with_state
@@ -18,6 +19,7 @@ from .ops.gated_linear_attention.api import (
     gated_linear_attention_with_state,
 )
 from .ops.linear_recurrence.api import linear_recurrence
+from .ops.linear_recurrence.step import linear_recurrence_step
 from .ops.mlstm.api import mlstm, mlstm_step, mlstm_with_state
 from .ops.opt_ssm_forward.api import opt_ssm_forward
 from .ops.selective_scan.api import selective_scan, selective_scan_step, selective_scan_with_state
@@ -31,6 +33,7 @@ __all__ = [
     "allpole_filter",
     "cauchy",
     "causal_conv",
+    "causal_conv_step",
     "compat",
     "convolve",
     "explain",
@@ -46,6 +49,7 @@ __all__ = [
     "implementations",
     "integrations",
     "linear_recurrence",
+    "linear_recurrence_step",
     "mlstm",
     "mlstm_step",
     "mlstm_with_state",

@@ -78,3 +78,25 @@ def test_gradients_and_capture() -> None:
     still.copy_(torch.randn_like(still))
     graph.replay()
     torch.testing.assert_close(captured, convscan.causal_conv(still, h.detach()))
+
+
+def test_steps_in_a_graph() -> None:
+    """Replayed, they go on from the state that the replay before has left."""
+    x, h = torch.randn(4, 1, 256, device="cuda"), torch.randn(4, 256, device="cuda")
+    state, twin = (torch.zeros(4, 3, 256, device="cuda") for _ in range(2))
+    sums, scanned = (torch.zeros(4, 256, device="cuda") for _ in range(2))
+    convscan.causal_conv_step(state.clone(), x[:, 0], h)  # compiles outside the capture
+    convscan.linear_recurrence_step(sums.clone(), x[:, 0], h[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        y = convscan.causal_conv_step(state, x[:, 0], h, activation="silu")
+        convscan.linear_recurrence_step(sums, y, h[0])
+    for _ in range(5):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        exact = convscan.causal_conv(x, h, initial_state=twin, activation="silu")[:, 0]
+        torch.testing.assert_close(y, exact, rtol=1e-5, atol=1e-5)
+        twin = torch.cat([twin, x], 1)[:, 1:]
+        scanned = h[0] * scanned + exact
+    assert torch.equal(state, twin)
+    torch.testing.assert_close(sums, scanned, rtol=1e-4, atol=1e-4)

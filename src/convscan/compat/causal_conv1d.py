@@ -14,6 +14,7 @@ from torch import Tensor
 from .._checks import has_shape, shape_text, tensor_like
 from .._errors import message
 from ..ops.causal_conv.api import causal_conv
+from ..ops.causal_conv.step import updated
 from ._sequences import rows_of
 
 __all__ = ["causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states"]
@@ -143,17 +144,8 @@ def causal_conv1d_update(
         raise ValueError(message(name, f"conv_state must have {x.shape[0]} rows", conv_state.shape[0], remedy))
 
     samples = x if x.ndim == 3 else x.unsqueeze(-1)
-    if conv_state_indices is None:
-        y, state = _updated(samples, conv_state, h, bias, kind, cache_seqlens)
-        conv_state.copy_(state)
-    else:
-        there = (conv_state_indices != pad_slot_id).nonzero().flatten()
-        rows = conv_state_indices.long()[there]
-        taken = None if cache_seqlens is None else cache_seqlens[there]
-        real, state = _updated(samples[there], conv_state[rows], h, bias, kind, taken)
-        conv_state[rows] = state
-        y = torch.zeros_like(samples).index_copy_(0, there, real.to(x.dtype))
-    return (y if x.ndim == 3 else y.squeeze(-1)).to(x.dtype)
+    y = updated(samples.mT, conv_state.mT, h, bias, kind, cache_seqlens, conv_state_indices, pad_slot_id).mT
+    return y if x.ndim == 3 else y.squeeze(-1)
 
 
 def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
@@ -229,23 +221,3 @@ def _packed(
     if not rows:
         return causal_conv(x, h, bias=bias, activation=activation), x.new_zeros(0, past, x.shape[2])
     return torch.stack(rows), torch.stack(ends)
-
-
-def _updated(
-    x: Tensor, state: Tensor, h: Tensor, bias: Tensor | None, activation: str | None, taken: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Outputs for x (B, D, L) after the samples in state (B, D, N), and the new state; with ``taken``, a ring."""
-    size, past = state.shape[-1], h.shape[0] - 1
-    if taken is None:
-        window = state[..., size - past :]
-        new = torch.cat([state, x.to(state.dtype)], -1)[..., x.shape[-1] :]
-    else:
-        positions = taken.long()[:, None, None]
-        steps = torch.arange(-past, 0, device=x.device)
-        window = state.gather(-1, ((positions + steps) % max(size, 1)).expand(*state.shape[:2], -1))
-        # Of more samples than the ring has room for, the last ones stay.
-        kept = torch.arange(max(0, x.shape[-1] - size), x.shape[-1], device=x.device)
-        places = ((positions + kept) % max(size, 1)).expand(*state.shape[:2], -1)
-        new = state.scatter(-1, places, x[..., kept].to(state.dtype))
-    y = causal_conv(x.mT, h, bias=bias, activation=activation, initial_state=window.mT)
-    return y.mT, new

@@ -59,17 +59,18 @@ def step_operator(
     state: Callable[[Any], tuple[int, ...]],
     formula: Callable[..., Tensor],
     start: Callable[[Tensor], Any] = lambda state: state,
+    before: str = "initial_state",
 ) -> Operator:
     """The profiler's view of ``function(state, ...)``, whose arguments in ``timed`` have a time axis in ``sequence``.
 
     ``state(case)`` is the shape of the state, ``start`` makes of random numbers of this shape what the function takes,
-    and ``formula`` computes y from the same arguments.
+    and ``formula`` computes y from the same arguments. The sequence's own start is its argument ``before``.
     """
     first = timed[0]
 
     def inputs(case: StepCase, seed: int) -> dict[str, Any]:
         whole = sequence.inputs(case.whole, seed)
-        whole.pop("initial_state", None)
+        whole.pop(before, None)
         generator = torch.Generator().manual_seed(seed + 1)
         numbers = torch.randn(case.state, generator=generator, dtype=getattr(torch, case.dtype))
         arguments = {name: value.select(1, 0).contiguous() if name in timed else value for name, value in whole.items()}

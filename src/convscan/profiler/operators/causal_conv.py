@@ -81,7 +81,8 @@ def _conv(x: Tensor, h: Tensor) -> Tensor:
     return _direct_conv(x, h) if min(h.shape[0], x.shape[1]) <= 16 else _fft_conv(x, h)
 
 
-def _activation(z: Tensor, name: str | None) -> Tensor:
+def activate(z: Tensor, name: str | None) -> Tensor:
+    """activation(z)."""
     if name is None:
         return z
     y: Tensor = torch.nn.functional.silu(z) if name == "silu" else torch.nn.functional.gelu(z)
@@ -107,7 +108,7 @@ def _conv_truth(problem: Problem, channels: Tensor) -> tuple[tuple[Tensor, ...],
     rows = 1 + math.log2(problem.size("L") + problem.size("K") + 1)
     if problem.direction == "forward":
         norm_x = torch.cat([history, x], dim=1).pow(2).sum((0, 1)).sqrt()
-        return (_activation(z, problem.inputs["activation"]),), (rows * h.pow(2).sum(0).sqrt() * norm_x,)
+        return (activate(z, problem.inputs["activation"]),), (rows * h.pow(2).sum(0).sqrt() * norm_x,)
     g = wide(pick(problem.cotangent, channels)) * _activation_gradient(z, problem.inputs["activation"])
     dx = _conv(g.flip(1), h).flip(1)
     points = 1 << max(1, 2 * problem.size("L") - 1).bit_length()
@@ -134,7 +135,7 @@ def _conv_points(problem: Problem, generator: torch.Generator) -> tuple[tuple[in
         if problem.inputs["initial_state"] is not None and i < problem.size("K") - 1:
             past = wide(problem.inputs["initial_state"])[:, i:].flip(1)
             z = z + (past * h[i + 1 :]).sum(1)
-        found.append((i, _activation(z, problem.inputs["activation"])))
+        found.append((i, activate(z, problem.inputs["activation"])))
     return tuple(found)
 
 

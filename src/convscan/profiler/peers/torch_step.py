@@ -1,5 +1,5 @@
-"""Steps of generation by PyTorch operations, in place where they can be: a product of the state, an outer product
-added to it and a product with a vector, as models' own decoding loops have them."""
+"""Steps of generation by PyTorch operations, in place where they can be, as models' own decoding loops have them: a
+product of the state, an outer product added to it and a product with a vector; samples moved up and summed."""
 
 from __future__ import annotations
 
@@ -76,6 +76,19 @@ def selective_scan(
     return ((state @ C.unsqueeze(-1)).squeeze(-1) + D * u) * silu(z)
 
 
+def causal_conv(state: Tensor, x: Tensor, h: Tensor, activation: str | None) -> Tensor:
+    """Mamba's: the samples move up, then are summed."""
+    window = torch.cat([state, x[:, None]], 1)
+    state.copy_(window[:, 1:])
+    y = torch.einsum("bkd,kd->bd", window, h.flip(0))
+    return silu(y) if activation == "silu" else y
+
+
+def linear_recurrence(state: Tensor, x: Tensor, a: Tensor, reverse: bool) -> Tensor:
+    """RecurrentGemma's."""
+    return state.mul_(a).add_(x).clone()
+
+
 def _peer(op: str, function: Callable[..., Tensor]) -> Peer:
     def prepare(problem: Problem) -> Prepared:
         arguments: Any = own(problem)
@@ -94,5 +107,13 @@ def _peer(op: str, function: Callable[..., Tensor]) -> Peer:
 
 PEERS = tuple(
     _peer(function.__name__, function)
-    for function in (gated_linear_attention, gated_delta_rule, ssd_scan, mlstm, selective_scan)
+    for function in (
+        gated_linear_attention,
+        gated_delta_rule,
+        ssd_scan,
+        mlstm,
+        selective_scan,
+        causal_conv,
+        linear_recurrence,
+    )
 )
