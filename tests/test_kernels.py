@@ -253,6 +253,41 @@ def test_long_convolution(name: str, isa: str) -> None:
     assert torch.all(error <= 2**-24 * 4 * math.log2(length) * x.norm(dim=1) * h.norm(dim=0))
 
 
+@pytest.mark.parametrize("dtype", oracle.REAL, ids=str)
+@pytest.mark.parametrize("order", ["time contiguous", "channels contiguous", "offset rows"])
+def test_tens_of_taps_over_long_rows(order: str, dtype: torch.dtype, isa: str) -> None:
+    """What is past the unrolled filters and short of transforms: along time such rows are a kernel of their own."""
+    draw = oracle.Draw(8)
+    width = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    for taps in (17, 24, 31, 32, 33, 49, 64, 65):
+        length, channels = 4096 + draw.below(300), draw.pick((1, 3, 16, 33))
+
+        def signal(length: int = length, channels: int = channels) -> Tensor:
+            return oracle.in_order(draw.normal(1, length, channels, dtype=dtype), order)
+
+        def maybe(tensor: Tensor) -> Tensor | None:
+            return tensor if draw.chance(2) else None
+
+        x, h = signal(), draw.normal(taps, channels, dtype=dtype) / 8
+        options = {
+            "bias": maybe(draw.normal(channels, dtype=dtype)),
+            "pre_gate": maybe(signal()),
+            "post_gate": maybe(signal()),
+            "initial_state": maybe(draw.normal(1, taps - 1, channels, dtype=dtype)),
+        }
+        wide = {name: None if one is None else one.double() for name, one in options.items()}
+        with convscan.force("reference"):
+            exact = convscan.causal_conv(x.double(), h.double(), activation="silu", **wide)
+        answers = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with convscan.force("direct"):
+                answers.append(convscan.causal_conv(x, h, activation="silu", **options))
+        assert torch.equal(*answers), f"K = {taps} depends on the number of threads"
+        error = (answers[0].double() - exact).abs().max() / exact.abs().max()
+        assert error < width, f"K = {taps}, {length} x {channels}: {error}"
+
+
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (0, 0, 0)])
 def test_empty(shape: tuple[int, int, int], isa: str) -> None:
     x = torch.empty(shape)

@@ -9,11 +9,11 @@ namespace convscan::CONVSCAN_ISA {
 convscan_status ConvDirect(const convscan_conv &p) {
 #if defined(CONVSCAN_RUNNER)  // no use for other numbers here, which would be half of this code
   if (p.dtype != CONVSCAN_FLOAT32) return CONVSCAN_UNSUPPORTED;
-  return p.taps <= kShortTaps ? ConvShort<float>(p) : ConvLong<float>(p);
+  return IsShort<float>(p) ? ConvShort<float>(p) : ConvLong<float>(p);
 #else
   return WithRealStorage(p.dtype, [&](auto type) {
     using S = typename decltype(type)::Storage;
-    return p.taps <= kShortTaps ? ConvShort<S>(p) : ConvLong<S>(p);
+    return IsShort<S>(p) ? ConvShort<S>(p) : ConvLong<S>(p);
   });
 #endif
 }

@@ -15,30 +15,36 @@ inline constexpr int kTapsAtOnce = 4;
 // are no registers (GCC does, and spills: 62 of 102 GFLOP/s on a Zen 3 core, 89 with the barrier).
 CONVSCAN_INLINE void EndOfStep() { asm volatile("" ::: "memory"); }
 
-// sum[i] += sum_k h[k] x[i - k] for begin <= k < end, over rows of W lanes, taps in ascending order.
-template <int N, class T>
-CONVSCAN_INLINE void AccumulateTaps(Vec<T> (&sum)[N], const T *x, const T *h, int64_t begin, int64_t end) {
+// sum[i] += sum_k h[k] x[i - k] for Q taps from k on, over rows of W lanes that are kStep apart.
+template <int Q, int kStep, int N, class T>
+CONVSCAN_INLINE void AccumulateSome(Vec<T> (&sum)[N], const T *x, const T *h, int64_t k) {
   constexpr int W = kLanes<T>;
+  Vec<T> tap[Q];
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) tap[q] = Load<W>(h + (k + q) * kStep);
+  const T *const newest = x - k * kStep;
+#pragma GCC unroll 32
+  for (int j = 1 - Q; j < N; ++j) {
+    const Vec<T> sample = Load<W>(newest + j * kStep);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q)
+      if (j + q >= 0 && j + q < N) sum[j + q] += tap[q] * sample;
+  }
+}
+
+// The same for begin <= k < end, in an order that does not depend on N.
+template <int N, class T, int kStep = kLanes<T>>
+CONVSCAN_INLINE void AccumulateTaps(Vec<T> (&sum)[N], const T *x, const T *h, int64_t begin, int64_t end) {
   int64_t k = begin;
   for (; k + kTapsAtOnce <= end; k += kTapsAtOnce) {
-    Vec<T> tap[kTapsAtOnce];
-#pragma GCC unroll 4
-    for (int q = 0; q < kTapsAtOnce; ++q) tap[q] = Load<W>(h + (k + q) * W);
-    const T *const newest = x - k * W;
-#pragma GCC unroll 32
-    for (int j = 1 - kTapsAtOnce; j < N; ++j) {
-      const Vec<T> sample = Load<W>(newest + j * W);
-#pragma GCC unroll 4
-      for (int q = 0; q < kTapsAtOnce; ++q)
-        if (j + q >= 0 && j + q < N) sum[j + q] += tap[q] * sample;
-    }
+    AccumulateSome<kTapsAtOnce, kStep>(sum, x, h, k);
     EndOfStep();
   }
-  for (; k < end; ++k) {
-    const Vec<T> tap = Load<W>(h + k * W);
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) sum[i] += tap * Load<W>(x + (i - k) * W);
+  if (end - k >= 2) {
+    AccumulateSome<2, kStep>(sum, x, h, k);
+    k += 2;
   }
+  if (k < end) AccumulateSome<1, kStep>(sum, x, h, k);
 }
 
 }  // namespace convscan::CONVSCAN_ISA

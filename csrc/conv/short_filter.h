@@ -1,5 +1,5 @@
-// Direct convolution with a few taps, bound by memory: every sample is read once, in the order memory likes, and what
-// the taps look back on stays in registers or in the first-level cache.
+// Direct convolution with up to some tens of taps: every sample is read once, in the order memory likes, and what the taps
+// look back on stays in registers or in the first-level cache. Up to kShortTaps, each number of them is code of its own.
 //
 // Channels adjacent: blocks of a few rows of time by some hundreds of channels. The taps-1 samples before a block are
 // kept in workspace, which also makes the edges, the state and working in place nothing special.
@@ -39,6 +39,20 @@ inline constexpr int kShortGroup =
 // Taps and past of a block of channels, which leave room for the rows in the first-level cache (K = 8 over 4096 x 512: 64 %
 // of the bandwidth of copying, 44 with 48 KiB).
 inline constexpr int64_t kShortBytes = 16 << 10;
+
+// More taps than kShortTaps: up to which number they are for kernels that read them again and again; the rows of time that a
+// group of channels takes at once, behind its past; and the bytes of a block of channels, in the second-level cache (Zen 5,
+// two threads, 8192 x 1024, K = 32: 2.2 ms; with 32 and 128 rows 2.4 and 2.5, with 64 and 256 KiB 2.4 and 2.9).
+inline constexpr int kManyTaps = 128, kManyRows = 64;
+inline constexpr int64_t kManyBytes = 128 << 10;
+// The same along time, and the length from which on (4 x 2048 x 256, K = 32: 567 us, 679 in lanes; K = 96 more than in lanes).
+inline constexpr int kManyRowTaps = 64;
+inline constexpr int64_t kManyRowLength = 4096;
+
+// Steps of a piece of time at least: the past of each is packed anew.
+inline int64_t LeastPiece(const convscan_conv &p) {
+  return p.taps <= kShortTaps ? 16 * p.taps : Max(4 * kManyRows, 2 * p.taps);
+}
 
 // Arrays that together exceed this come from beyond some caches: the rows of the next step are asked for meanwhile, whose
 // segments are too short for the processor to see (three arrays of 12 MiB, K = 3 and 8: 68 and 52 % of the bandwidth of
@@ -109,12 +123,16 @@ struct ShortStep {
   int64_t y_step;
   const S *pre, *post;  // gates of these rows, or rows of ones; null where there is neither
   int64_t pre_step, post_step;
-  // Per group of channels, U W values each: taps-1 rows of past, oldest first, which a step moves on; the taps; the bias.
+  // Per group of channels, U W values each: taps-1 rows of past, oldest first, which a step moves on; with many taps, rows
+  // of what is now; the taps; the bias.
   T *columns;
+  int64_t taps, known, idle;  // with many taps, rows of past that are not all zeros, and the newest that are
   bool has_bias, streams, looks_ahead;
   convscan_activation activation;
 
-  static constexpr int64_t Plane(int64_t taps) { return 2 * taps * W; }
+  // Rows before the taps, and values of a vector of channels.
+  static constexpr int64_t TapsAt(int64_t taps) { return taps - 1 + (taps > kShortTaps ? kManyRows : 0); }
+  static constexpr int64_t Plane(int64_t taps) { return (TapsAt(taps) + taps + 1) * W; }
 
   // `steps` times R rows of `width` channels, a multiple of U W. Older samples are added first, whatever R is. The past
   // has had its gate.
@@ -162,7 +180,71 @@ struct ShortStep {
     }
   }
 
+  // The same with any number of taps, which are read again and again: rows go through a window in the first-level cache,
+  // several steps of a group of channels before the next group.
+  template <bool kGated, int R>
+  static void RunMany(const ShortStep &of, int64_t width, int64_t steps) {
+    ConstRows<kGated, R> x(of.x, of.x_step), pre(of.pre, of.pre_step), post(of.post, of.post_step);
+    Rows<kGated, R> y(of.y, of.y_step);
+    const Ending ending{of.has_bias, of.streams, of.looks_ahead, of.activation};
+    const int64_t past = of.taps - 1, plane = Plane(of.taps), taps_at = TapsAt(of.taps);
+    for (int64_t done = 0, count; done < steps; done += count) {
+      count = Min(steps - done, kManyRows / R);
+      T *column = of.columns;
+      for (int64_t n = 0; n < width; n += U * W, column += U * plane) {
+        T *window = column + past * U * W;
+        const T *const taps = column + taps_at * U * W;
+        for (int64_t i = 0; i < count; ++i, window += R * U * W) {
+#pragma GCC unroll 16
+          for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int u = 0; u < U; ++u) {
+              Vec<T, W> sample = Load<W>(x[r] + i * R * x.step + n + u * W);
+              if constexpr (kGated) sample *= Load<W>(pre[r] + i * R * pre.step + n + u * W);
+              Store<W>(window + (r * U + u) * W, sample);
+            }
+          if (ending.looks_ahead) {
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+              __builtin_prefetch(x[r] + (i + count) * R * x.step + n, 0, 2);
+              if constexpr (kGated) {
+                __builtin_prefetch(pre[r] + (i + count) * R * pre.step + n, 0, 2);
+                __builtin_prefetch(post[r] + (i + count) * R * post.step + n, 0, 2);
+              }
+            }
+          }
+          // Whole register tiles, so that the order of additions is always the same.
+          const int64_t rows = (done + i) * R, begin = of.idle > 0 ? Whole(of.idle + rows) : 0;
+          const int64_t end = Min(of.taps, Whole(of.known + rows + R + kTapsAtOnce - 1));
+          Vec<T, W> sum[U][R];
+#pragma GCC unroll 4
+          for (int u = 0; u < U; ++u) {
+            Vec<T, W> sums[R] = {};
+            AccumulateTaps<R, T, U * W>(sums, window + u * W, taps + u * W, begin, end);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) sum[u][r] = sums[r];
+          }
+          ConstRows<kGated, R> factors = post;
+          Rows<kGated, R> to = y;
+          if constexpr (kGated) factors += i * R * post.step;
+          to += i * R * y.step;
+          End<kGated, true>(sum, taps + of.taps * U * W, factors, to, n, ending);
+        }
+        const T *const from = column + count * R * U * W;
+        for (int64_t j = 0; j < past * U; ++j) Store<W>(column + j * W, Load<W>(from + j * W));
+      }
+      x += count * R * x.step;
+      y += count * R * y.step;
+      if constexpr (kGated) {
+        pre += count * R * pre.step;
+        post += count * R * post.step;
+      }
+    }
+  }
+
  private:
+  static CONVSCAN_INLINE int64_t Whole(int64_t taps) { return taps / kTapsAtOnce * kTapsAtOnce; }
+
   template <bool kHasEnding, int kCount>
   struct Groups {};
   // What happens to sums before they are stored, or while they are.
@@ -219,11 +301,17 @@ struct ShortStep {
     for (int j = 0; j < K - 1; ++j)
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) Store<W>(column + (j * U + u) * W, last[u][j]);
+    End<kGated, kHasEnding>(sum, column + (2 * K - 1) * U * W, post, y, n, ending);
+  }
+
+  template <bool kGated, bool kHasEnding, int R>
+  static CONVSCAN_INLINE void End(Vec<T, W> (&sum)[U][R], const T *constants, const ConstRows<kGated, R> &post,
+                                  const Rows<kGated, R> &y, int64_t n, const Ending &ending) {
     if constexpr (kHasEnding) {
       if (ending.has_bias) {
 #pragma GCC unroll 4
         for (int u = 0; u < U; ++u) {
-          const Vec<T, W> bias = Load<W>(column + ((2 * K - 1) * U + u) * W);
+          const Vec<T, W> bias = Load<W>(constants + u * W);
 #pragma GCC unroll 16
           for (int r = 0; r < R; ++r) sum[u][r] += bias;
         }
@@ -266,6 +354,9 @@ struct ShortRun {
 };
 template <class S, bool kGated, int... I>
 ShortRun<S> ChooseShortRun(int64_t taps, Indices<I...>) {
+  constexpr int kMany = kOutputsAtOnce<Compute<S>>;
+  if (taps > kShortTaps)
+    return {kMany, ShortStep<S>::template RunMany<kGated, kMany>, ShortStep<S>::template RunMany<kGated, 1>};
   static constexpr ShortRun<S> kRuns[] = {
       {kShortRowsOf<I + 1, kGated>, ShortStep<S>::template Run<kGated, I + 1, kShortRowsOf<I + 1, kGated>>,
        ShortStep<S>::template Run<kGated, I + 1, 1>}...};
@@ -297,9 +388,9 @@ struct ShortColumns {
     Arena arena(workspace);
     columns = arena.Take<T>(stride / W * plane);
     zeros = arena.Take<S>(stride);
-    edge = arena.Take<S>((is_gated ? 4 : 2) * kShortRows * kGroup);
+    edge = arena.Take<S>((is_gated ? 4 : 2) * run.count * kGroup);
     ones = arena.Take<S>(is_gated ? stride : 0);
-    gates = arena.Take<S>(CopiedGates(p) * kShortRows * stride);
+    gates = arena.Take<S>(CopiedGates(p) * run.count * stride);
     bytes = arena.Used();
   }
 
@@ -309,7 +400,8 @@ struct ShortColumns {
            (p.post_gate != nullptr && p.post_gate_strides.channel != 1);
   }
   static int64_t BytesPerChannel(const convscan_conv &p) {
-    return 2 * p.taps * static_cast<int64_t>(sizeof(T)) + CopiedGates(p) * kShortRows * static_cast<int64_t>(sizeof(S));
+    return ShortStep<S>::Plane(p.taps) / W * static_cast<int64_t>(sizeof(T)) +
+           CopiedGates(p) * kOutputsAtOnce<T> * static_cast<int64_t>(sizeof(S));
   }
 
   // Outputs [begin, end) of channels [n, n + width) of batch b.
@@ -317,12 +409,11 @@ struct ShortColumns {
     const Signal<S> x = InputOf<S>(p);
     const Gate<S> pre = PreGate<S>(p), post = PostGate<S>(p);
     S *const pre_rows = gates;
-    S *const post_rows = gates + (pre.factors != nullptr && pre.strides.channel != 1 ? kShortRows * stride : 0);
+    S *const post_rows = gates + (pre.factors != nullptr && pre.strides.channel != 1 ? run.count * stride : 0);
     x.template PackColumns<U>(b, n, stride / W, begin + p.origin - (p.taps - 1), p.taps - 1, columns, kGroup, plane);
     PackParameters(b, n);
     const int64_t whole = width / kGroup * kGroup;
-    // Gates that are copied, and channels that whole groups leave over, are seen to step by step.
-    const bool runs_on = whole == width && CopiedGates(p) == 0;
+    const bool runs_on = CopiedGates(p) == 0;  // copies of gates are seen to step by step
     for (int64_t t = begin; t < end;) {
       // Samples past the end are zeros: rows of them are steps of their own.
       const int64_t now = t + p.origin;
@@ -339,6 +430,9 @@ struct ShortColumns {
                         0,
                         0,
                         columns,
+                        p.taps,
+                        p.state != nullptr ? p.taps : Min(p.taps, Max(0, now)),
+                        Max(0, now - (p.length - 1)),
                         p.bias != nullptr,
                         stream,
                         looks_ahead,
@@ -347,7 +441,7 @@ struct ShortColumns {
         step.pre = GateRows(pre, b, now, n, rows, pre_rows, step.pre_step);
         step.post = GateRows(post, b, t, n, rows, post_rows, step.post_step);
       }
-      if (whole < width) RunEdge(step, whole, rows);
+      for (int64_t i = 0; i < steps && whole < width; ++i) RunEdge(step, whole, rows, i * rows);
       (is_row ? run.row : run.rows)(step, whole, steps);
       t += rows * steps;
     }
@@ -356,8 +450,9 @@ struct ShortColumns {
 
  private:
   void PackParameters(int64_t b, int64_t n) {
-    PackFilterColumns<S, U>(p, b, n, stride / W, p.taps, columns + (p.taps - 1) * kGroup, kGroup, plane);
-    PackBiasColumns<S, U>(p, b, n, stride / W, columns + (2 * p.taps - 1) * kGroup, plane);
+    T *const taps = columns + ShortStep<S>::TapsAt(p.taps) * kGroup;
+    PackFilterColumns<S, U>(p, b, n, stride / W, p.taps, taps, kGroup, plane);
+    PackBiasColumns<S, U>(p, b, n, stride / W, taps + p.taps * kGroup, plane);
     memset(zeros, 0, static_cast<size_t>(stride) * sizeof(S));
     for (int64_t i = 0; is_gated && i < stride; ++i) StoreScalar(ones + i, T(1));
   }
@@ -377,29 +472,31 @@ struct ShortColumns {
     return copy;
   }
 
-  // The channels left over by whole groups, through a padded copy.
-  void RunEdge(const ShortStep<S> &step, int64_t whole, int64_t count) {
-    constexpr int64_t kRows = kShortRows * kGroup;
+  // The channels left over by whole groups, through a padded copy, `at` rows on.
+  void RunEdge(const ShortStep<S> &step, int64_t whole, int64_t count, int64_t at) {
+    const int64_t all = run.count * kGroup;
     ShortStep<S> last = step;
-    const auto copy = [&](const S *from, int64_t from_step, int at) {
-      S *const to = edge + at * kRows;
+    const auto copy = [&](const S *from, int64_t from_step, int place) {
+      S *const to = edge + place * all;
       for (int64_t r = 0; r < count; ++r)
         for (int64_t i = 0; i < kGroup; ++i)
-          to[r * kGroup + i] = whole + i < width ? from[r * from_step + whole + i] : S{};
+          to[r * kGroup + i] = whole + i < width ? from[(at + r) * from_step + whole + i] : S{};
       return to;
     };
     last.x = copy(step.x, step.x_step, 0);
-    last.y = edge + kRows;
+    last.y = edge + all;
     last.x_step = last.y_step = last.pre_step = last.post_step = kGroup;
     last.columns = columns + whole / W * plane;
     last.streams = false;
+    last.known += at;
+    last.idle += last.idle > 0 ? at : 0;
     if (is_gated) {
       last.pre = copy(step.pre, step.pre_step, 2);
       last.post = copy(step.post, step.post_step, 3);
     }
     (count == 1 ? run.row : run.rows)(last, kGroup, 1);
     for (int64_t r = 0; r < count; ++r)
-      for (int64_t i = whole; i < width; ++i) step.y[r * step.y_step + i] = last.y[r * kGroup + i - whole];
+      for (int64_t i = whole; i < width; ++i) step.y[(at + r) * step.y_step + i] = last.y[r * kGroup + i - whole];
   }
 };
 
@@ -408,13 +505,14 @@ convscan_status ConvShortColumns(const convscan_conv &p) {
   constexpr int64_t kItem = static_cast<int64_t>(sizeof(S)), kLine = 64 / kItem;
   constexpr bool kFillsLines = ShortColumns<S>::kGroup * kItem % 64 == 0;
   const int threads = Threads(p.threads, p.batch * p.length * p.channels * p.taps);
-  int64_t widest = kShortBytes / ShortColumns<S>::BytesPerChannel(p);
+  int64_t widest = (p.taps > kShortTaps ? kManyBytes : kShortBytes) / ShortColumns<S>::BytesPerChannel(p);
   if (IsInPlace<S>(p) && p.batch < threads) widest = Min(widest, CeilDiv(p.channels * p.batch, threads));
+  else if (p.taps > kShortTaps) widest = Min(widest, RoundUp(CeilDiv(p.channels * p.batch, 2 * threads), kLine));
   widest = Max(kLine, widest / kLine * kLine);
   const int64_t width = RoundUp(CeilDiv(p.channels, CeilDiv(p.channels, widest)), kLine);
   const int64_t blocks = CeilDiv(p.channels, width);
-  const int64_t pieces = TimePieces(p.batch * blocks, threads, p.length, 16 * p.taps, IsInPlace<S>(p));
-  const int64_t piece = RoundUp(CeilDiv(p.length, pieces), kShortRows);
+  const int64_t pieces = TimePieces(p.batch * blocks, threads, p.length, LeastPiece(p), IsInPlace<S>(p));
+  const int64_t piece = RoundUp(CeilDiv(p.length, pieces), kOutputsAtOnce<Compute<S>>);
   const uintptr_t offsets = reinterpret_cast<uintptr_t>(p.y) |
                             static_cast<uintptr_t>((p.y_strides.time | p.y_strides.batch) * kItem);
   const bool stream = kFillsLines && StreamsOutput<S>(p) && offsets % 64 == 0;
@@ -443,12 +541,7 @@ inline constexpr bool kShiftsInRegisters = kVectorBytes == 64;
 template <class T>
 inline constexpr int kShortPhases = kLanes<T> == 16 ? 4 : kLanes<T>;
 
-// Samples before the first output that are read, though not all of them count. Only unaligned loads want them where the
-// first output's sample lies.
-template <class T>
-int64_t ShortPast(int64_t taps) {
-  return kShiftsInRegisters ? 2 * kLanes<T> : taps - 1;
-}
+inline bool ShiftsInRegisters(int64_t taps) { return kShiftsInRegisters && taps <= kShortTaps; }
 
 // Times per packed tile, which stays in the first-level cache.
 inline constexpr int64_t kShortTile = 256;
@@ -474,6 +567,7 @@ CONVSCAN_INLINE Vec<T> ShiftLanes(Vec<T> before, Vec<T> now) {
 template <class T>
 struct ShortEnding {
   T bias{};
+  int64_t taps = 0;
   bool has_bias = false, streams = false;
   const T *pre = nullptr, *post = nullptr;  // null for none
 };
@@ -593,7 +687,7 @@ struct ShortRow {
     run(Count<1>{});
   }
 
-  static void Convolve(const T *past, const T *x, const T *h, T *y, int64_t count, const ShortEnding<T> &ending) {
+  static void Convolve(const T *past, const T *x, T *h, T *y, int64_t count, const ShortEnding<T> &ending) {
     ShortRow row(past, h, ending.bias);
     if (ending.has_bias || ending.pre != nullptr || ending.post != nullptr)
       row.template Run<true>(x, y, count, ending);
@@ -607,10 +701,120 @@ struct ShortRow {
   };
 };
 
+#if defined(__AVX512F__)
+// ShiftLanes by any number of lanes.
+template <class T>
+struct LaneShift {
+  static constexpr int W = kLanes<T>;
+  Vec<Unsigned<T>> index;
+
+  explicit CONVSCAN_INLINE LaneShift(int distance) {
+    for (int l = 0; l < W; ++l) index[l] = static_cast<Unsigned<T>>(W - distance + l);
+  }
+  CONVSCAN_INLINE Vec<T> operator()(Vec<T> before, Vec<T> now) const {
+    if constexpr (W == 8) return (Vec<T>)_mm512_permutex2var_pd((__m512d)before, (__m512i)index, (__m512d)now);
+    else return (Vec<T>)_mm512_permutex2var_ps((__m512)before, (__m512i)index, (__m512)now);
+  }
+};
+inline constexpr bool kShiftsByAny = true;
+#else
+inline constexpr bool kShiftsByAny = false;
+#endif
+
+// The same for many taps. What lies W samples back is a vector back, so that vectors along time are rows, and every W-th tap
+// meets them like channels. Where samples are shifted in registers, they are by less than P; sums of such taps are shifted
+// by multiples of P.
+template <class T>
+struct ManyRow {
+  static constexpr int W = kLanes<T>, P = kShiftsByAny ? 4 : W, kMost = kOutputsAtOnce<T>;
+
+  // Samples before the first output that are read, though not all of them count.
+  static constexpr int64_t Past(int64_t taps) { return kShiftsByAny ? (Each(taps) + 1) * W : taps - 1; }
+
+  // Values of taps, and room behind them.
+  static constexpr int64_t Count(int64_t taps) {
+    return (Each(taps) * W + (kShiftsByAny ? (P - 1) * (Each(taps) + kMost) + kMost : 0)) * W;
+  }
+  // Each tap in all lanes, those W apart side by side.
+  static void PackTaps(const T *h, int64_t taps, T *out) {
+    for (int64_t k = 0; k < taps; ++k) Store<W>(out + (k % W * Each(taps) + k / W) * W, Broadcast<T>(h[k]));
+  }
+
+  static void Convolve(const T *, const T *x, T *h, T *y, int64_t count, const ShortEnding<T> &ending) {
+    for (int64_t i = 0; i < count;) {
+      if (count >= kMost * W) {
+        i = Min(i, count - kMost * W);  // the last ones again, which takes less than few at a time
+        Run<kMost>(x, h, y, i, ending);
+      } else if (count - i >= 4 * W) {
+        Run<4>(x, h, y, i, ending);
+      } else {
+        Run<1>(x, h, y, i, ending);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t Each(int64_t taps) { return CeilDiv(taps, W); }
+
+  // N vectors of outputs from i on.
+  template <int N>
+  static CONVSCAN_INLINE void Run(const T *x, T *h, T *y, int64_t &i, const ShortEnding<T> &ending) {
+    const int64_t taps = ending.taps, each = Each(taps);
+    const auto accumulate = [&](auto &sum, const T *from, int64_t first) __attribute__((always_inline)) {
+      AccumulateTaps(sum, from, h + first * each * W, 0, (taps - first - 1) / W + 1);
+    };
+    Vec<T> sum[N] = {};
+#if defined(__AVX512F__)
+    const int64_t rows = each + N;
+    T *const shifted = h + each * W * W;
+    Vec<T> before = Load<W>(x + i - (each + 1) * W);
+    for (int64_t row = 0; row < rows; ++row) {
+      const Vec<T> now = Load<W>(x + i + (row - each) * W);
+      __builtin_prefetch(x + i + (row + N) * W);
+      Store<W>(shifted + row * W, ShiftLanes<1, T>(before, now));
+      Store<W>(shifted + (rows + row) * W, ShiftLanes<2, T>(before, now));
+      Store<W>(shifted + (2 * rows + row) * W, ShiftLanes<3, T>(before, now));
+      before = now;
+    }
+    Vec<T> part[N + 1] = {};
+    for (int64_t first = Min(W - P, (taps - 1) / P * P); first >= 0; first -= P) {
+      for (int64_t b = 0; b < Min(P, taps - first); ++b)
+        accumulate(part, b == 0 ? x + i - W : shifted + ((b - 1) * rows + each - 1) * W, first + b);
+      if (first > 0) {
+#pragma GCC unroll 17
+        for (int v = N; v > 0; --v) part[v] = ShiftLanes<P, T>(part[v - 1], part[v]);
+        part[0] = ShiftLanes<P, T>(part[0], part[0]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < N; ++v) sum[v] = part[v + 1];
+#else
+    for (int64_t b = 0; b < Min(W, taps); ++b) accumulate(sum, x + i - b, b);
+#endif
+#pragma GCC unroll 16
+    for (int v = 0; v < N; ++v) {
+      if (ending.has_bias) sum[v] += Broadcast<T>(ending.bias);
+      if (ending.post != nullptr) sum[v] *= Load<W>(ending.post + i + v * W);
+      if (ending.streams) StoreStream<W, T>(y + i + v * W, sum[v]);
+      else Store<W>(y + i + v * W, sum[v]);
+    }
+    i += N * W;
+  }
+};
+
+// Samples before the first output that are read, though not all of them count. Only unaligned loads want them where the
+// first output's sample lies.
+template <class T>
+int64_t ShortPast(int64_t taps) {
+  if (taps > kShortTaps) return ManyRow<T>::Past(taps);
+  return kShiftsInRegisters ? 2 * kLanes<T> : taps - 1;
+}
+
 template <class T>
 using ConvolveShortRow = decltype(&ShortRow<1, T>::Convolve);
 template <class T, int... I>
 ConvolveShortRow<T> ChooseShortRow(int64_t taps, Indices<I...>) {
+  if (taps > kShortTaps) return ManyRow<T>::Convolve;
   static constexpr ConvolveShortRow<T> kRows[] = {ShortRow<I + 1, T>::Convolve...};
   return kRows[taps - 1];
 }
@@ -622,19 +826,22 @@ struct ShortRows {
 
   const convscan_conv &p;
   ConvolveShortRow<T> convolve;
+  bool shifts;
   int64_t past, tile;
-  T *x, *z, *taps;
+  T *x, *z, *taps, *many;
   size_t bytes;
 
   ShortRows(const convscan_conv &p, void *workspace)
       : p(p),
         convolve(ChooseShortRow<T>(p.taps, MakeIndices<kShortTaps>{})),
+        shifts(ShiftsInRegisters(p.taps)),
         past(ShortPast<T>(p.taps)),
         tile(Min(kShortTile, RoundUp(p.length, W))) {
     Arena arena(workspace);
     x = arena.Take<T>(past + tile);
     z = arena.Take<T>(tile);
     taps = arena.Take<T>(p.taps);
+    many = p.taps > kShortTaps ? arena.Take<T>(ManyRow<T>::Count(p.taps)) : taps;
     bytes = arena.Used();
   }
 
@@ -643,10 +850,11 @@ struct ShortRows {
     const Signal<S> input = InputOf<S>(p);
     const S *h = FilterOf<S>(p, b, n);
     for (int64_t k = 0; k < p.taps; ++k) taps[k] = LoadScalar(h + k * p.h_tap_stride);
+    if (many != taps) ManyRow<T>::PackTaps(taps, p.taps, many);
     S *const y = static_cast<S *>(p.y) + b * p.y_strides.batch + n * p.y_strides.channel;
     const Gate<S> pre = PreGate<S>(p), post = PostGate<S>(p);
     const bool reads_x = kSame<S, T> && p.x_strides.time == 1 && !IsInPlace<S>(p) &&
-                         (p.pre_gate == nullptr || (kShiftsInRegisters && p.pre_gate_strides.time == 1));
+                         (p.pre_gate == nullptr || (shifts && p.pre_gate_strides.time == 1));
     const bool writes_y = kSame<S, T> && p.y_strides.time == 1 && !IsInPlace<S>(p) &&
                           (p.post_gate == nullptr || p.post_gate_strides.time == 1) && p.activation == CONVSCAN_IDENTITY;
     int64_t held = 0;  // samples in the last tile, behind which the past of the next output stands; 0 for none
@@ -656,19 +864,19 @@ struct ShortRows {
       for (int64_t i = 0; i < past; ++i) x[i] = x[held + i];
       held = 0;
     };
-    const ShortEnding<T> biased{BiasOf<S>(p, b, n), p.bias != nullptr};
+    const ShortEnding<T> biased{BiasOf<S>(p, b, n), p.taps, p.bias != nullptr};
     for (int64_t t = begin; t < end;) {
-      const int64_t now = t + p.origin, last = Min(end, p.length - p.origin), first = kShiftsInRegisters ? 0 : past;
+      const int64_t now = t + p.origin, last = Min(end, p.length - p.origin), first = shifts ? 0 : past;
       if constexpr (kSame<S, T>) {
         const bool is_aligned = !stream || reinterpret_cast<uintptr_t>(y + t) % kVectorBytes == 0;
         if (reads_x && now >= first && t + W <= last && (is_aligned || !writes_y)) {
           const int64_t count = (writes_y ? last - t : Min(tile, last - t)) / W * W;
-          if (kShiftsInRegisters) pack_past(now);
+          if (shifts) pack_past(now);
           ShortEnding<T> ending = biased;
           if (pre.factors != nullptr) ending.pre = pre.At(b, now, n);
           if (writes_y && post.factors != nullptr) ending.post = post.At(b, t, n);
           ending.streams = writes_y && stream;
-          convolve(x, input.At(b, now, n), taps, writes_y ? y + t : z, count, ending);
+          convolve(x, input.At(b, now, n), many, writes_y ? y + t : z, count, ending);
           if (!writes_y) Finish(b, n, t, count, y, stream);
           t += count;
           held = 0;
@@ -676,7 +884,8 @@ struct ShortRows {
         }
       }
       pack_past(now);
-      const int64_t most = reads_x && t < last ? Min(tile, Head(y + t, first - now, last - t, stream)) : tile;
+      const int64_t least = p.taps > kShortTaps ? Max(first - now, tile - W) : first - now;
+      const int64_t most = reads_x && t < last ? Min(tile, Head(y + t, least, last - t, stream)) : tile;
       const int64_t count = Min(end - t, most);
       input.PackRow(b, n, now, count, x + past);
       for (int64_t i = count; i < RoundUp(count, W); ++i) x[past + i] = T(0);
@@ -688,7 +897,7 @@ struct ShortRows {
           if (post.factors != nullptr) ending.post = post.At(b, t, n);
         }
       }
-      convolve(x, x + past, taps, to, RoundUp(count, W), ending);
+      convolve(x, x + past, many, to, RoundUp(count, W), ending);
       if (to == z) Finish(b, n, t, count, y, stream);
       t += count;
       held = count;
@@ -719,7 +928,7 @@ template <class S>
 convscan_status ConvShortRows(const convscan_conv &p) {
   const int threads = Threads(p.threads, p.batch * p.length * p.channels * p.taps);
   const int64_t rows = p.batch * p.channels;
-  const int64_t pieces = TimePieces(rows, threads, p.length, 16 * p.taps, IsInPlace<S>(p));
+  const int64_t pieces = TimePieces(rows, threads, p.length, LeastPiece(p), IsInPlace<S>(p));
   const int64_t piece = RoundUp(CeilDiv(p.length, pieces), 64);
   // Rows are handed out several at a time, for a few microseconds of work each.
   const int64_t chunk = pieces > 1 ? 1 : Max(1, Min(CeilDiv(rows, 4 * threads), kSerialWork / (p.length * p.taps) + 1));
@@ -740,6 +949,15 @@ convscan_status ConvShortRows(const convscan_conv &p) {
 // Every array has its channels side by side (or only one time step, whose rows are then one vector of channels).
 inline bool ChannelsAreAdjacent(const convscan_conv &p) {
   return p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.channels > 1;
+}
+
+// Whether this is for it: with more than kShortTaps, where it takes less than lanes of their own (see long_filter.h).
+template <class S>
+bool IsShort(const convscan_conv &p) {
+  if (p.taps <= kShortTaps) return true;
+  if (ChannelsAreAdjacent(p) && p.channels >= kLanes<Compute<S>>)
+    return p.taps <= kManyTaps && p.channels >= ShortColumns<S>::kGroup;
+  return p.taps <= kManyRowTaps && p.length >= kManyRowLength;
 }
 
 template <class S>

@@ -3,8 +3,9 @@
 default.json was measured on a busy AMD Zen 3 with two cores, for baseline and AVX2, except for estimates of the cost
 of a call, of handing work over and of a cached byte, and the FFT's and the parallel scan's element, set by hand.
 Convolutions, the selective scan, linear attention, the delta rule and memory with AVX-512 were measured on a quiet
-Zen 5 with two cores; the elements of ``conv.direct.channel`` and ``conv.fft.channel`` set by hand such that the
-faster one is taken over 8192 x 1024 for 16 to 128 taps (they meet at 32: 4.3 and 4.1 ms). The rest of AVX-512 is AVX2
+Zen 5 with two cores; ``conv.direct.channel``, ``conv.direct.time`` and the element of ``conv.fft.channel`` set by hand
+such that the faster one is taken over 8192 x 1024 for 16 to 128 taps (with channels contiguous they meet at some 90:
+4.2 ms, along time at 64: 3.3 ms). The rest of AVX-512 is AVX2
 with 0.6 of the arithmetic, NEON is the baseline, until somebody measures them with ``convscan tune``.
 """
 
