@@ -87,6 +87,7 @@ class FftGradient {
         longest_(LongestSequence(f_)),
         past_(f_.taps - 1 - f_.origin),
         needs_z_(p.activation != CONVSCAN_IDENTITY || p.dpost_gate != nullptr),
+        makes_dz_of_z_(p.activation != CONVSCAN_IDENTITY),
         needs_du_(p.dx != nullptr || p.dpre_gate != nullptr || p.dstate != nullptr),
         reads_h_(needs_z_ || needs_du_),
         // Whether du of samples that are not a block's own is wanted.
@@ -98,10 +99,12 @@ class FftGradient {
                       (p.dx == nullptr || p.dx_strides.channel == 1) && f_.length >= kChunk && f_.channels > 1),
         is_far_(3 * SignalBytes() > kCacheBytes),
         copies_taps_(MakesSpectra() && filters_.ShareLines()),
-        // Spectra that a panel needs more than once; those of a single row are made twice where z is needed otherwise.
-        keeps_spectra_(MakesSpectra() && shares_lines_ && (!is_single_ || needs_z_)),
+        // Spectra that a panel needs more than once.
+        keeps_spectra_(MakesSpectra() && shares_lines_ && (!is_single_ || makes_dz_of_z_)),
         signal_pitch_(RoundUp((has_past_ ? past_ : 0) + Min(outputs, longest_) + f_.origin, kChunk) + kChunk),
         gradient_pitch_(RoundUp((has_lags_ ? f_.taps - 1 : 0) + Min(outputs, longest_), kChunk) + kChunk),
+        dh_takes_signals_(WritesColumns() && is_single_ && !MakesZ() && f_.taps <= signal_pitch_),
+        dh_pitch_(dh_takes_signals_ ? signal_pitch_ : RoundUp(f_.taps, kChunk)),
         groups_{f_.channels, TaskWidth()} {}
 
   convscan_status Run() {
@@ -160,7 +163,7 @@ class FftGradient {
     s.gradients = arena.Take<T>(shares_lines_ || StoresRow() ? rows * gradient_pitch_ : 0);
     s.past = arena.Take<T>(has_past_ && !shares_lines_ ? past_ : 0);
     s.carries = arena.Take<T>(has_lags_ && outputs_ < longest_ ? rows * (f_.taps - 1) : 0);
-    s.dh = arena.Take<T>(WritesColumns() ? channels * RoundUp(f_.taps, kChunk) : 0);
+    s.dh = dh_takes_signals_ ? s.signals : arena.Take<T>(WritesColumns() ? channels * dh_pitch_ : 0);
     if (copies_taps_) s.taps = arena.Take<S>(filters_.Copies(channels));
     s.bias = arena.Take<double>(rows);
     return s;
@@ -168,6 +171,8 @@ class FftGradient {
 
   // Whether the one row of a channel is stored: dz that is more than a gated row, or du with more than one use.
   bool StoresRow() const { return needs_z_ || p_.dbias != nullptr || has_lags_ || p_.dpre_gate != nullptr; }
+  // Whether z, of which dz is not made, comes from the same spectrum of u as the rest, over the row of u.
+  bool MakesZ() const { return needs_z_ && !makes_dz_of_z_; }
   // Whether gradients of neighbouring filters share lines.
   bool WritesColumns() const {
     return shares_lines_ && f_.dh != nullptr && f_.dh_channel_stride == 1 && f_.dh_tap_stride != 1;
@@ -184,7 +189,7 @@ class FftGradient {
     if (shares_lines_) RunPanels(first, channels, s);
     else for (int64_t c = 0; c < channels; ++c) RunChannel(first, channels, c, s);
     if (WritesColumns())
-      RowsToColumns(s.dh, RoundUp(f_.taps, kChunk), f_.taps, channels, static_cast<T *>(f_.dh) + first, f_.dh_tap_stride,
+      RowsToColumns(s.dh, dh_pitch_, f_.taps, channels, static_cast<T *>(f_.dh) + first, f_.dh_tap_stride,
                     false);
     StreamFence();
     return true;
@@ -364,21 +369,23 @@ class FftGradient {
       transform_.FirstStep(u, u.UpperIsZero(transform_.Points()), s.signal);
       transform_.Spectrum(s.signal);
     };
-    for (int64_t c = 0; needs_z_ && c < channels; ++c) {
+    for (int64_t c = 0; makes_dz_of_z_ && c < channels; ++c) {
       spectrum_of_signal(c);
       BackAsOutput(s, first, c, length, s.gradients + c * gradient_pitch_);
     }
-    if (needs_z_ || p_.dbias != nullptr) {
+    if (makes_dz_of_z_ || p_.dbias != nullptr) {
       ColumnsOfGradient(q, first, channels, start, length, s);
     } else {
       ReadColumns(f_.dz, f_.dz_strides, f_.dz_gate, f_.dz_gate_strides, q, first, start, length, channels, s.gradients,
                   gradient_pitch_);
     }
     for (int64_t c = 0; c < channels; ++c) {
-      if (f_.dh == nullptr && !needs_du_) break;
+      if (f_.dh == nullptr && !needs_du_ && !MakesZ()) break;
       T *const row = s.gradients + c * gradient_pitch_;
       if (!keeps_spectra_) MakeSpectrum(first, channels, c, s);
       spectrum_of_signal(c);
+      if (MakesZ()) BackAsOutput(s, first, c, length, s.signals + c * signal_pitch_);
+      if (f_.dh == nullptr && !needs_du_) continue;
       const Samples<T> dz(Row<const T>{row, 1, length}, {}, length, nullptr, 0, transform_.Points());
       transform_.FirstStep(dz, dz.UpperIsZero(transform_.Points()), s.gradient);
       C *const sum = s.sums + (is_single_ || f_.dh == nullptr ? 0 : c * transform_.Elements());
@@ -390,7 +397,28 @@ class FftGradient {
       }
       if (is_single_ && f_.dh != nullptr) StoreFilter(first, c, s, sum);
     }
+    if (MakesZ())
+      StoreProducts(q, first, start, length, channels, s.signals, signal_pitch_, f_.dz, f_.dz_strides, p_.dpost_gate,
+                    p_.dpost_gate_strides);
     if (needs_du_) StoreColumns(q, first, channels, FinishedSpan(q, start, length), s.gradients);
+  }
+
+  // Rows, as columns, times those of an array from time `start` of a sequence on: the gradient of a gate.
+  void StoreProducts(const Sequence &q, int64_t first, int64_t start, int64_t count, int64_t channels, const T *rows,
+                     int64_t pitch, const void *array, const convscan_strides &strides, void *to,
+                     const convscan_strides &to_strides) const {
+    for (int64_t t = 0; t < count; t += kChunk)
+      for (int64_t r = 0; r < channels; r += kChunk) {
+        const int64_t times = Min(kChunk, count - t), columns = Min(kChunk, channels - r);
+        const int64_t time = q.begin + start + t, n = first + r;
+        Tile<T> product;
+        product.FromRows(rows + r * pitch + t, pitch, columns);
+        const ColumnGate<S> factors{At<const S>(array, strides, q.batch, time, n), strides.time, 1};
+        factors.Multiply(product, times, columns);
+        S *const at = At<S>(to, to_strides, q.batch, time, n);
+        PrefetchTile<1>(at, to_strides.time);
+        product.Write(at, to_strides.time, to_strides.channel, times, columns);
+      }
   }
 
   // Columns from time `start` of a sequence on, gated, as rows.
@@ -415,27 +443,31 @@ class FftGradient {
         const int64_t time = q.begin + start + t, n = first + r;
         T *const rows = s.gradients + r * gradient_pitch_ + t;
         Tile<T> z{}, dy{}, gate{}, dpost{};
-        if (needs_z_) z.FromRows(rows, gradient_pitch_, columns);
+        if (makes_dz_of_z_) z.FromRows(rows, gradient_pitch_, columns);
         const S *const gradient = At<const S>(f_.dz, f_.dz_strides, q.batch, time, n);
         PrefetchTile<0>(gradient, f_.dz_strides.time);
         dy.Read(gradient, f_.dz_strides.time, 1, times, columns);
-        if (f_.dz_gate != nullptr)
-          gate.Read(At<const S>(f_.dz_gate, f_.dz_gate_strides, q.batch, time, n), f_.dz_gate_strides.time,
-                    f_.dz_gate_strides.channel, times, columns);
+        if (f_.dz_gate != nullptr) {
+          const S *const factors = At<const S>(f_.dz_gate, f_.dz_gate_strides, q.batch, time, n);
+          PrefetchTile<0>(factors, f_.dz_gate_strides.time);
+          gate.Read(factors, f_.dz_gate_strides.time, f_.dz_gate_strides.channel, times, columns);
+        }
         T sums[kChunk] = {};
         for (int64_t i = 0; i < times; ++i)
           for (int j = 0; j < kChunk; j += kW) {
             const auto g = OutputGradient<kW, T>::Of(Load<kW>(&dy.rows[i][j]), f_.dz_gate != nullptr,
-                                                     Load<kW>(&gate.rows[i][j]), needs_z_, Load<kW>(&z.rows[i][j]),
-                                                     p_.activation);
+                                                     Load<kW>(&gate.rows[i][j]), makes_dz_of_z_,
+                                                     Load<kW>(&z.rows[i][j]), p_.activation);
             Store<kW>(&dy.rows[i][j], g.dz);
             Store<kW>(&dpost.rows[i][j], g.dpost);
             Store<kW>(sums + j, Load<kW>(sums + j) + g.dz);
           }
         for (int64_t j = 0; j < columns; ++j) s.bias[r + j] += static_cast<double>(sums[j]);
-        if (p_.dpost_gate != nullptr)
-          dpost.Write(At<S>(p_.dpost_gate, p_.dpost_gate_strides, q.batch, time, n), p_.dpost_gate_strides.time,
-                      p_.dpost_gate_strides.channel, times, columns);
+        if (makes_dz_of_z_ && p_.dpost_gate != nullptr) {
+          S *const to = At<S>(p_.dpost_gate, p_.dpost_gate_strides, q.batch, time, n);
+          PrefetchTile<1>(to, p_.dpost_gate_strides.time);
+          dpost.Write(to, p_.dpost_gate_strides.time, p_.dpost_gate_strides.channel, times, columns);
+        }
         dy.ToRows(rows, gradient_pitch_, columns);
       }
   }
@@ -462,8 +494,9 @@ class FftGradient {
           Tile<T> product = du;
           const ColumnGate<S> x{At<const S>(f_.x, f_.x_strides, q.batch, time, n), f_.x_strides.time, 1};
           x.Multiply(product, times, columns);
-          product.Write(At<S>(p_.dpre_gate, p_.dpre_gate_strides, q.batch, time, n), p_.dpre_gate_strides.time,
-                        p_.dpre_gate_strides.channel, times, columns);
+          S *const dpre = At<S>(p_.dpre_gate, p_.dpre_gate_strides, q.batch, time, n);
+          PrefetchTile<1>(dpre, p_.dpre_gate_strides.time);
+          product.Write(dpre, p_.dpre_gate_strides.time, p_.dpre_gate_strides.channel, times, columns);
         }
         if (p_.dx == nullptr) continue;
         const ColumnGate<S> gate{At<const S>(f_.x_gate, f_.x_gate_strides, q.batch, time, n), f_.x_gate_strides.time,
@@ -544,7 +577,7 @@ class FftGradient {
     const T scale = T{1} / static_cast<T>(transform_.Points());
     const int64_t period = 2 * transform_.Points();
     if (WritesColumns())
-      return {s.dh + c * RoundUp(f_.taps, kChunk), 1, f_.taps, f_.origin, period, scale, T{0}};
+      return {s.dh + c * dh_pitch_, 1, f_.taps, f_.origin, period, scale, T{0}};
     return {static_cast<T *>(f_.dh) + (first + c) * f_.dh_channel_stride, f_.dh_tap_stride, f_.taps, f_.origin, period,
             scale, T{0}};
   }
@@ -609,10 +642,13 @@ class FftGradient {
   const KeptSpectra kept_;
   const Filters<S> filters_;
   const int64_t outputs_, longest_, past_;
-  const bool needs_z_, needs_du_, reads_h_, has_lags_, has_past_, is_single_;
+  const bool needs_z_, makes_dz_of_z_, needs_du_, reads_h_, has_lags_, has_past_, is_single_;
   const int threads_;
   const bool shares_lines_, is_far_, copies_taps_, keeps_spectra_;
   const int64_t signal_pitch_, gradient_pitch_;  // from row to row of the panels
+  // Whether gradients of filters are written over the rows of u, one by one when these have been read; and from one to the next.
+  const bool dh_takes_signals_;
+  const int64_t dh_pitch_;
   const Groups groups_;
 };
 

@@ -17,9 +17,10 @@ inline constexpr int64_t kWorkPerSample = 8;
 // Beyond this, what a problem touches is not in the caches when it is wanted.
 inline constexpr int64_t kCacheBytes = int64_t{16} << 20;
 // A panel is at least a line of channels wide, and more while it and what it keeps of its channels take no more than this: of
-// most arrays every time step lies in a page of its own, so a panel takes several lines of it while it is there (measured: 3.7
-// to 3.0 ns an element for 4096 x 1024, K = 128; and on a Zen 5, 1.55 to 1.33 for 16384 x 256, K = L, spectra kept).
-inline constexpr int64_t kPanelBytes = int64_t{4352} << 10;
+// most arrays every time step lies in a page of its own, so a panel takes several lines of it while it is there (on a Zen 5,
+// ms with one, two and four lines: 6.5, 4.8, 4.1 for 8192 x 1024, K = 128; 4.7, 3.9, 3.7 for 4096 x 1024, K = L; but 4.3, 4.0,
+// 4.0 for 16384 x 256, where two lines take 2 MiB).
+inline constexpr int64_t kPanelBytes = int64_t{2176} << 10;
 
 // A length of M for `taps` and `length`, checked or chosen; and the outputs P of a block, 0 when M does not fit.
 template <class T>

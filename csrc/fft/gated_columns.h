@@ -62,6 +62,7 @@ struct ColumnGate {
   // z[r][n] *= the factor of time r and channel n.
   void Multiply(Tile<T> &z, int64_t times, int64_t columns) const {
     if (factors == nullptr) return;
+    PrefetchTile<0>(factors, time);
     for (int64_t r = 0; r < times; ++r) {
       const S *const from = factors + r * time;
       T *const row = z.rows[r];

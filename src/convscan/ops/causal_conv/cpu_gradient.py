@@ -254,13 +254,14 @@ def _backward_cost(problem: BackwardProblem) -> Cost:
     one, points, needs = problem.forward, _backward_points(problem), problem.needs
     needs_z = one.activation is not None or needs[5]
     rows = one.batch * max(1, one.sequences) * one.channels * blocks(one.longest or one.length, one.taps, points)
-    is_adjacent = order(one.x) == "channel"  # where a panel of z lies between two transforms of u
-    each = 3 + (2 if needs_z and is_adjacent else 1 if needs_z else 0)
+    # A panel of z, of which dz is made, lies between two transforms of u.
+    makes_panel = one.activation is not None and order(one.x) == "channel"
+    each = 3 + (2 if makes_panel else 1 if needs_z else 0)
     transforms = rows * each + one.channels * (1 if one.kept else 2)
     elements = (2 + 2 * one.gates + (1 if needs_z else 0)) * samples_of(one)  # each gate, and its gradient
     work = transforms * points * math.log2(max(2, points))
     seconds = seconds_of(one, "conv.fft", work, elements, one.channels)
-    return Cost(seconds, gradient_workspace(_filter_problem(problem), points, one, needs_z))
+    return Cost(seconds, gradient_workspace(_filter_problem(problem), points, one, makes_panel))
 
 
 def _prepare_backward(problem: BackwardProblem) -> RunBackward:

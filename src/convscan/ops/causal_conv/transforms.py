@@ -11,7 +11,7 @@ from functools import lru_cache
 from ... import _native
 from .problem import ConvProblem, FilterGradientProblem, Kept, compute_bytes, item_bytes
 
-PANEL_BYTES = 4352 << 10  # kPanelBytes of csrc/conv/fft_parts.h
+PANEL_BYTES = 2176 << 10  # kPanelBytes of csrc/conv/fft_parts.h
 _LINE, _MOST_LINES = 16, 4  # kChunk, kMostLines
 _SPLIT_POINTS, _CACHE_BYTES = 16384, 16 << 20  # kSplitPoints of csrc/conv/fft.cpp, kCacheBytes of fft_parts.h
 
