@@ -164,17 +164,6 @@ CONVSCAN_INLINE Vec<T, W> Exp(Vec<T, W> x) {
   return e.Scale(e.mantissa);
 }
 
-// a b + c, rounded once where the processor can. GCC contracts the plain expression; Clang does not where it has use for
-// the product, too.
-template <class V>
-CONVSCAN_INLINE V MultiplyAdd(V a, V b, V c) {
-#if defined(__clang__) && (defined(__FMA__) || defined(__aarch64__))
-  return __builtin_elementwise_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
 // A number as the unevaluated sum of two.
 template <int W, class T>
 struct Split {

@@ -75,19 +75,24 @@ void ParallelFor(int64_t count, int threads, void (*task)(void *, int64_t), void
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
+  Shares shares(count, threads);
+  const auto run = [&](int64_t thread) { shares.Run(static_cast<int>(thread), task, context); };
   if (pool_in_use != nullptr) {
-    pool_in_use->run(pool_in_use->host, count, threads, task, context);
+    // A pool may hand out its tasks in any order: there is one for each thread, which ends when all shares are done.
+    pool_in_use->run(
+        pool_in_use->host, threads, threads,
+        [](void *of, int64_t thread) { (*static_cast<decltype(run) *>(of))(thread); },
+        const_cast<void *>(static_cast<const void *>(&run)));
     return;
   }
-  Shares shares(count, threads);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(threads)
-  shares.Run(omp_get_thread_num(), task, context);
+  run(omp_get_thread_num());
 #else
   std::vector<std::thread> others;
   others.reserve(static_cast<size_t>(threads - 1));
-  for (int t = 1; t < threads; ++t) others.emplace_back([&, t] { shares.Run(t, task, context); });
-  shares.Run(0, task, context);
+  for (int t = 1; t < threads; ++t) others.emplace_back([&run, t] { run(t); });
+  run(0);
   for (std::thread &other : others) other.join();
 #endif
 }

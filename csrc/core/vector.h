@@ -265,6 +265,28 @@ CONVSCAN_INLINE Vec<T, W> Broadcast(T v) {
   return [v]<int... I>(Indices<I...>) { return Vec<T, W>{((void)I, v)...}; }(MakeIndices<W>{});
 }
 
+// a b + c, rounded once where the processor can. GCC contracts the plain expression; Clang does not where it has use for
+// the product, too.
+template <class V>
+CONVSCAN_INLINE V MultiplyAdd(V a, V b, V c) {
+#if defined(__clang__) && (defined(__FMA__) || defined(__aarch64__))
+  return __builtin_elementwise_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// c - a b, likewise. Of the difference of two products Clang negates one and adds the other for Arm, which is one instruction
+// too many.
+template <class V>
+CONVSCAN_INLINE V SubtractProduct(V c, V a, V b) {
+#if defined(__clang__) && (defined(__FMA__) || defined(__aarch64__))
+  return __builtin_elementwise_fma(-a, b, c);
+#else
+  return c - a * b;
+#endif
+}
+
 // Outputs above this are stored past the caches: they would not stay there, and their lines need not be read first.
 inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
 

@@ -1,7 +1,5 @@
 #include "executorch/call.h"
 
-#include <atomic>
-
 namespace convscan::executorch_operators {
 
 Operand Read(const Tensor &tensor, View view, int64_t channels, int rank) {
@@ -93,12 +91,11 @@ namespace {
 
 int PoolThreads(void *) { return static_cast<int>(::executorch::extension::get_thread_count()); }
 
-void RunInPool(void *, int64_t count, int threads, void (*task)(void *, int64_t), void *context) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+void RunInPool(void *, int64_t count, int, void (*task)(void *, int64_t), void *context) {
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(context, i);
   };
-  if (!::executorch::extension::parallel_for(0, threads, 1, work)) work(0, 1);
+  if (!::executorch::extension::parallel_for(0, count, 1, work)) work(0, count);
 }
 
 constexpr convscan_pool kPool = {nullptr, PoolThreads, RunInPool};

@@ -13,7 +13,7 @@ struct ComplexVec {
   CONVSCAN_INLINE friend ComplexVec operator+(ComplexVec a, ComplexVec b) { return {a.re + b.re, a.im + b.im}; }
   CONVSCAN_INLINE friend ComplexVec operator-(ComplexVec a, ComplexVec b) { return {a.re - b.re, a.im - b.im}; }
   CONVSCAN_INLINE friend ComplexVec operator*(ComplexVec a, ComplexVec b) {
-    return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+    return {SubtractProduct(a.re * b.re, a.im, b.im), a.re * b.im + a.im * b.re};
   }
   CONVSCAN_INLINE ComplexVec Scaled(T s) const { return {re * s, im * s}; }
 };
@@ -21,7 +21,7 @@ struct ComplexVec {
 // a * conj(b)
 template <class T, int W>
 CONVSCAN_INLINE ComplexVec<T, W> MultiplyConjugate(ComplexVec<T, W> a, ComplexVec<T, W> b) {
-  return {a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im};
+  return {a.re * b.re + a.im * b.im, SubtractProduct(a.im * b.re, a.re, b.im)};
 }
 
 // Times w forwards, times conj(w) on the way back.

@@ -625,7 +625,8 @@ CONVSCAN_API int64_t convscan_multiply_adds(int64_t rounds, int threads);
 CONVSCAN_API int convscan_thread_count(void);
 
 /* A host's own threads. `run` calls task(context, index) once for every 0 <= index < count, on at most `threads` threads and
- * in any order, and returns when all are done. Workspace of its threads is kept until they end. */
+ * in any order, and returns when all are done; count is at most `threads`, and a thread that keeps its index from call to call
+ * finds in its caches what it left there. Workspace of the threads is kept until they end. */
 typedef struct convscan_pool {
   void *host; /* what the two functions are given */
   int (*thread_count)(void *host);

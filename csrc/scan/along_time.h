@@ -174,7 +174,7 @@ struct TimeRows {
       x[r] = static_cast<const Storage *>(s.x) + n * s.x_channel * kParts + start;
       a[r] = static_cast<const Storage *>(s.a) + n * s.a_channel * kParts + (kConstant ? 0 : start);
       y[r] = static_cast<Storage *>(s.y) + n * s.y_channel * kParts + start;
-      streams &= reinterpret_cast<uintptr_t>(y[r]) % 64 == 0;
+      streams &= reinterpret_cast<uintptr_t>(y[r]) % kBlockBytes == 0;
     });
     if constexpr (kConstant) {
       alignas(64) Part numbers[kC / kPer * kParts];

@@ -109,12 +109,31 @@ CONVSCAN_INLINE void StoreNumbers(Storage *p, Numbers<Element, N> v) {
   }
 }
 
-// The same, past the caches where `streams`: then p is aligned to the vector.
+// The same past the caches, of p that is aligned to kAlignment bytes: 16, which every allocator gives, or a cache line.
+// Processors put lines together from blocks of 16 bytes, if what is next to a vector soon follows.
+inline constexpr int kBlockBytes = 16, kLineBytes = 64;
+
+template <class Element, int N, int kAlignment = kBlockBytes, class Storage>
+CONVSCAN_INLINE void StreamNumbers(Storage *p, Numbers<Element, N> v) {
+  constexpr int kScalars = N * Element::kParts;
+  if constexpr (sizeof(Storage) != sizeof(typename Element::Part) || sizeof(v) < kBlockBytes) {
+    StoreNumbers<Element, N>(p, v);
+  } else if constexpr (sizeof(v) <= kAlignment) {
+    StoreStream<kScalars>(p, v);
+  } else {
+    constexpr int kIn = kBlockBytes / static_cast<int>(sizeof(Storage));
+    const auto block = [&]<int kFirst, int... I>(Indices<kFirst>, Indices<I...>) CONVSCAN_INLINED {
+      StoreStream<kIn>(p + kFirst, __builtin_shufflevector(v, v, (kFirst + I)...));
+    };
+    const auto all = [&]<int... B>(Indices<B...>) CONVSCAN_INLINED { (block(Indices<B * kIn>{}, MakeIndices<kIn>{}), ...); };
+    all(MakeIndices<kScalars / kIn>{});
+  }
+}
+
+// Either of the two.
 template <class Element, int N, class Storage>
 CONVSCAN_INLINE void StoreNumbers(Storage *p, Numbers<Element, N> v, bool streams) {
-  if constexpr (sizeof(Storage) == sizeof(typename Element::Part) && N * Element::kParts > 1) {
-    if (streams) return StoreStream<N * Element::kParts>(p, v);
-  }
+  if (streams) return StreamNumbers<Element, N>(p, v);
   StoreNumbers<Element, N>(p, v);
 }
 

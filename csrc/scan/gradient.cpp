@@ -313,7 +313,7 @@ constexpr int64_t kSumChannels = 64, kSumSteps = 64;
 bool StoresMayStream(const convscan_scan_gradient &p, bool is_summed) {
   const int64_t bytes = StorageBytes(p.forward.dtype);
   const auto is_whole = [=](const void *address, const convscan_strides &s) {
-    return reinterpret_cast<uintptr_t>(address) % 64 == 0 && s.channel == 1 && s.time * bytes % 64 == 0 &&
+    return reinterpret_cast<uintptr_t>(address) % kBlockBytes == 0 && s.channel == 1 && s.time * bytes % 64 == 0 &&
            s.batch * bytes % 64 == 0;
   };
   return p.dx != p.dy && IsTooLargeForCaches(p.forward, p.da == nullptr ? 3 : is_summed ? 4 : 5) &&

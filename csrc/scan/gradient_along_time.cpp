@@ -46,7 +46,7 @@ CONVSCAN_INLINE void WriteRun(Element, const typename Element::Storage *to, int6
   constexpr int kN = kNumbers<Element>, kScalars = kN * Element::kParts;
   int64_t i = 0;
   if (streams)
-    for (; i < count && reinterpret_cast<uintptr_t>(to + i) % 64 != 0; i += Element::kParts) write(Indices<1>{}, i, false);
+    for (; i < count && reinterpret_cast<uintptr_t>(to + i) % kBlockBytes != 0; i += Element::kParts) write(Indices<1>{}, i, false);
   for (; i + kScalars <= count; i += kScalars) write(Indices<kN>{}, i, streams);
   for (; i < count; i += Element::kParts) write(Indices<1>{}, i, false);
 }

@@ -75,7 +75,7 @@ class ScanOfNeighbours {
   // Addresses are those of step 0; a vector's is where it has its first lane.
   CONVSCAN_INLINE ScanOfNeighbours(const Segment &s, Part *state)
       : s(s), state(state), x(static_cast<const Storage *>(s.x) + kStart), a(static_cast<const Storage *>(s.a) + kStart),
-        y(static_cast<Storage *>(s.y) + kStart), streams(s.streams && kReadAhead == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0),
+        y(static_cast<Storage *>(s.y) + kStart), streams(s.streams && kReadAhead == 0 && reinterpret_cast<uintptr_t>(y) % kBlockBytes == 0),
         is_constant(s.a_time == 0), carry(Lanes::Spread(state)), constant{} {
     if (is_constant) {
       alignas(64) Part numbers[kC * kParts];

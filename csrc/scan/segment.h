@@ -5,6 +5,7 @@
 #include "core/cache.h"
 #include "core/parallel.h"
 #include "core/vector.h"
+#include "scan/element.h"
 
 namespace convscan::CONVSCAN_ISA {
 
@@ -163,7 +164,7 @@ inline bool StoresMayStream(const convscan_scan &p) {
   const int64_t bytes = StorageBytes(p.dtype);
   const auto is_whole = [=](int64_t stride) { return stride * bytes % 64 == 0; };
   return IsTooLargeForCaches(p) &&
-         (p.y_strides.channel != 1 || (reinterpret_cast<uintptr_t>(p.y) % 64 == 0 && is_whole(p.y_strides.time) &&
+         (p.y_strides.channel != 1 || (reinterpret_cast<uintptr_t>(p.y) % kBlockBytes == 0 && is_whole(p.y_strides.time) &&
                                        is_whole(p.y_strides.batch)));
 }
 

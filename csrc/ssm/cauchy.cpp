@@ -74,7 +74,7 @@ void AddBlock(const CauchyTables<T> &tables, int64_t w, int64_t terms, int power
       const Vec<T> once_re = re * inverse, once_im = -im * inverse;
       Vec<T> all_re = once_re, all_im = once_im;
       for (int k = 1; k < power; ++k) {
-        const Vec<T> product = all_re * once_re - all_im * once_im;
+        const Vec<T> product = SubtractProduct(all_re * once_re, all_im, once_im);
         all_im = all_re * once_im + all_im * once_re;
         all_re = product;
       }
