@@ -23,6 +23,8 @@ from convscan import _dispatch, _gpu
 from convscan.ops.causal_conv import arguments as conv
 from convscan.ops.causal_conv import backward
 from convscan.ops.causal_conv import step as conv_step
+from convscan.ops.linear_attention import api as attention
+from convscan.ops.linear_attention.problem import AttentionGradientProblem
 from convscan.ops.linear_recurrence import api as scan
 from convscan.ops.linear_recurrence import step as scan_step
 from convscan.ops.selective_scan import arguments as selective
@@ -107,21 +109,24 @@ def recurrences() -> Iterator[tuple[str, Callable[[], None]]]:
 
 def selective_scans() -> Iterator[tuple[str, Callable[[], None]]]:
     """What selective_scan launches: of many channels, which go through all chunks by themselves, and of few."""
-    sizes = {"many": (64, 4096), "few": (1, 1536)}
+    sizes = {"many": (64, 4096), "few": (1, 1536), "few complex": (1, 1536)}
     for kind, dtype in (("channels", torch.float32), ("time", torch.float32), ("half", torch.bfloat16)):
         for size in sizes if kind == "channels" else ("few",):
             batch, channels = sizes[size]
             u = meta(batch, 4096, channels, dtype=dtype, time_contiguous=kind == "time")
-            a, d = meta(channels, 16), meta(channels)
-            b, start = meta(batch, 4096, 1, 16), meta(batch, channels, 16)
+            number = torch.complex64 if "complex" in size else torch.float32
+            a, d = meta(channels, 16, dtype=number), meta(channels)
+            b, start = meta(batch, 4096, 1, 16, dtype=number), meta(batch, channels, 16, dtype=number)
+            b = a if "complex" in size else b  # constant too
             given = selective.Arguments(u, u, a, b, b, d, u, d, start)
             problem = selective.problem_of(given, True, start, None, u)
             for name, run in rows("selective_scan", problem):
                 call = lambda run=run, g=given, s=start, u=u: run(*g, s, None, u)  # noqa: E731
                 yield f"{name}, {kind} contiguous, {size}", call
-            kept = meta(batch, 64 * 16, channels)
+            kept = meta(batch, 64 * 16 * (1 + number.is_complex), channels)
             gradient = selective_gradient._describe_gradient(u, start, kept, given, True)
-            sums = [meta(batch, channels, 16), b[None], b[None], meta(batch, channels)]
+            of_b = meta(batch, channels, 16, dtype=number) if b is a else b[None]
+            sums = [start, of_b, of_b, meta(batch, channels)]
             for name, run in rows("selective_scan_gradient", gradient):
                 results = (u, start, u, u, *sums, u, sums[3], start)
                 call = lambda run=run, g=given, k=kept, r=results, u=u: run(*g, None, k, None, *r)  # noqa: E731
@@ -142,7 +147,31 @@ def steps() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"{name}, recurrence", lambda run=run: run(sample, h[0], last, last)
 
 
-SPECIMENS = (convolutions, recurrences, steps, selective_scans)
+def linear_attention() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What gated_linear_attention, ssd_scan and mlstm launch: of few heads, whose states are stored, and of many."""
+    cases = {
+        "Mamba-2": (1, 1, 80, 128, 64, False, torch.float32),
+        "Mamba-2 half": (1, 1, 80, 128, 64, False, torch.bfloat16),
+        "mLSTM half": (64, 8, 8, 256, 512, False, torch.bfloat16),
+        "decay by key": (1, 16, 16, 128, 128, True, torch.float32),
+    }
+    for case, (batch, groups, heads, keys, values, per_key, dtype) in cases.items():
+        q, v = meta(batch, 4096, groups, keys, dtype=dtype), meta(batch, 4096, heads, values, dtype=dtype)
+        w = meta(batch, 4096, heads)
+        g = meta(*w.shape, keys) if per_key else w
+        state, total = meta(batch, heads, keys, values), meta(batch, heads, keys)
+        given = (q, q, v, g, w, state, total)
+        problem = attention.describe(q, v, g, None, True)
+        for name, run in rows("gated_linear_attention", problem):
+            outputs = (v, w, state, total)
+            yield f"{name}, {case}", lambda run=run, i=given, o=outputs: run(i, None, o, None, 1.0)
+        for name, run in rows("linear_attention_gradient", AttentionGradientProblem(problem)):
+            outputs = (q[None], q[None], v, g, w, state, total)
+            call = lambda run=run, i=given, d=(v, w, state, total), o=outputs: run(i, d, o, None, 1.0)  # noqa: E731
+            yield f"{name} gradient, {case}", call
+
+
+SPECIMENS = (convolutions, recurrences, steps, selective_scans, linear_attention)
 
 
 def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:

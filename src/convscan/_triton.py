@@ -49,6 +49,7 @@ def dot(x, y, total, PRECISION: tl.constexpr):
 
     PRECISION says what a tensor core may make of them: ``"exact"`` float32; ``"three"`` the three larger of the four
     products of their halves, 2^-22 off; ``"left"`` the two halves of x times y, which has no more than 11 bits;
+    ``"right"`` x, which has no more, times those of y;
     ``"one"`` both rounded to 11 bits; ``"half"`` both of a half type.
     """
     if PRECISION == "exact":
@@ -57,6 +58,12 @@ def dot(x, y, total, PRECISION: tl.constexpr):
         total = tl.dot(x, y, total)
     elif PRECISION == "one":
         total = tl.dot(_rounded(x), _rounded(y), total, input_precision="tf32")
+    elif PRECISION == "right":
+        high_y = _rounded(y)
+        low_y = y - high_y
+        low_y = tl.where(low_y == low_y, low_y, 0.0)
+        total = tl.dot(x, low_y, total, input_precision="tf32")
+        total = tl.dot(x, high_y, total, input_precision="tf32")
     else:
         high_x = _rounded(x)
         low_x = x - high_x
@@ -116,3 +123,23 @@ def softplus(x):
     # What rounding takes from 1 + z, the ratio gives back (Kahan).
     rest = tl.where(w == 1.0, z, tl.log(w) * (z / tl.where(w == 1.0, 1.0, w - 1.0)))
     return tl.maximum(x, 0.0) + rest
+
+
+@triton.jit
+def place_of(program, bounds, table, length, STEPS: tl.constexpr, SERIAL: tl.constexpr, PACKED: tl.constexpr):
+    """The sequence of a program, its steps, its first chunk among those of all sequences, and how many it has. SERIAL
+    ones go through a sequence of ``bounds``, others through a chunk of ``table``, which ``_gpu.Chunks`` makes."""
+    sequence, begin, end = wide(0), wide(0), wide(length)
+    if SERIAL:
+        if PACKED:
+            sequence = wide(program)
+            begin, end = tl.load(bounds + program), tl.load(bounds + program + 1)
+        first, chunks = begin // STEPS + sequence, (end - begin + STEPS - 1) // STEPS
+    else:
+        first, chunks = wide(program), wide(1)
+        begin = first * STEPS
+        end = tl.minimum(begin + STEPS, end)
+        if PACKED:
+            sequence = tl.load(table + 3 * first)
+            begin, end = tl.load(table + 3 * first + 1), tl.load(table + 3 * first + 2)
+    return sequence, begin, end, first, chunks

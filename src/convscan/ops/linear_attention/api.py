@@ -17,7 +17,7 @@ from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose, register
 from ..._layout import dtype_name
 from ..._library import below_autograd, define, derivative, is_plain, is_recorded, with_leading_axis
-from . import composed, cpu, reference
+from . import composed, cpu, reference, triton
 from .groups import over_heads
 from .problem import AttentionGradientProblem, AttentionProblem
 
@@ -506,9 +506,9 @@ _REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_c
 _GRADIENT_REFERENCE = Implementation(
     "reference", "any", lambda problem: [], _reference_cost, _prepare_gradient_reference
 )
-ROWS = (*cpu.ROWS, _REFERENCE)
+ROWS = (*cpu.ROWS, *triton.ROWS, _REFERENCE)
 register(
     "linear_attention_gradient",
-    (*cpu.GRADIENT_ROWS, _GRADIENT_REFERENCE),
+    (*cpu.GRADIENT_ROWS, *triton.GRADIENT_ROWS, _GRADIENT_REFERENCE),
     lambda *arguments: AttentionGradientProblem(describe(*arguments)),
 )

@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..._triton import activate, activation_gradient, join, join_complex, row_of, softplus, times, wide
+from ..._triton import activate, activation_gradient, join, join_complex, place_of, row_of, softplus, times, wide
 
 
 @triton.jit
@@ -45,37 +45,22 @@ def _step_sizes(delta, bias, inside, SOFTPLUS: tl.constexpr):
 def _projected(b, n, t, c, in_time, in_channels, group, bt, bg, bn, CONSTANT: tl.constexpr, WIDE: tl.constexpr):
     """B or C of a state: a column over time, or where constant a row of channels."""
     if CONSTANT:
-        return tl.load(b + c * bg + n * bn, mask=in_channels, other=0.0).to(WIDE)[None, :]
-    return tl.load(b + t * bt + group * bg + n * bn, mask=in_time, other=0.0).to(WIDE)[:, None]
+        found = tl.load(b + c * bg + n * bn, mask=in_channels, other=0.0).to(WIDE)[None, :]
+    else:
+        found = tl.load(b + t * bt + group * bg + n * bn, mask=in_time, other=0.0).to(WIDE)[:, None]
+    return found
 
 
 @triton.jit
 def _gate(exponent, angle, COMPLEX: tl.constexpr):
     """exp(exponent + i angle)."""
-    size = tl.exp(exponent)
+    real = tl.exp(exponent)
+    imaginary = real * 0.0
     if COMPLEX:
         # What has faded away has no angle.
-        return tl.where(size == 0.0, 0.0, size * tl.cos(angle)), tl.where(size == 0.0, 0.0, size * tl.sin(angle))
-    return size, size * 0.0
-
-
-@triton.jit
-def _place(program, bounds, table, length, STEPS: tl.constexpr, SERIAL: tl.constexpr, PACKED: tl.constexpr):
-    """The sequence of a program, its steps, its first chunk among those of all sequences, and how many it has."""
-    sequence, begin, end = wide(0), wide(0), wide(length)
-    if SERIAL:
-        if PACKED:
-            sequence = wide(program)
-            begin, end = tl.load(bounds + program), tl.load(bounds + program + 1)
-        first, chunks = begin // STEPS + sequence, (end - begin + STEPS - 1) // STEPS
-    else:
-        first, chunks = wide(program), wide(1)
-        begin = first * STEPS
-        end = tl.minimum(begin + STEPS, end)
-        if PACKED:
-            sequence = tl.load(table + 3 * first)
-            begin, end = tl.load(table + 3 * first + 1), tl.load(table + 3 * first + 2)
-    return sequence, begin, end, first, chunks
+        imaginary = tl.where(real == 0.0, 0.0, real * tl.sin(angle))
+        real = tl.where(real == 0.0, 0.0, real * tl.cos(angle))
+    return real, imaginary
 
 
 @triton.jit
@@ -133,7 +118,7 @@ def local_states(
     in_tile = (tile % group_tiles) * CHANNELS + tl.arange(0, CHANNELS)
     c = group * in_group + in_tile
     in_channels = in_tile < in_group
-    _, begin, end, _, _ = _place(chunk, table, table, length, STEPS, False, PACKED)
+    _, begin, end, _, _ = place_of(chunk, table, table, length, STEPS, False, PACKED)
     t = begin + tl.arange(0, STEPS)
     in_time = t < end
     at_t, at_c = t[:, None], c[None, :]
@@ -218,7 +203,7 @@ def between_chunks(
     block = program % blocks
     sequence = (program // blocks) % sequences
     b = wide(program // (blocks * sequences))
-    sequence, _, _, first, count = _place(sequence, bounds, bounds, length, STEPS, True, PACKED)
+    sequence, _, _, first, count = place_of(sequence, bounds, bounds, length, STEPS, True, PACKED)
     e = wide(block) * NUMBERS + tl.arange(0, NUMBERS)
     here = e < states * channels
     n, c = e // channels, e % channels
@@ -362,7 +347,7 @@ def outputs(
     in_tile = (tile % group_tiles) * CHANNELS + tl.arange(0, CHANNELS)
     c = group * in_group + in_tile
     in_channels = in_tile < in_group
-    sequence, first_step, last_step, first, count = _place(place, bounds, table, length, STEPS, SERIAL, PACKED)
+    sequence, first_step, last_step, first, count = place_of(place, bounds, table, length, STEPS, SERIAL, PACKED)
     parts: tl.constexpr = 2 if COMPLEX else 1
     step = states * parts * wide(channels)
     u += b * ub
@@ -550,7 +535,7 @@ def gradients(
     in_tile = (tile % group_tiles) * CHANNELS + tl.arange(0, CHANNELS)
     c = group * in_group + in_tile
     in_channels = in_tile < in_group
-    sequence, first_step, last_step, first, count = _place(place, bounds, table, length, STEPS, SERIAL, PACKED)
+    sequence, first_step, last_step, first, count = place_of(place, bounds, table, length, STEPS, SERIAL, PACKED)
     parts: tl.constexpr = 2 if COMPLEX else 1
     step = states * parts * wide(channels)
     u += b * ub
