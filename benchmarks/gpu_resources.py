@@ -23,6 +23,7 @@ from convscan import _dispatch, _gpu
 from convscan.ops.causal_conv import arguments as conv
 from convscan.ops.causal_conv import backward
 from convscan.ops.causal_conv import step as conv_step
+from convscan.ops.gated_delta_rule import api as delta
 from convscan.ops.linear_attention import api as attention
 from convscan.ops.linear_attention.problem import AttentionGradientProblem
 from convscan.ops.linear_recurrence import api as scan
@@ -171,7 +172,19 @@ def linear_attention() -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{name} gradient, {case}", call
 
 
-SPECIMENS = (convolutions, recurrences, steps, selective_scans, linear_attention)
+def delta_rules() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What gated_delta_rule launches: of Gated DeltaNet."""
+    for kind, dtype in (("float32", torch.float32), ("half", torch.bfloat16)):
+        q, v = meta(1, 4096, 16, 128, dtype=dtype), meta(1, 4096, 32, 128, dtype=dtype)
+        g, state = meta(1, 4096, 32), meta(1, 32, 128, 128)
+        problem = delta._problem(q, v, g, None, is_gradient=False)
+        for name, run in rows("gated_delta_rule", problem):
+            given = (q, q, v, g, g, state)
+            call = lambda run=run, i=given, o=(v, state): run(i, None, (), o, 1.0)  # noqa: E731
+            yield f"{name}, Gated DeltaNet {kind}", call
+
+
+SPECIMENS = (convolutions, recurrences, steps, selective_scans, linear_attention, delta_rules)
 
 
 def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:

@@ -28,7 +28,7 @@ from ..linear_attention.arguments import decays, gate, key_value_state, keys_and
 from ..linear_attention.cpu import Optionals
 from ..linear_attention.groups import over_groups, over_heads
 from ..linear_attention.step import Settings, Step, state_of, written_and_read
-from . import composed, cpu, reference
+from . import composed, cpu, reference, triton
 from .problem import DeltaRuleProblem
 
 _NAME = "gated_delta_rule"
@@ -499,5 +499,5 @@ def _reference_cost(problem: DeltaRuleProblem) -> Cost:
 
 
 _REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
-register(_NAME, (*cpu.ROWS, _REFERENCE), _describe)
+register(_NAME, (*cpu.ROWS, *triton.ROWS, _REFERENCE), _describe)
 register(f"{_NAME}_gradient", (*cpu.ROWS, _REFERENCE), _describe)

@@ -108,12 +108,17 @@ def one_batch(tensor: Tensor | None, leading: int) -> Tensor | None:
     return None if tensor is None else tensor.reshape(tensor.shape[:leading].numel(), *tensor.shape[leading:])
 
 
+def chunks_in(cu_seqlens: Tensor | None, stand_in: Tensor, length: int) -> Chunks:
+    """Those of packed sequences; of one there is nothing to know."""
+    return Chunks(stand_in, stand_in) if cu_seqlens is None else Chunks.of(cu_seqlens, length, STEPS)
+
+
 def _with_sequences(states: Optionals, packed: bool) -> list[Tensor | None]:
     """(batch, sequences, heads, ...), also where there is one sequence."""
     return [tensor if tensor is None or packed else tensor.unsqueeze(1) for tensor in states]
 
 
-def _strides(tensor: Tensor | None, axes: int) -> tuple[int, ...]:
+def strides(tensor: Tensor | None, axes: int) -> tuple[int, ...]:
     """Of so many axes; zero for those that it does not have."""
     return (0,) * axes if tensor is None else (*tensor.stride(), *(0,) * (axes - tensor.ndim))
 
@@ -155,15 +160,15 @@ def _scan(
         problem.sequences,
         plan.key_blocks,
         plan.value_blocks,
-        *_strides(k, 4),
-        *_strides(v, 4),
-        *_strides(g, 4),
-        *_strides(w, 3),
-        *_strides(sums, 3),
-        *_strides(initial[0], 5),
-        *_strides(initial[1], 4),
-        *_strides(final[0], 5),
-        *_strides(final[1], 4),
+        *strides(k, 4),
+        *strides(v, 4),
+        *strides(g, 4),
+        *strides(w, 3),
+        *strides(sums, 3),
+        *strides(initial[0], 5),
+        *strides(initial[1], 4),
+        *strides(final[0], 5),
+        *strides(final[1], 4),
         TIME=_TIME,
         HAS_W=w is not None,
         HAS_START=initial[0] is not None,
@@ -176,7 +181,7 @@ def _scan(
     )
 
 
-def _outputs(
+def outputs_of_chunks(
     plan: Plan,
     signals: Optionals,
     skip: Tensor | None,
@@ -185,8 +190,9 @@ def _outputs(
     chunks: Chunks,
     scale: float,
     *,
-    backwards: bool,
+    backwards: bool = False,
     packed: bool,
+    precision: dict[str, str] | None = None,
 ) -> None:
     """``signals`` are q, k, v, g, w, ``results`` y and sums; backwards the gradient of y for v, and that of v for y."""
     from . import triton_chunked
@@ -203,21 +209,21 @@ def _outputs(
         *_sizes(plan, scale),
         plan.chunks,
         plan.value_blocks,
-        *_strides(q, 4),
-        *_strides(k, 4),
-        *_strides(v, 4),
-        *_strides(g, 4),
-        *_strides(w, 3),
-        *_strides(skip, 2),
-        *_strides(results[0], 4),
-        *_strides(results[1], 3),
+        *strides(q, 4),
+        *strides(k, 4),
+        *strides(v, 4),
+        *strides(g, 4),
+        *strides(w, 3),
+        *strides(skip, 2),
+        *strides(results[0], 4),
+        *strides(results[1], 3),
         BLOCK=_BLOCK,
         HAS_W=w is not None,
         HAS_SKIP=skip is not None,
         HAS_SUMS=problem.sums and not backwards,
         PACKED=packed,
         BACKWARDS=backwards,
-        **precisions(problem.dtype),
+        **(precision or precisions(problem.dtype)),
         **plan.flags(),
     )
 
@@ -253,11 +259,10 @@ def _prepare(problem: AttentionProblem) -> Run:
         y, sums, *final = (one_batch(tensor, leading) for tensor in outputs)
         initial, final = _with_sequences(initial, packed), _with_sequences(final, packed)
         assert v is not None
-        chunks = Chunks(v, v) if cu_seqlens is None else Chunks.of(cu_seqlens, problem.length, STEPS)
+        chunks = chunks_in(cu_seqlens, v, problem.length)
         between = _states(v, plan)
-        direction = {"backwards": False, "packed": packed}
-        _scan(plan, (k, v, g, w, None), initial, final, between, chunks, scale, **direction)
-        _outputs(plan, (q, k, v, g, w), skip, (y, sums), between, chunks, scale, **direction)
+        _scan(plan, (k, v, g, w, None), initial, final, between, chunks, scale, backwards=False, packed=packed)
+        outputs_of_chunks(plan, (q, k, v, g, w), skip, (y, sums), between, chunks, scale, packed=packed)
 
     return run
 
@@ -323,14 +328,14 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
             dsums = v.new_zeros(v.shape[:-1], dtype=torch.float32)
         if forward.sums and dfinal[0] is not None and dfinal[1] is None:
             dfinal[1] = dfinal[0].new_zeros(dfinal[0].shape[:-1])
-        chunks = Chunks(v, v) if cu_seqlens is None else Chunks.of(cu_seqlens, forward.length, STEPS)
+        chunks = chunks_in(cu_seqlens, v, forward.length)
         before, behind = _states(v, plan), _states(v, plan)
         _scan(plan, (k, v, g, w, None), initial, (None, None), before, chunks, scale, backwards=False, packed=packed)
         # With queries for keys and the gradient for values, the state's gradient is a state that time runs back for.
         asked = (q, dy, g, None, dsums)
         _scan(plan, asked, dfinal, dinitial, behind, chunks, scale, backwards=True, packed=packed)
         signals = (q, k, dy, g, w)
-        _outputs(plan, signals, None, (dv, None), behind, chunks, scale, backwards=True, packed=packed)
+        outputs_of_chunks(plan, signals, None, (dv, None), behind, chunks, scale, backwards=True, packed=packed)
 
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.float32, device=v.device)
@@ -349,13 +354,13 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
             plan.chunks,
             forward.batch,
             plan.key_blocks,
-            *_strides(q, 4),
-            *_strides(k, 4),
-            *_strides(v, 4),
-            *_strides(g, 4),
-            *_strides(w, 3),
-            *_strides(dy, 4),
-            *_strides(dsums, 3),
+            *strides(q, 4),
+            *strides(k, 4),
+            *strides(v, 4),
+            *strides(g, 4),
+            *strides(w, 3),
+            *strides(dy, 4),
+            *strides(dsums, 3),
             BLOCK=_BLOCK,
             HAS_W=w is not None,
             HAS_SUMS=forward.sums,

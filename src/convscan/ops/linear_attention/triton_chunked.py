@@ -30,25 +30,25 @@ from ..._triton import dot, place_of, wide
 
 
 @triton.jit
-def _rows(x, t, c, in_time, in_columns, xt, xc):
+def rows(x, t, c, in_time, in_columns, xt, xc):
     """Some steps of a signal: (time, columns)."""
     return tl.load(x + t[:, None] * xt + c[None, :] * xc, mask=in_time[:, None] & in_columns[None, :], other=0.0)
 
 
 @triton.jit
-def _column(x, t, in_time, xt):
+def column(x, t, in_time, xt):
     return tl.load(x + t * xt, mask=in_time, other=0.0)
 
 
 @triton.jit
 def _gates(g, t, c, in_time, in_columns, gt, gk, PER_KEY: tl.constexpr):
     """g of some steps, zero elsewhere: by step, or (time, keys)."""
-    gates = _rows(g, t, c, in_time, in_columns, gt, gk) if PER_KEY else _column(g, t, in_time, gt)
+    gates = rows(g, t, c, in_time, in_columns, gt, gk) if PER_KEY else column(g, t, in_time, gt)
     return gates
 
 
 @triton.jit
-def _between(g, TIME: tl.constexpr):
+def between_steps(g, TIME: tl.constexpr):
     """exp of g summed over (s, t], (time, time); zero above the diagonal."""
     t, s = tl.arange(0, TIME)[:, None], tl.arange(0, TIME)[None, :]
     sums = tl.cumsum(tl.where(t > s, g[:, None], 0.0), 0)
@@ -76,13 +76,13 @@ def _products_by_key(q, k, g, begin, c, end, in_keys, kt, kk, gt, gk, TIME: tl.c
 def _to_block(g, t, c, begin, block, in_columns, gt, gk):
     """exp of g by key, summed from behind each step up to where a later block of the chunk begins."""
     within = (t + 1 < block) & (t >= begin)
-    return tl.exp(tl.cumsum(_rows(g, t + 1, c, within, in_columns, gt, gk), 0, reverse=True))
+    return tl.exp(tl.cumsum(rows(g, t + 1, c, within, in_columns, gt, gk), 0, reverse=True))
 
 
 @triton.jit
 def _from_block(g, t, c, behind, end, in_columns, gt, gk):
     """exp of g by key, summed from the end of an earlier block up to each step."""
-    return tl.exp(tl.cumsum(_rows(g, t, c, (t >= behind) & (t < end), in_columns, gt, gk), 0))
+    return tl.exp(tl.cumsum(rows(g, t, c, (t >= behind) & (t < end), in_columns, gt, gk), 0))
 
 
 @triton.jit
@@ -200,8 +200,8 @@ def scan(
         end = tl.minimum(begin + TIME, last_step)
         t = begin + tl.arange(0, TIME)
         in_time = t < end
-        written = _rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
-        of_v = _rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
+        written = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
+        of_v = rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
         of_g = _gates(g, t, at_k, in_time, in_keys, gt, gk, PER_KEY)
         if BACKWARDS:
             decay = tl.exp(tl.cumsum(of_g, 0)) * scale
@@ -213,11 +213,11 @@ def scan(
         else:
             written *= decay[:, None]
         if HAS_W:
-            written *= _column(w, t, in_time, wt)[:, None]
+            written *= column(w, t, in_time, wt)[:, None]
         whole = tl.exp(tl.sum(of_g, 0))
         if HAS_SUMS:
             if BACKWARDS:
-                total = total * whole + tl.sum(written * _column(sums, t, in_time, ut)[:, None], 0)
+                total = total * whole + tl.sum(written * column(sums, t, in_time, ut)[:, None], 0)
             else:
                 total = total * whole + tl.sum(written, 0)
         if PER_KEY:
@@ -335,25 +335,25 @@ def outputs(
         for first_key in range(0, keys, KEYS):
             at_k = first_key + tl.arange(0, KEYS)
             in_keys = at_k < keys
-            of_q = _rows(q, row, at_k, in_rows, in_keys, qt, qk)
-            of_k = _rows(k, row, at_k, in_rows, in_keys, kt, kk)
+            of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
+            of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk)
             at_state = between + at_k[:, None] * wide(values) + at_v[None, :]
             state = tl.load(at_state, mask=in_keys[:, None] & in_values[None, :], other=0.0)
             if PER_KEY:
                 of_q = of_q.to(tl.float32)
                 near += _products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, ROWS)
-                of_g = _rows(g, row, at_k, in_rows, in_keys, gt, gk)
+                of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
                 if BACKWARDS:
-                    following = _rows(g, row + 1, at_k, (row + 1 < behind) & (row + 1 < end), in_keys, gt, gk)
+                    following = rows(g, row + 1, at_k, (row + 1 < behind) & (row + 1 < end), in_keys, gt, gk)
                     own = of_k.to(tl.float32) * tl.exp(tl.cumsum(following, 0, reverse=True))
-                    other = _rows(q, t, at_k, in_time & (t >= behind), in_keys, qt, qk).to(tl.float32)
+                    other = rows(q, t, at_k, in_time & (t >= behind), in_keys, qt, qk).to(tl.float32)
                     other *= _from_block(g, t, at_k, behind, end, in_keys, gt, gk)
-                    rest = _rows(g, t, at_k, in_time & (t >= behind), in_keys, gt, gk)
+                    rest = rows(g, t, at_k, in_time & (t >= behind), in_keys, gt, gk)
                 else:
                     own = of_q * tl.exp(tl.cumsum(of_g, 0))
-                    other = _rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
+                    other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
                     other *= _to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
-                    rest = _rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
+                    rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
                 far = dot(own, tl.trans(other), far, EXACT)
                 own *= tl.exp(tl.sum(rest, 0))[None, :]
                 read = dot(own, state, read, EXACT)
@@ -365,36 +365,36 @@ def outputs(
                 total = tl.load(between_sum + at_k, mask=in_keys, other=0.0)
                 summed += tl.sum(own * total[None, :], 1)
         if not PER_KEY:
-            of_g = _column(g, row, in_rows, gt)
-            near *= _between(of_g, ROWS)
+            of_g = column(g, row, in_rows, gt)
+            near *= between_steps(of_g, ROWS)
             if BACKWARDS:
-                following = _column(g, row + 1, row + 1 < end, gt)
+                following = column(g, row + 1, row + 1 < end, gt)
                 read *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
             else:
                 from_start = tl.exp(tl.cumsum(of_g, 0))
                 read *= from_start[:, None]
                 summed *= from_start
-        of_v = _rows(v, row, at_v, in_rows, in_values, vt, vc).to(tl.float32)
+        of_v = rows(v, row, at_v, in_rows, in_values, vt, vc).to(tl.float32)
         if BACKWARDS:
             near, far = near * scale, far * scale
             if PER_KEY:
-                all_v = _rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
+                all_v = rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
                 read = dot(far, all_v, read, LEFT)
             read = dot(tl.trans(near), of_v, read, LEFT)
             if HAS_W:
-                read *= _column(w, row, in_rows, wt)[:, None]
+                read *= column(w, row, in_rows, wt)[:, None]
         else:
             near, far, read, summed = near * scale, far * scale, read * scale, summed * scale
             if HAS_W:
-                near *= _column(w, row, in_rows, wt)[None, :]
-                far *= _column(w, t, in_time, wt)[None, :]
+                near *= column(w, row, in_rows, wt)[None, :]
+                far *= column(w, t, in_time, wt)[None, :]
             if HAS_SUMS:
                 summed += tl.sum(near, 1)
                 if PER_KEY:
                     summed += tl.sum(far, 1)
                 tl.store(sums + row * ut, summed, mask=in_rows & (block == 0))
             if PER_KEY:
-                all_v = _rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
+                all_v = rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
                 read = dot(far, all_v, read, LEFT)
             read = dot(near, of_v, read, LEFT)
             if HAS_SKIP:
@@ -521,42 +521,42 @@ def gradients(
             in_values = at_v < values
             own = at_k[:, None] * wide(values) + at_v[None, :]
             in_state = in_keys[:, None] & in_values[None, :]
-            of_v = _rows(v, row, at_v, in_rows, in_values, vt, vc)
-            of_dy = _rows(dy, row, at_v, in_rows, in_values, yt, yc)
+            of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
+            of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc)
             near = dot(of_dy, tl.trans(of_v), near, BOTH)
             later = tl.load(behind + own, mask=in_state, other=0.0)
             wrote = dot(of_v.to(tl.float32), tl.trans(later), wrote, RIGHT)
             if PER_KEY:
-                all_dy = _rows(dy, t, at_v, in_time & (t >= after), in_values, yt, yc)
+                all_dy = rows(dy, t, at_v, in_time & (t >= after), in_values, yt, yc)
                 far = dot(of_v, tl.trans(all_dy), far, BOTH)
             else:
                 state = tl.load(before + own, mask=in_state, other=0.0)
                 read = dot(of_dy.to(tl.float32), tl.trans(state), read, RIGHT)
         if HAS_SUMS:
-            of_dsums = _column(dsums, row, in_rows, ut)
+            of_dsums = column(dsums, row, in_rows, ut)
             near += of_dsums[:, None]
             wrote += total_behind[None, :]
             if PER_KEY:
-                far += _column(dsums, t, in_time & (t >= after), ut)[None, :]
+                far += column(dsums, t, in_time & (t >= after), ut)[None, :]
             else:
                 read += of_dsums[:, None] * total[None, :]
         near = tl.where(i >= j, near, 0.0) * scale
-        of_q = _rows(q, row, at_k, in_rows, in_keys, qt, qk)
-        of_k = _rows(k, row, at_k, in_rows, in_keys, kt, kk)
+        of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
+        of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk)
         q32, k32 = of_q.to(tl.float32), of_k.to(tl.float32)
         weight = tl.zeros([ROWS], tl.float32) + 1.0
         if HAS_W:
-            weight = _column(w, row, in_rows, wt)
+            weight = column(w, row, in_rows, wt)
         of_g = _gates(g, row, at_k, in_rows, in_keys, gt, gk, PER_KEY)
         at_row = (b * length + row) * heads + head
         in_tile = in_rows[:, None] & in_keys[None, :]
         if PER_KEY:
-            following = _rows(g, row + 1, at_k, (row + 1 < after) & (row + 1 < end), in_keys, gt, gk)
+            following = rows(g, row + 1, at_k, (row + 1 < after) & (row + 1 < end), in_keys, gt, gk)
             to_after = tl.exp(tl.cumsum(following, 0, reverse=True))
-            rest = _rows(g, t, at_k, in_time & (t >= after), in_keys, gt, gk)
+            rest = rows(g, t, at_k, in_time & (t >= after), in_keys, gt, gk)
             wrote *= to_after * tl.exp(tl.sum(rest, 0))[None, :]
             at_end += tl.sum(k32 * wrote * weight[:, None], 0)
-            asked = _rows(q, t, at_k, in_time & (t >= after), in_keys, qt, qk).to(tl.float32)
+            asked = rows(q, t, at_k, in_time & (t >= after), in_keys, qt, qk).to(tl.float32)
             asked *= _from_block(g, t, at_k, after, end, in_keys, gt, gk)
             of_dk = wrote + to_after * dot(far * scale, asked, tl.zeros([ROWS, KEYS], tl.float32), EXACT)
             decay = tl.zeros([ROWS, KEYS], tl.float32) + 1.0
@@ -570,10 +570,10 @@ def gradients(
                 decay = tl.where((step_row >= s)[:, None], decay * tl.exp(g_s)[None, :], decay)
         else:
             whole = tl.exp(tl.sum(of_g, 0))
-            following = _column(g, row + 1, row + 1 < end, gt)
+            following = column(g, row + 1, row + 1 < end, gt)
             wrote *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
             read *= (tl.exp(tl.cumsum(of_g, 0)) * scale)[:, None]
-            near *= _between(of_g, ROWS)
+            near *= between_steps(of_g, ROWS)
             of_dk = dot(tl.trans(near), q32, wrote, LEFT)
             near *= weight[None, :]
             # A decay counts in what passes over it: pairs of a step before and one not before, and the states.
@@ -591,7 +591,7 @@ def gradients(
         tl.store(dk + at_row[:, None] * keys + at_k[None, :], of_dk * weight[:, None], mask=in_tile)
     if PER_KEY:
         tl.debug_barrier()  # what has been stored of the keys is read again
-        at_end += kept * tl.exp(tl.sum(_rows(g, t, at_k, in_time, in_keys, gt, gk), 0))
+        at_end += kept * tl.exp(tl.sum(rows(g, t, at_k, in_time, in_keys, gt, gk), 0))
         for index in range(0, row_blocks):
             first_row = begin + (row_blocks - 1 - index) * ROWS
             row = first_row + tl.arange(0, ROWS)
@@ -602,30 +602,30 @@ def gradients(
             for first_value in range(0, values, VALUES):
                 at_v = first_value + tl.arange(0, VALUES)
                 in_values = at_v < values
-                of_v = _rows(v, row, at_v, in_rows, in_values, vt, vc)
-                of_dy = _rows(dy, row, at_v, in_rows, in_values, yt, yc)
+                of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
+                of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc)
                 near = dot(of_dy, tl.trans(of_v), near, BOTH)
-                all_v = _rows(v, t, at_v, in_time & (t < first_row), in_values, vt, vc)
+                all_v = rows(v, t, at_v, in_time & (t < first_row), in_values, vt, vc)
                 far = dot(of_dy, tl.trans(all_v), far, BOTH)
                 own = at_k[:, None] * wide(values) + at_v[None, :]
                 state = tl.load(before + own, mask=in_keys[:, None] & in_values[None, :], other=0.0)
                 read = dot(of_dy.to(tl.float32), tl.trans(state), read, RIGHT)
             if HAS_SUMS:
-                of_dsums = _column(dsums, row, in_rows, ut)
+                of_dsums = column(dsums, row, in_rows, ut)
                 near += of_dsums[:, None]
                 far += of_dsums[:, None]
                 read += of_dsums[:, None] * total[None, :]
-            q32 = _rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
-            k32 = _rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
-            of_g = _rows(g, row, at_k, in_rows, in_keys, gt, gk)
+            q32 = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
+            k32 = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
+            of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
             from_start = tl.exp(tl.cumsum(of_g, 0))
-            rest = _rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
-            other = _rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
+            rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
+            other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
             other *= _to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
             near = tl.where(i >= j, near, 0.0)
             if HAS_W:
-                near *= _column(w, row, in_rows, wt)[None, :]
-                far *= _column(w, t, in_time, wt)[None, :]
+                near *= column(w, row, in_rows, wt)[None, :]
+                far *= column(w, t, in_time, wt)[None, :]
             of_dq = dot(far, other, read * tl.exp(tl.sum(rest, 0))[None, :], EXACT) * from_start
             decay = tl.zeros([ROWS, KEYS], tl.float32) + 1.0
             step_row = tl.arange(0, ROWS)
