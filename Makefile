@@ -9,7 +9,8 @@
 # make device-report  these counts, cycles by llvm-mca, and latencies predicted for phones
 # make clean      remove what the targets above made
 #
-# Everything happens in .venv and build/; a changed C++ file costs an incremental build, a changed Python file nothing.
+# Everything happens in .venv and build/; a changed C++ file costs an incremental build, a changed Python file nothing, one
+# more or less an installation.
 # Arguments go through ARGS: make profile ARGS="--quick", make test ARGS="-k recurrence".
 
 PYTHON ?= python3
@@ -17,6 +18,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
+# Its name stands for the names of all Python files, which the installed package has a list of.
+LISTED := $(VENV)/listed-$(shell find src -name '*.py' | sort | cksum | cut -d ' ' -f 1)
 SANITIZED := build/sanitize
 CROSS := build/aarch64
 # Sanitized kernels compile slowly. The widest code paths and those with intrinsics stand for all: AVX-512 is both; where the
@@ -88,7 +91,11 @@ $(VENV)/cross: $(VENV)/tools
 	$(PIP) install --quiet --constraint constraints.txt ziglang
 	touch $@
 
-$(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
+$(LISTED): $(VENV)/tools
+	rm -f $(VENV)/listed-*
+	touch $@
+
+$(VENV)/installed: $(VENV)/tools $(LISTED) pyproject.toml $(NATIVE)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[gpu,rivals,test,dev,examples,executorch,onnx]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps heartpy  # an example reads a recording it ships
 	touch $@

@@ -16,10 +16,6 @@ import convscan
 from .problem import Problem, as_tuple
 
 
-class CutOff(Exception):
-    """An implementation stopped itself because its time budget ran out."""
-
-
 @dataclass(frozen=True)
 class Prepared:
     """An implementation bound to one problem.
