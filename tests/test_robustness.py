@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -204,6 +206,96 @@ def test_new_shapes_do_not_pile_up() -> None:
     for length in range(1, 600):
         convscan.causal_conv(torch.ones(length, 2), torch.ones(length, 2))
     assert _native.workspace_current() - before < 32 << 20
+
+
+def _conv(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    x, gate = torch.randn(2, length, 5), torch.randn(2, length, 5)
+    return (
+        lambda x, h, pre: convscan.causal_conv(x, h, pre_gate=pre, activation="silu"),
+        [x, torch.randn(7, 5), gate],
+    )
+
+
+def _long_conv(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    return convscan.causal_conv, [torch.randn(2, length, 5), torch.randn(length, 5)]
+
+
+def _recurrence(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    return convscan.linear_recurrence, [torch.randn(2, length, 5), torch.randn(2, 5), torch.rand(2, length, 5)]
+
+
+def _allpole(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    return convscan.allpole_filter, [torch.randn(2, length, 5), 0.2 * torch.randn(2, length, 3, 5)]
+
+
+def _selective(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    u, delta, b, c = (torch.randn(2, length, n) for n in (5, 5, 3, 3))
+    return convscan.selective_scan, [u, delta.abs(), -torch.rand(5, 3), b, c]
+
+
+def _ssd(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    x, dt = torch.randn(2, length, 4, 5), torch.rand(2, length, 4)
+    return convscan.ssd_scan, [x, dt, -torch.rand(4), torch.randn(2, length, 2, 3), torch.randn(2, length, 2, 3)]
+
+
+def _attention(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    q, k, v = (torch.randn(2, length, 4, n) for n in (3, 3, 5))
+    return convscan.gated_linear_attention, [q, k, v, -torch.rand(2, length, 4, 3)]
+
+
+def _mlstm(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    q, k, v = (torch.randn(2, length, 4, n) for n in (3, 3, 5))
+    return convscan.mlstm, [q, k, v, torch.randn(2, length, 4), torch.randn(2, length, 4)]
+
+
+def _delta_rule(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    q, k, v = (torch.randn(2, length, 4, n) for n in (3, 3, 5))
+    k = torch.nn.functional.normalize(k, dim=-1)
+    return convscan.gated_delta_rule, [q, k, v, -torch.rand(2, length, 4), torch.rand(2, length, 4)]
+
+
+def _toeplitz(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    return convscan.toeplitz_matmul, [torch.randn(length), torch.randn(length), torch.randn(2, length, 5)]
+
+
+def _vandermonde(length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    c, a = torch.randn(5, 3, dtype=torch.complex64), 0.5 * torch.randn(5, 3, dtype=torch.complex64)
+    return lambda c, a: convscan.vandermonde(c, a, length), [c, a]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _conv,
+        _long_conv,
+        _recurrence,
+        _allpole,
+        _selective,
+        _ssd,
+        _attention,
+        _mlstm,
+        _delta_rule,
+        _toeplitz,
+        _vandermonde,
+    ],
+    ids=lambda make: make.__name__[1:],
+)
+def test_nothing_is_left_of_earlier_calls(make: Callable[[int], tuple[Callable[..., Tensor], list[Tensor]]]) -> None:
+    """Not even what is no number, in workspace that a kernel reads in whole vectors and multiplies by zero."""
+
+    def run(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        leaves = [each.clone().requires_grad_() for each in inputs]
+        y = function(*leaves)
+        return [y, *torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))]
+
+    for length in (1, 33, 65, 100):
+        torch.manual_seed(length)
+        function, inputs = make(length)
+        for longer in (length, 67, 300):
+            other, spoilt = make(longer)
+            run(other, [torch.full_like(each, math.nan) for each in spoilt])
+            for result in run(function, inputs):
+                assert result.isfinite().all(), f"{length} steps after {longer}"
 
 
 def test_workspace_is_accounted_for() -> None:

@@ -173,6 +173,7 @@ struct HeadTile {
       for (int64_t s = 0; s < n; ++s) v[s * sizes.values + columns.count] = 1;
     const Rows<T> from_w(problem.w, problem.w_strides, batch, t, head);
     for (int64_t s = 0; s < n; ++s) w[s] = problem.w == nullptr ? T(1) : from_w.At(s, 0);
+    for (int64_t s = n; s < sizes.steps; ++s) w[s] = 0;  // whole vectors are multiplied with
     const Rows<T> from_g(problem.g, problem.g_strides, batch, t, head);
     if constexpr (kPerKey) {
       from_g.LoadInto(n, problem.keys, T(1), a, sizes.keys);

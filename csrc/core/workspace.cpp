@@ -1,6 +1,7 @@
 #include "core/workspace.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include <atomic>
@@ -39,9 +40,7 @@ struct Block {
 
 thread_local Block block;
 
-}  // namespace
-
-void *Workspace(size_t bytes) {
+void *Reserve(size_t bytes) {
   if (bytes > SIZE_MAX - kPage) return nullptr;
   bytes = (bytes + kPage - 1) / kPage * kPage;
   if (bytes == 0) bytes = kPage;
@@ -56,6 +55,20 @@ void *Workspace(size_t bytes) {
   block.address = address;
   block.bytes = bytes;
   Count(static_cast<int64_t>(bytes));
+  return address;
+}
+
+}  // namespace
+
+void *Workspace(size_t bytes) {
+  void *const address = Reserve(bytes);
+#if defined(CONVSCAN_POISON)
+  // All bits set is not a number in any type: what a kernel reads before it has written it shows. A task of the calling
+  // thread may ask again for what that holds already.
+  thread_local size_t last = 0;
+  if (address != nullptr && bytes != last) memset(address, 0xff, bytes);
+  last = bytes;
+#endif
   return address;
 }
 
