@@ -1172,6 +1172,11 @@ convscan_status convscan_filter_gradient_fft(const convscan_filter_gradient *p, 
     return ActiveKernels().filter_gradient_fft(q, transform_length);
   });
 }
+convscan_status convscan_conv_gradient_direct(const convscan_conv_gradient *p) {
+  const convscan_status status = Check(p, 0);
+  if (status == CONVSCAN_OK && p->dx != nullptr && p->dx == p->filter.dz) return CONVSCAN_INVALID_ARGUMENT;
+  return Run(p, status, &Kernels::conv_gradient_direct);
+}
 convscan_status convscan_conv_gradient_fft(const convscan_conv_gradient *p, int64_t transform_length) {
   return Run(p, Check(p, transform_length), &Kernels::conv_gradient_fft, transform_length);
 }

@@ -81,19 +81,13 @@ struct LongTile {
     const Signal<S> input = InputOf<S>(p);
     PackFilters(b, n);
     input.PackColumns(b, n, columns, begin + p.origin - reach, reach, x, W, x_plane);
-    const int64_t width = Min(columns * W, p.channels - n);
     for (int64_t t = begin; t < end; t += tile) {
       const int64_t count = Min(tile, end - t);
       input.PackColumns(b, n, columns, t + p.origin, RoundUp(count, N), x + reach * W, W, x_plane);
       Convolve(t, count, 0, 0);
       PostGate<S>(p).MultiplyColumns(b, n, columns, t, count, z, W, tile * W);
       Activate(count);
-      S *y = static_cast<S *>(p.y) + b * p.y_strides.batch + t * p.y_strides.time + n * p.y_strides.channel;
-      for (int64_t i = 0; i < count; ++i, y += p.y_strides.time) {
-        int64_t c = 0;
-        for (; (c + 1) * W <= width; ++c) Store<W>(y + c * W, Load<W>(z + (c * tile + i) * W));
-        if (c < columns) StoreRow<S>(y + c * W, 1, z + (c * tile + i) * W, width - c * W, false);
-      }
+      OutputOf<S>(p).StoreColumns(b, n, columns, t, count, z, tile * W);
       if (t + count < end) KeepPast(count);
     }
   }
@@ -114,33 +108,9 @@ struct LongTile {
       Convolve(t, count, earliest, latest);
       PostGate<S>(p).MultiplyLanes(lanes, t, count, z);
       Activate(count);
-      StoreLanes(lanes, lane_count, t, count);
+      OutputOf<S>(p).StoreLanes(lanes, lane_count, t, count, z);
       if (t + count < steps) KeepPast(count);
     }
-  }
-
- private:
-  void StoreLanes(const Lane (&lanes)[W], int lane_count, int64_t t, int64_t count) {
-    S *y[W];
-    int64_t rows[W], common = count;
-    for (int l = 0; l < lane_count; ++l) {
-      y[l] = static_cast<S *>(p.y) + lanes[l].batch * p.y_strides.batch + (lanes[l].start + t) * p.y_strides.time +
-             lanes[l].channel * p.y_strides.channel;
-      rows[l] = Min(count, p.length - lanes[l].start - t);
-      common = Min(common, rows[l]);
-    }
-    int64_t i = 0;
-    if (p.y_strides.time == 1) {
-      for (; i + W <= common; i += W) {
-        Vec<T> v[W];
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) v[r] = Load<W>(z + (i + r) * W);
-        Transpose<T>(v);
-        for (int l = 0; l < lane_count; ++l) Store<W>(y[l] + i, v[l]);
-      }
-    }
-    for (int l = 0; l < lane_count; ++l)
-      for (int64_t r = i; r < rows[l]; ++r) StoreScalar(y[l] + r * p.y_strides.time, z[r * W + l]);
   }
 };
 

@@ -47,4 +47,29 @@ CONVSCAN_INLINE void AccumulateTaps(Vec<T> (&sum)[N], const T *x, const T *h, in
   if (k < end) AccumulateSome<1, kStep>(sum, x, h, k);
 }
 
+// sum[i] += sum_t dz[t] x[t - i], 0 <= t < count, over rows of W lanes.
+template <int N, class T>
+CONVSCAN_INLINE void CorrelateTaps(Vec<T> (&sum)[N], const T *x, const T *dz, int64_t count) {
+  constexpr int W = kLanes<T>;
+  int64_t t = 0;
+  for (; t + kTapsAtOnce <= count; t += kTapsAtOnce) {
+    Vec<T> factor[kTapsAtOnce];
+#pragma GCC unroll 4
+    for (int q = 0; q < kTapsAtOnce; ++q) factor[q] = Load<W>(dz + (t + q) * W);
+#pragma GCC unroll 32
+    for (int j = 1 - N; j < kTapsAtOnce; ++j) {
+      const Vec<T> sample = Load<W>(x + (t + j) * W);
+#pragma GCC unroll 4
+      for (int q = 0; q < kTapsAtOnce; ++q)
+        if (q - j >= 0 && q - j < N) sum[q - j] += factor[q] * sample;
+    }
+    EndOfStep();
+  }
+  for (; t < count; ++t) {
+    const Vec<T> factor = Load<W>(dz + t * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) sum[i] += factor * Load<W>(x + (t - i) * W);
+  }
+}
+
 }  // namespace convscan::CONVSCAN_ISA

@@ -140,6 +140,84 @@ struct Signal {
   }
 };
 
+template <int W, class S>
+CONVSCAN_INLINE void StoreStreamAs(S *p, Vec<Compute<S>, W> v) {
+  if constexpr (kSame<S, BFloat16>) {
+    StoreStream<W, uint16_t>(&p->bits, ToBFloat16<W>(v));
+  } else if constexpr (kSame<S, Float16>) {
+    StoreStream<W, uint16_t>(&p->bits, ToFloat16<W>(v));
+  } else if constexpr (kSame<S, WideFloat32>) {
+    StoreStream<W, float>(&p->value, __builtin_convertvector(v, Vec<float, W>));
+  } else {
+    StoreStream<W, S>(p, v);
+  }
+}
+
+// Where results go that lie packed as a Signal does; times outside of 0 <= t < length are left out.
+template <class S>
+struct Target {
+  using T = Compute<S>;
+  static constexpr int W = kLanes<T>;
+
+  S *y;
+  convscan_strides strides;
+  int64_t length, channels;
+
+  S *At(int64_t b, int64_t t, int64_t n) const {
+    return y + b * strides.batch + t * strides.time + n * strides.channel;
+  }
+
+  // z[i W + c plane + lane] to y[b, t + i, n + c W + lane], 0 <= i < count.
+  void StoreColumns(int64_t b, int64_t n, int64_t columns, int64_t t, int64_t count, const T *z, int64_t plane,
+                    bool stream = false) const {
+    const int64_t width = Min(columns * W, channels - n), end = Min(count, length - t);
+    for (int64_t i = Max(0, -t); i < end; ++i) {
+      S *const to = At(b, t + i, n);
+      const T *const from = z + i * W;
+      int64_t c = 0;
+      if (strides.channel == 1) {
+        if (stream)
+          for (; (c + 1) * W <= width; ++c) StoreStreamAs<W, S>(to + c * W, Load<W>(from + c * plane));
+        else
+          for (; (c + 1) * W <= width; ++c) Store<W>(to + c * W, Load<W>(from + c * plane));
+      }
+      for (int64_t m = c * W; m < width; ++m) StoreScalar(to + m * strides.channel, from[m / W * plane + m % W]);
+    }
+  }
+
+  // z[i][lane] to the time start + t + i of each of the first lane_count lanes.
+  void StoreLanes(const Lane (&lanes)[W], int lane_count, int64_t t, int64_t count, const T *z,
+                  bool stream = false) const {
+    S *to[W];
+    int64_t begin[W], end[W], low = 0, high = count;
+    for (int l = 0; l < lane_count; ++l) {
+      const int64_t start = lanes[l].start + t;
+      to[l] = At(lanes[l].batch, start, lanes[l].channel);
+      end[l] = Max(0, Min(count, length - start));
+      begin[l] = Min(end[l], Max(0, -start));
+      low = Max(low, begin[l]);
+      high = Min(high, end[l]);
+    }
+    int64_t i = low;
+    if (strides.time == 1) {
+      for (; i + W <= high; i += W) {
+        Vec<T> v[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) v[r] = Load<W>(z + (i + r) * W);
+        Transpose<T>(v);
+        if (stream && reinterpret_cast<uintptr_t>(to[0] + i) % 64 == 0)
+          for (int l = 0; l < lane_count; ++l) StoreStreamAs<W, S>(to[l] + i, v[l]);
+        else
+          for (int l = 0; l < lane_count; ++l) Store<W>(to[l] + i, v[l]);
+      }
+    }
+    for (int l = 0; l < lane_count; ++l) {
+      for (int64_t r = begin[l]; r < Min(low, end[l]); ++r) StoreScalar(to[l] + r * strides.time, z[r * W + l]);
+      for (int64_t r = Max(i, begin[l]); r < end[l]; ++r) StoreScalar(to[l] + r * strides.time, z[r * W + l]);
+    }
+  }
+};
+
 template <class S>
 Gate<S> PreGate(const convscan_conv &p) {
   return {static_cast<const S *>(p.pre_gate), p.pre_gate_strides, p.length, p.channels};
@@ -159,6 +237,11 @@ Signal<S> InputOf(const convscan_conv &p) {
           p.channels,
           p.taps - 1,
           PreGate<S>(p)};
+}
+
+template <class S>
+Target<S> OutputOf(const convscan_conv &p) {
+  return {static_cast<S *>(p.y), p.y_strides, p.length, p.channels};
 }
 
 // Samples before an output that can matter: all of the filter's, unless only zeros lie there.
@@ -223,6 +306,29 @@ inline int64_t LongestSequence(const convscan_filter_gradient &p) {
   return longest;
 }
 
+// The samples of one sequence, or their gradient, with their gates.
+template <class S>
+Signal<S> SamplesOf(const convscan_filter_gradient &p, int64_t begin, int64_t length, int64_t sequence) {
+  const S *const state = p.taps > 1 ? static_cast<const S *>(p.state) : nullptr;
+  const Gate<S> gate{p.x_gate == nullptr ? nullptr : static_cast<const S *>(p.x_gate) + begin * p.x_gate_strides.time,
+                     p.x_gate_strides, length, p.channels};
+  return {static_cast<const S *>(p.x) + begin * p.x_strides.time,
+          p.x_strides,
+          state == nullptr ? nullptr : state + sequence * p.state_sequence_stride,
+          p.state_strides,
+          length,
+          p.channels,
+          p.taps - 1,
+          gate};
+}
+template <class S>
+Signal<S> GradientOf(const convscan_filter_gradient &p, int64_t begin, int64_t length) {
+  const Gate<S> gate{p.dz_gate == nullptr ? nullptr : static_cast<const S *>(p.dz_gate) + begin * p.dz_gate_strides.time,
+                     p.dz_gate_strides, length, p.channels};
+  return {static_cast<const S *>(p.dz) + begin * p.dz_strides.time, p.dz_strides, nullptr, {}, length, p.channels, 0,
+          gate};
+}
+
 // The problem without the taps that meet no sample, whose gradient it sets to zero.
 template <class S>
 convscan_filter_gradient WithoutIdleTaps(const convscan_filter_gradient &problem) {
@@ -279,19 +385,6 @@ void ActivateRow(T *z, int64_t count, convscan_activation activation) {
   };
   if (activation == CONVSCAN_SILU) run([](auto &v) { Silu<W, T>(v); });
   else if (activation == CONVSCAN_GELU) run([](auto &v) { Gelu<W, T>(v); });
-}
-
-template <int W, class S>
-CONVSCAN_INLINE void StoreStreamAs(S *p, Vec<Compute<S>, W> v) {
-  if constexpr (kSame<S, BFloat16>) {
-    StoreStream<W, uint16_t>(&p->bits, ToBFloat16<W>(v));
-  } else if constexpr (kSame<S, Float16>) {
-    StoreStream<W, uint16_t>(&p->bits, ToFloat16<W>(v));
-  } else if constexpr (kSame<S, WideFloat32>) {
-    StoreStream<W, float>(&p->value, __builtin_convertvector(v, Vec<float, W>));
-  } else {
-    StoreStream<W, S>(p, v);
-  }
 }
 
 // y[i stride] = z[i], 0 <= i < count.

@@ -20,6 +20,7 @@ struct Kernels {
   int64_t (*fft_length)(int64_t points, convscan_dtype);
   convscan_status (*filter_gradient_direct)(const convscan_filter_gradient &);
   convscan_status (*filter_gradient_fft)(const convscan_filter_gradient &, int64_t transform_length);
+  convscan_status (*conv_gradient_direct)(const convscan_conv_gradient &);
   convscan_status (*conv_gradient_fft)(const convscan_conv_gradient &, int64_t transform_length);
   convscan_status (*scan_sequential)(const convscan_scan &);
   convscan_status (*scan_tiled)(const convscan_scan &);

@@ -15,6 +15,7 @@ convscan_status ConvRecurrence(const convscan_conv &);
 int64_t FftLength(int64_t, convscan_dtype);
 convscan_status FilterGradientDirect(const convscan_filter_gradient &);
 convscan_status FilterGradientFft(const convscan_filter_gradient &, int64_t);
+convscan_status ConvGradientDirect(const convscan_conv_gradient &);
 convscan_status ConvGradientFft(const convscan_conv_gradient &, int64_t);
 convscan_status ScanSequential(const convscan_scan &);
 convscan_status ScanTiled(const convscan_scan &);
@@ -55,6 +56,7 @@ const Kernels kKernels = {
     FftLength,
     FilterGradientDirect,
     FilterGradientFft,
+    ConvGradientDirect,
     ConvGradientFft,
     ScanSequential,
     ScanTiled,

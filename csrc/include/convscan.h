@@ -199,6 +199,8 @@ typedef struct convscan_conv_gradient {
   int64_t dbias_stride;
 } convscan_conv_gradient;
 
+/* Sums, for short filters, from tiles that go through the arrays once. No spectra; dx apart from the gradient of y. */
+CONVSCAN_API convscan_status convscan_conv_gradient_direct(const convscan_conv_gradient *problem);
 CONVSCAN_API convscan_status convscan_conv_gradient_fft(const convscan_conv_gradient *problem,
                                                         int64_t transform_length);
 

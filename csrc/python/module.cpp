@@ -242,7 +242,8 @@ struct ConvGradientCall {
     convscan_status status;
     {
       const ReleasedGil released;
-      status = convscan_conv_gradient_fft(&p, filter.transform_length);
+      status = filter.is_fft ? convscan_conv_gradient_fft(&p, filter.transform_length)
+                             : convscan_conv_gradient_direct(&p);
     }
     Raise(status, "causal_conv backward");
   }

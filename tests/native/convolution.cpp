@@ -89,7 +89,10 @@ convscan_status ConvolveKept(const convscan_conv *p, int64_t transform_length) {
   return status;
 }
 
+convscan_status GradientDirect(const convscan_conv_gradient *p, int64_t) { return convscan_conv_gradient_direct(p); }
+
 // The filter's gradient as computed along with that of the input, which is right too.
+template <convscan_status (*kRun)(const convscan_conv_gradient *, int64_t transform_length)>
 convscan_status BothGradients(const convscan_filter_gradient *f, int64_t transform_length) {
   convscan_conv_gradient p{};
   p.filter = *f;
@@ -102,7 +105,7 @@ convscan_status BothGradients(const convscan_filter_gradient *f, int64_t transfo
   p.h_tap_stride = h.strides().time;
   p.dx = dx.data();
   p.dx_strides = dx.strides();
-  const convscan_status status = convscan_conv_gradient_fft(&p, transform_length);
+  const convscan_status status = kRun(&p, transform_length);
   if (status != CONVSCAN_OK) return status;
   const double tolerance = 64 * ComputeRoundoff(f->dtype) * static_cast<double>(f->length) + StorageRoundoff(f->dtype);
   Array sample(f->dtype, 1, 1, 1, Layout::kTimeMajor, 0);
@@ -354,7 +357,11 @@ void TestFilterGradient() {
   static const auto kDirect = [](const convscan_filter_gradient *p, int64_t) {
     return convscan_filter_gradient_direct(p);
   };
-  GradientKernel kernels[] = {{"direct", kDirect}, {"fft", convscan_filter_gradient_fft}, {"with dx", BothGradients}};
+  static constexpr auto kBothFft = BothGradients<convscan_conv_gradient_fft>, kBothDirect = BothGradients<GradientDirect>;
+  GradientKernel kernels[] = {{"direct", kDirect},
+                              {"fft", convscan_filter_gradient_fft},
+                              {"fft with dx", kBothFft},
+                              {"direct with dx", kBothDirect}};
   Random random(3);
   constexpr int kTrials = 250;
   for (int trial = 0; trial < kTrials; ++trial) {
@@ -414,7 +421,7 @@ void TestFilterGradient() {
 
     bool ran_somewhere = false;
     for (GradientKernel &kernel : kernels) {
-      const bool is_fft = kernel.run == convscan_filter_gradient_fft || kernel.run == BothGradients;
+      const bool is_fft = kernel.run == convscan_filter_gradient_fft || kernel.run == kBothFft;
       const int64_t transform = is_fft ? RandomTransform(random, s, dtype) : 0;
       context = Describe(kernel.name, dtype, s.batch, s.length, s.channels, s.taps) + " filter gradient, x " +
                 Name(x_layout) + " dz " + Name(dz_layout) + " dh " + Name(dh_layout) + " transform " +

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ from ..._layout import NO_STRIDES, Triple, order
 from ...tuning import gpu
 from ...tuning.table import constants
 from .cpu import addresses, fft_refusals, products, refusals, seconds_of
-from .problem import BackwardProblem, ConvProblem, FilterGradientProblem, GradientProblem, item_bytes, samples_of
+from .problem import (
+    BackwardProblem,
+    ConvProblem,
+    FilterGradientProblem,
+    GradientProblem,
+    compute_bytes,
+    item_bytes,
+    samples_of,
+)
 from .transforms import blocks, gradient_workspace, transform_length, units
 
 # ---- the gradient of the filter ----
@@ -192,6 +201,7 @@ BOTH_ROWS: tuple[Implementation, ...] = (
 # Of dy, x, h, bias, state, pre_gate, post_gate, boundaries and the kept spectra: the gradients of x, h, bias, state and
 # gates, None for those that nobody needs.
 RunBackward = Callable[..., tuple[Tensor | None, ...]]
+_MOST_TAPS = 256  # of the sums, whose windows are in the caches
 
 
 def _filter_problem(problem: BackwardProblem) -> FilterGradientProblem:
@@ -233,14 +243,10 @@ def _backward_points(problem: BackwardProblem) -> int:
 
 
 def _backward_refusals(problem: BackwardProblem) -> list[str]:
-    one = problem.forward
-    reasons = fft_refusals(_filter_problem(problem))
-    if reasons:
-        return reasons
+    """What keeps any of these kernels from running it."""
+    one, reasons = problem.forward, []
     if one.batch * one.length * one.channels == 0:
-        reasons.append("has nothing to transform")
-    if one.state is None and one.taps > (one.longest or one.length):
-        reasons.append("takes no taps that meet no sample")
+        reasons.append("has nothing to add up")
     if one.offsets is not None:
         reasons.append("takes leading axes that merge into one")
     if one.h_batch != 0 or (one.bias is not None and one.bias[0] != 0):
@@ -250,9 +256,42 @@ def _backward_refusals(problem: BackwardProblem) -> list[str]:
     return reasons
 
 
-def _backward_cost(problem: BackwardProblem) -> Cost:
-    one, points, needs = problem.forward, _backward_points(problem), problem.needs
-    needs_z = one.activation is not None or needs[5]
+def _direct_backward_refusals(problem: BackwardProblem) -> list[str]:
+    one, reasons = problem.forward, refusals(_filter_problem(problem))
+    if reasons:
+        return reasons
+    if one.taps > _MOST_TAPS:
+        reasons.append(f"keeps windows of up to {_MOST_TAPS} taps")
+    if one.kept is not None:
+        reasons.append("reads the filter, not its spectrum")
+    return reasons + _backward_refusals(problem)
+
+
+def _fft_backward_refusals(problem: BackwardProblem) -> list[str]:
+    one, reasons = problem.forward, fft_refusals(_filter_problem(problem))
+    if reasons:
+        return reasons
+    if one.state is None and one.taps > (one.longest or one.length):
+        reasons.append("takes no taps that meet no sample")
+    return reasons + _backward_refusals(problem)
+
+
+def _needs_z(problem: BackwardProblem) -> bool:
+    return problem.forward.activation is not None or problem.needs[5]
+
+
+def _direct_backward_cost(problem: BackwardProblem) -> Cost:
+    one = _filter_problem(problem)
+    each = 3 if _needs_z(problem) else 2
+    seconds = seconds_of(one, "gradient.direct", each * products(one), each * samples_of(one), problem.forward.threads)
+    # A tile of windows and sums for each thread, and the sums of sixteen tasks.
+    row = 64 * (compute_bytes(one) // 4)
+    return Cost(seconds, max(384 << 10, (8 * one.taps + 128) * row) * (one.threads + 4))
+
+
+def _fft_backward_cost(problem: BackwardProblem) -> Cost:
+    one, points = problem.forward, _backward_points(problem)
+    needs_z = _needs_z(problem)
     rows = one.batch * max(1, one.sequences) * one.channels * blocks(one.longest or one.length, one.taps, points)
     # A panel of z, of which dz is made, lies between two transforms of u.
     makes_panel = one.activation is not None and order(one.x) == "channel"
@@ -264,11 +303,11 @@ def _backward_cost(problem: BackwardProblem) -> Cost:
     return Cost(seconds, gradient_workspace(_filter_problem(problem), points, one, makes_panel))
 
 
-def _prepare_backward(problem: BackwardProblem) -> RunBackward:
+def _prepare_backward(kernel: str, problem: BackwardProblem) -> RunBackward:
     one, needs, of_filter = problem.forward, problem.needs, _filter_problem(problem)
     kept, state = one.kept, one.state or NO_STRIDES
     filter_call = _native.FilterGradientCall(
-        "fft",
+        kernel,
         one.native_dtype,
         one.batch,
         one.length,
@@ -281,7 +320,7 @@ def _prepare_backward(problem: BackwardProblem) -> RunBackward:
         x_gate_strides=one.pre_gate or NO_STRIDES,
         dz_gate_strides=one.post_gate or NO_STRIDES,
         origin=one.origin,
-        transform_length=_backward_points(problem),
+        transform_length=_backward_points(problem) if kernel == "fft" else 0,
     )
     is_time = order(one.x) == "time"
     like_x = (one.length * one.channels, 1, one.length) if is_time else (one.length * one.channels, one.channels, 1)
@@ -342,14 +381,17 @@ def _prepare_backward(problem: BackwardProblem) -> RunBackward:
 
 
 BACKWARD_ROWS: tuple[Implementation, ...] = (
-    Implementation("fft", "cpu", _backward_refusals, _backward_cost, _prepare_backward),
+    Implementation(
+        "direct", "cpu", _direct_backward_refusals, _direct_backward_cost, partial(_prepare_backward, "direct")
+    ),
+    Implementation("fft", "cpu", _fft_backward_refusals, _fft_backward_cost, partial(_prepare_backward, "fft")),
 )
 
 
 def composed_cost(problem: BackwardProblem) -> Cost:
     """The same gradients from one convolution after the other, and products of them, which have their own memory."""
     one, needs = problem.forward, problem.needs
-    needs_z = one.activation is not None or needs[5]
+    needs_z = _needs_z(problem)
     back = one._replace(
         x=one.y,
         y=one.x,
