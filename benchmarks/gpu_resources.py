@@ -24,12 +24,16 @@ from convscan.ops.causal_conv import arguments as conv
 from convscan.ops.causal_conv import backward
 from convscan.ops.causal_conv import step as conv_step
 from convscan.ops.gated_delta_rule import api as delta
+from convscan.ops.gated_linear_attention import api as gla_api
 from convscan.ops.linear_attention import api as attention
 from convscan.ops.linear_attention.problem import AttentionGradientProblem
+from convscan.ops.linear_attention.step import Settings
 from convscan.ops.linear_recurrence import api as scan
 from convscan.ops.linear_recurrence import step as scan_step
+from convscan.ops.mlstm import api as mlstm_api
 from convscan.ops.selective_scan import arguments as selective
 from convscan.ops.selective_scan import gradient as selective_gradient
+from convscan.ops.ssd_scan import api as ssd_api
 
 # Of each target the device whose tile sizes are used.
 DEVICES = {"sm_90": "NVIDIA H200", "sm_89": "NVIDIA L40S", "sm_80": "NVIDIA A100", "gfx942": "AMD Instinct MI300X"}
@@ -184,7 +188,24 @@ def delta_rules() -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{name}, Gated DeltaNet {kind}", call
 
 
-SPECIMENS = (convolutions, recurrences, steps, selective_scans, linear_attention, delta_rules)
+def attention_steps() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What steps of generation launch: of Gated DeltaNet, Mamba-2 and mLSTM."""
+    q, v, g = meta(64, 16, 128), meta(64, 32, 128), meta(64, 32)
+    state, per_head, n = meta(64, 32, 128, 128), meta(32), meta(64, 32, 128)
+    k = meta(64, 32, 128)
+    calls = {
+        "gated_linear_attention_step": (gla_api, "decay", (v, state, q, q, g)),
+        "gated_delta_rule_step": (delta, "delta", (v, state, q, q, g, g)),
+        "ssd_scan_step": (ssd_api, "ssd", (v, state, g, per_head, q, q, per_head, v, per_head)),
+        "mlstm_step": (mlstm_api, "mlstm", (v, state, n, g, k, k, g, g)),
+    }
+    for op, (module, gates, tensors) in calls.items():
+        problem = module._step._problem(Settings(gates, softplus=True), [*tensors, v])
+        for name, run in rows(op, problem):
+            yield f"{name}, {op}", lambda run=run, t=tensors: run(*t, v)
+
+
+SPECIMENS = (convolutions, recurrences, steps, selective_scans, linear_attention, delta_rules, attention_steps)
 
 
 def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:

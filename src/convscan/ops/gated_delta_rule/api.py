@@ -22,6 +22,7 @@ from ..._library import (
     is_traced,
     with_leading_axis,
 )
+from ..._targets import processor
 from ..gated_linear_attention.api import default_scale
 from ..linear_attention.api import arithmetic
 from ..linear_attention.arguments import decays, gate, key_value_state, keys_and_values, shaped, with_time
@@ -224,7 +225,7 @@ def _problem(q: Tensor, v: Tensor, g: Tensor, cu_seqlens: Tensor | None, *, is_g
         per_key=g.ndim == v.ndim,
         is_gradient=is_gradient,
         threads=_native.thread_count(),
-        isa=_native.isa(),
+        isa=processor(v.device),
     )
 
 

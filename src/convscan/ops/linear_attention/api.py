@@ -17,6 +17,7 @@ from ..._calls import in_huge_pages
 from ..._dispatch import Cost, Implementation, choose, register
 from ..._layout import dtype_name
 from ..._library import below_autograd, define, derivative, is_plain, is_recorded, with_leading_axis
+from ..._targets import processor
 from . import composed, cpu, reference, triton
 from .groups import over_heads
 from .problem import AttentionGradientProblem, AttentionProblem
@@ -89,7 +90,7 @@ def describe(q: Tensor, v: Tensor, g: Tensor, cu_seqlens: Tensor | None, sums: b
         per_key=g.ndim == v.ndim,
         sums=sums,
         threads=_native.thread_count(),
-        isa=_native.isa(),
+        isa=processor(v.device),
     )
 
 

@@ -13,9 +13,12 @@ from ... import _checks, _native
 from ..._calls import Calls
 from ..._dispatch import Cost, Implementation, register
 from ..._errors import message
+from ..._gpu import at as memory_at
+from ..._gpu import ceil_div, launch, names, power_of_two
 from ..._layout import dtype_name, fold
 from ..._library import define_step, is_plain, refuse_gradient
-from ..._targets import cpu_refusals
+from ..._targets import cpu_refusals, gpu_refusals, processor
+from ...tuning.gpu import Work, configuration, cost
 from ...tuning.table import constants
 from .api import arithmetic
 from .cpu import DTYPES
@@ -89,6 +92,7 @@ class Step:
 
         rows = (
             Implementation("in_place", "cpu", _refusals, _cost, _prepare),
+            Implementation("triton_step", "triton", _gpu_refusals, _gpu_cost, _prepare_gpu),
             Implementation("reference", "any", lambda problem: [], _reference_cost, self._prepare_reference),
         )
         register(name, rows, described)
@@ -160,7 +164,7 @@ class Step:
             strides=tuple(strides_of(at, tensor) for at, tensor in enumerate(tensors)),
             offsets=offsets,
             threads=_native.thread_count(),
-            isa=_native.isa(),
+            isa=processor(v.device),
         )
 
     def _prepare_reference(self, problem: StepProblem) -> Callable[..., None]:
@@ -221,6 +225,104 @@ def _prepare(problem: StepProblem) -> Callable[..., None]:
                     for tensor, offset in zip(tensors, turn, strict=True)
                 )
             )
+
+    return run
+
+
+# ---- on a GPU ----
+
+# Where the native call has what the kernel takes: v, state, q, k, g, i, bias, skip, z, n, m.
+_PLACES: dict[str, tuple[int | None, ...]] = {
+    "decay": (0, 1, 2, 3, 4, None, None, None, None, None, None),
+    "delta": (0, 1, 2, 3, 4, 5, None, None, None, None, None),
+    "ssd": (0, 1, 5, 4, 2, 3, 8, 6, 7, None, None),
+    "mlstm": (0, 1, 4, 5, 7, 6, None, None, None, 2, 3),
+}
+_AXES = (3, 4, 3, 3, 3, 2, 1, 2, 3, 3, 2)  # strides that it takes of each
+
+
+def _gpu_refusals(problem: StepProblem) -> list[str]:
+    return gpu_refusals(problem.device, problem.dtype, DTYPES)
+
+
+def _columns(problem: StepProblem) -> tuple[int, int, int]:
+    """Keys and values that a program has at a time, and its warps."""
+    chosen = configuration(problem.isa if problem.device == "cuda" else "default", "attention.step")
+    values = power_of_two(problem.values, 1, chosen["values"])
+    return power_of_two(problem.keys, 1, max(1, chosen["numbers"] // values)), values, chosen["warps"]
+
+
+def _gpu_cost(problem: StepProblem) -> Cost:
+    _, values, warps = _columns(problem)
+    turns = 1 if problem.offsets is None else len(problem.offsets)
+    moved = _bytes(problem) / turns * (1.5 if problem.settings.gates == "delta" else 1)
+    programs = problem.batch * problem.heads * ceil_div(max(1, problem.values), values) * warps / 4
+    unit = "float64" if problem.dtype == "float64" else "float32"
+    work = Work(moved, moved, unit, programs)
+    small = [Work(0.0)] * (2 if problem.settings.gates == "mlstm" else 0)  # copies of n and m
+    return cost(
+        problem.device, problem.isa, 8 * problem.batch * problem.heads * (problem.keys + 1), *[work, *small] * turns
+    )
+
+
+def _prepare_gpu(problem: StepProblem) -> Callable[..., None]:
+    import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    from . import triton_step
+
+    gates, wide = problem.settings.gates, torch.float64 if problem.dtype == "float64" else torch.float32
+    keys, values, warps = _columns(problem)
+    blocks = ceil_div(max(1, problem.values), values)
+    places = _PLACES[gates]
+    strides: list[int] = []
+    for place, axes in zip(places, _AXES, strict=True):
+        own = () if place is None else problem.strides[place]
+        strides += (*own, *(0,) * (axes - len(own)))
+    if gates == "ssd":  # whose state has keys last, and whose rate and skip have no batch
+        strides[5], strides[6] = strides[6], strides[5]
+        strides[16:18] = [0, *problem.strides[3]]
+    given = {name: place is not None and bool(problem.strides[place])
+             for name, place in (("HAS_BIAS", places[6]), ("HAS_SKIP", places[7]), ("HAS_Z", places[8]))}  # fmt: skip
+
+    def run(*tensors: Tensor | None) -> None:
+        for turn in problem.offsets or ((0,) * len(tensors),):
+            of_turn = [None if t is None else memory_at(t, offset) for t, offset in zip(tensors, turn, strict=True)]
+            ordered = [None if place is None else of_turn[place] for place in places]
+            v, y = of_turn[0], of_turn[-1]
+            assert v is not None
+            assert y is not None
+            after: list[Tensor | None] = [None, None]
+            if gates == "mlstm":
+                shapes = ((problem.batch, problem.heads, problem.keys), (problem.batch, problem.heads))
+                after = [torch.empty(shape, dtype=wide, device=v.device) for shape in shapes]
+            launch(
+                triton_step.step,
+                problem.batch * problem.heads * blocks,
+                *names((*ordered, *after, y), v),
+                problem.settings.scale,
+                problem.settings.eps,
+                problem.heads // problem.groups if problem.groups else 1,
+                problem.heads,
+                problem.keys,
+                problem.values,
+                blocks,
+                *strides,
+                *problem.strides[-1],
+                KEYS=keys,
+                VALUES=values,
+                GATES=gates,
+                PER_KEY=problem.per_key,
+                SOFTPLUS=problem.settings.softplus,
+                WIDE=tl.float64 if wide == torch.float64 else tl.float32,
+                num_warps=warps,
+                **given,
+            )
+            for place, following in zip((2, 3), after, strict=True):
+                if following is not None:
+                    former = tensors[place]
+                    assert former is not None
+                    start = former.storage_offset() + turn[place]
+                    former.as_strided(following.shape, problem.strides[place], start).copy_(following)
 
     return run
 

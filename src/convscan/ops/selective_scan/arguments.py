@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import _checks, _native
 from ..._errors import message
 from ..._layout import dtype_name, fold
+from ..._targets import processor
 from .problem import Projection, SelectiveProblem
 
 REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -240,5 +241,5 @@ def problem_of(
         y=cast("tuple[int, int, int]", triple(12)),
         offsets=leading.offsets,
         threads=_native.thread_count(),
-        isa=_native.isa(),
+        isa=processor(u.device),
     )
