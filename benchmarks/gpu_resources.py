@@ -153,11 +153,10 @@ def steps() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def linear_attention() -> Iterator[tuple[str, Callable[[], None]]]:
-    """What gated_linear_attention, ssd_scan and mlstm launch: of few heads, whose states are stored, and of many."""
+    """What gated_linear_attention, ssd_scan and mlstm launch, with everything that they may have."""
     cases = {
         "Mamba-2": (1, 1, 80, 128, 64, False, torch.float32),
         "Mamba-2 half": (1, 1, 80, 128, 64, False, torch.bfloat16),
-        "mLSTM half": (64, 8, 8, 256, 512, False, torch.bfloat16),
         "decay by key": (1, 16, 16, 128, 128, True, torch.float32),
     }
     for case, (batch, groups, heads, keys, values, per_key, dtype) in cases.items():

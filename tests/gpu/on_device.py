@@ -100,3 +100,55 @@ def test_steps_in_a_graph() -> None:
         scanned = h[0] * scanned + exact
     assert torch.equal(state, twin)
     torch.testing.assert_close(sums, scanned, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", oracle.REAL, ids=str)
+def test_selective_scan(dtype: torch.dtype) -> None:
+    for p in oracle.selective_scans(dtype, count=40, seed=3):
+        given = {name: t.cuda() if isinstance(t, torch.Tensor) else t for name, t in p.arguments().items()}
+        (y, state), (again, _) = (convscan.selective_scan_with_state(**given) for _ in range(2))
+        assert torch.equal(y, again)
+        p.check(y.cpu(), state.cpu())
+
+
+def test_gradients_of_scans_with_states() -> None:
+    """In chunks and by programs that go through them, many times over, against those of the CPU."""
+    generator = torch.Generator().manual_seed(4)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    for batch, channels in ((1, 64), (64, 512)):
+        u, delta, B, A = (
+            normal(batch, 300, channels),
+            normal(batch, 300, channels),
+            normal(batch, 300, 8),
+            -normal(8).exp(),
+        )
+        scanned = (u, delta, A.repeat(channels, 1), B, B)
+        q, v, g = normal(batch, 300, 2, 40), normal(batch, 300, 4, 24), -normal(batch, 300, 4).abs()
+        attended, by_key = (q, q, v, g), (q, q, v, -normal(batch, 300, 4, 40).abs())
+        calls = (
+            (lambda *t: convscan.selective_scan(*t, delta_softplus=True), scanned),
+            (convscan.gated_linear_attention, attended),
+            (convscan.gated_linear_attention, by_key),
+        )
+        for call, tensors in calls:
+            results = []
+            for device in ("cpu", "cuda", "cuda"):
+                leaves = [t.to(device).requires_grad_() for t in tensors]
+                y = call(*leaves)
+                results.append([t.cpu() for t in (y, *torch.autograd.grad(y.square().sum(), leaves))])
+            for exact, one, again in zip(*results, strict=True):
+                assert torch.equal(one, again)
+                assert (one - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+def test_delta_rule() -> None:
+    generator = torch.Generator().manual_seed(5)
+    q, v = torch.randn(2, 300, 2, 40, generator=generator), torch.randn(2, 300, 4, 24, generator=generator)
+    k = torch.nn.functional.normalize(q, dim=-1)
+    g, beta = -torch.rand(2, 300, 4, generator=generator), torch.rand(2, 300, 4, generator=generator)
+    exact = convscan.gated_delta_rule(q, k, v, g, beta)
+    found = convscan.gated_delta_rule(*(t.cuda() for t in (q, k, v, g, beta))).cpu()
+    assert (found - exact).abs().max() <= 1e-5 * exact.abs().max()
