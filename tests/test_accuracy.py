@@ -59,7 +59,7 @@ def decaying(draw: oracle.Draw, length: int) -> Tensor:
     return draw.normal(length, CHANNELS) * torch.logspace(0, -8, length, dtype=torch.float64)[:, None]
 
 
-@pytest.mark.parametrize(("length", "taps"), [(1024, 1024), (8192, 300), (8192, 8192), (10007, 10007)])
+@pytest.mark.parametrize(("length", "taps"), [(1024, 1024), (8192, 300), (8192, 8192), (10007, 10007), (8200, 8210)])
 @pytest.mark.parametrize("signal", [white, smooth, large_mean])
 @pytest.mark.parametrize("filters", [white, decaying])
 def test_errors_are_within_half_as_much_again_as_the_best_of_others(
@@ -79,12 +79,38 @@ def test_errors_are_within_half_as_much_again_as_the_best_of_others(
         assert ours <= 1.5 * min(others.values()), (ours, others)
 
 
+@pytest.mark.parametrize(("length", "taps"), [(4111, 4105), (4097, 4097), (5000, 3250), (8300, 8200), (16500, 16450)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_rows_a_little_longer_than_a_transform_covers(length: int, taps: int, dtype: torch.dtype, isa: str) -> None:
+    """What wraps around meets the first outputs, which are sums: beside those over all taps, in float64."""
+    draw = oracle.Draw(length)
+    x, pre, post = (draw.normal(2, length, 17, dtype=dtype) for _ in range(3))
+    h, bias = draw.normal(taps, 17, dtype=dtype), draw.normal(17, dtype=dtype)
+    wide = [tensor.double() for tensor in (x, h, bias, pre, post)]
+    for has_gates in (False, True):
+        options = [
+            {"bias": b, "activation": "silu", "pre_gate": g, "post_gate": p} if has_gates else {}
+            for b, g, p in ((bias, pre, post), tuple(wide[2:]))
+        ]
+        with convscan.force("direct"):
+            truth = convscan.causal_conv(*wide[:2], **options[1])
+        size = float(truth[:, -1000:].abs().max())
+        for samples in (x, x.mT.contiguous().mT):
+            with convscan.force("fft"):
+                y = convscan.causal_conv(samples, h, **options[0])
+                in_place = samples.clone()
+                assert torch.equal(convscan.causal_conv(in_place, h, out=in_place, **options[0]), y)
+            allowed = size * (1e-5 if dtype == torch.float32 else 1e-13 if dtype == torch.float64 else 2**-8)
+            assert float((y.double() - truth).abs().max()) <= allowed
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("batch", "length", "taps", "channels", "filters"),
     [
         (1, 16384, 16384, 1, "each"),
         (1, 20000, 15000, 3, "each"),
+        (1, 16450, 16450, 1, "each"),
         (2, 33000, 33000, 3, "shared"),
         (3, 16384, 16000, 1, "batch"),
         (1, 1 << 19, 1 << 19, 2, "each"),

@@ -4,6 +4,9 @@
 // otherwise blocks overlap and save: the K - 1 samples before a block enter its transform at the end of the period.
 // An initial state is the same thing for the first block.
 //
+// Where a row is a little longer than a transform covers, it is taken as one block all the same: what wraps around meets the
+// first outputs alone, which are summed up one by one.
+//
 // Rows of a channel-contiguous array are read and written 16 to 64 channels at a time, through a panel of transposed rows,
 // block after block of time: every access is a whole line. Gates and what else belongs to the first and the last pass over
 // the samples are applied on the way in and out (see fft/gated_columns.h).
@@ -12,6 +15,10 @@
 
 namespace convscan::CONVSCAN_ISA {
 namespace {
+
+// The first outputs that may be summed up: at most M / 64 and so many, which takes a hundredth of the time of a transform of
+// M points, or of one of at least so many.
+constexpr int64_t kMostSummed = 256, kLeastShortened = 4096;
 
 template <class S>
 class FftConvolution {
@@ -27,6 +34,7 @@ class FftConvolution {
                  p.h_channel_stride == 0 ? p.channels : Max(p.filter_group, 1), p.taps, p.origin, transform),
         outputs_(outputs),
         history_(p.taps - 1 - p.origin),
+        summed_(kept.address != nullptr || outputs < p.length ? 0 : Max(0, p.length + p.taps - 1 - 2 * transform.Points())),
         panel_((CeilDiv(Min(outputs + p.origin, p.length), kChunk) + 1) * kChunk),
         threads_(Threads(p.threads, p.batch * p.length * p.channels * kWorkPerSample)),
         shares_lines_(p.x_strides.channel == 1 && p.y_strides.channel == 1 && p.length >= kChunk),
@@ -185,7 +193,7 @@ class FftConvolution {
         for (int64_t start = 0; start < p_.length; start += outputs_) {
           const int64_t next = start + outputs_;
           const bool has_spectrum = !splits_rows_ || !needs_filter || b > batch_begin;
-          ConvolveBlock<S>(in.From(start), out.From(start), start, first + c, ends, scratch.data, scratch.spectra,
+          ConvolveBlock<S>(in.From(start), out.From(start), start, batch_begin, first + c, ends, scratch.data, scratch.spectra,
                            has_spectrum ? nullptr : &taps, past,
                            next < p_.length ? AheadOfRow(b, first + c, next) : ahead_of_next());
         }
@@ -232,7 +240,7 @@ class FftConvolution {
           past[c].next = scratch.past[channels];
           Ends<R> ends{{}, {}, T{0}, CONVSCAN_IDENTITY};
           if (!is_gated_) ends = {{}, {}, BiasOf(b, first + c), p_.activation};
-          ConvolveBlock<R>(Row<const R>{row, 1, panel_}, Row<R>{row, 1, panel_}, start, first + c,
+          ConvolveBlock<R>(Row<const R>{row, 1, panel_}, Row<R>{row, 1, panel_}, start, batch_begin, first + c,
                            ends, scratch.data, spectrum(c), nullptr, past[c]);
           scratch.past[channels] = past[c].next;
         }
@@ -277,10 +285,11 @@ class FftConvolution {
   }
 
   // Outputs from time `start` on, as many as a block has; `in` and `out` are the row from there on, `ends` the whole. The
-  // spectrum is yet to be made, of `taps`, if there are any.
+  // spectrum is yet to be made, of `taps`, if there are any. Filters are those of element `batch`.
   template <class R>
-  void ConvolveBlock(const Row<const R> &in, const Row<R> &out, int64_t start, int64_t channel, const Ends<R> &ends, C *data,
-                     C *spectrum, const Taps<S> *taps, Past &past, const Ahead &ahead = {}) const {
+  void ConvolveBlock(const Row<const R> &in, const Row<R> &out, int64_t start, int64_t batch, int64_t channel,
+                     const Ends<R> &ends, C *data, C *spectrum, const Taps<S> *taps, Past &past,
+                     const Ahead &ahead = {}) const {
     const int64_t rest = p_.length - start;
     const Samples<R> samples(in, ends.pre.From(start), Min(outputs_ + p_.origin, rest),
                              past.is_known ? past.samples : nullptr, history_, transform_.Points());
@@ -297,6 +306,8 @@ class FftConvolution {
       if (taps != nullptr) transform_.MultiplyByFilter(data, spectrum, ahead, share);
       else MultiplyBySpectrum(data, spectrum, channel, ahead, share);
     });
+    alignas(64) T first[kMostSummed + kLanes<T>];
+    if (summed_ > 0) SumFirst(samples, filters_.TapsOf(batch, channel, 1, 0, nullptr), ends.bias, first);
     const bool is_aligned = (reinterpret_cast<uintptr_t>(out.elements) & 63) == 0;
     const Sink<R> sink{out,       ends.post.From(start), Min(outputs_, rest),
                        ends.bias, ends.activation,       is_aligned && p_.y_strides.time == 1 && Streams()};
@@ -304,6 +315,24 @@ class FftConvolution {
       transform_.LastStep(data, sink.length, sink, share);
       if (splits_rows_ && sink.streams) StreamFence();
     });
+    const Sink<R> sums{out, ends.post.From(start), Min(summed_, sink.length), ends.bias, ends.activation, false};
+    if (summed_ > 0) sums(0, CeilDiv(sums.length, kLanes<T>), first);
+  }
+
+  // The first outputs, which what wraps around has reached, before anything is done to them.
+  template <class R>
+  void SumFirst(const Samples<R> &samples, const Taps<S> &taps, T bias, T *sums) const {
+    constexpr int kW = kLanes<T>;
+    constexpr int64_t kRoom = kMostSummed + kW;
+    alignas(64) T u[kW + kRoom] = {}, h[kRoom];
+    const int64_t vectors = CeilDiv(summed_, kW);
+    samples(0, vectors, u + kW);
+    taps(0, vectors, h);
+    for (int64_t n = 0; n < vectors * kW; n += kW) {
+      Vec<T> sum = Broadcast<T>(bias);
+      for (int64_t k = 0; k < n + kW; ++k) sum += Load<kW>(u + kW + n - k) * Broadcast<T>(h[k]);
+      Store<kW>(sums + n, sum);
+    }
   }
 
   // One pass of a transform, by all threads where they work on the same row.
@@ -378,12 +407,22 @@ class FftConvolution {
   const Transform<T> &transform_;
   const KeptSpectra kept_;
   const Filters<S> filters_;
-  const int64_t outputs_, history_, panel_;  // panel_: elements from row to row of a panel
+  const int64_t outputs_, history_, summed_, panel_;  // panel_: elements from row to row of a panel
   const int threads_;
   const bool shares_lines_, is_far_, splits_rows_, is_gated_;
   const bool keeps_spectra_, copies_taps_;
   const Groups groups_;
 };
+
+// The transform that will do where the first outputs are summed up, or 0; `whole` points would cover them. Lengths lie 4 % apart
+// and more.
+template <class T>
+int64_t ShorterLength(const convscan_conv &p, int64_t whole) {
+  const int64_t span = p.length + p.taps - 1;
+  if (p.state != nullptr || p.origin != 0 || 2 * whole < span || whole < kLeastShortened) return 0;
+  const int64_t points = TransformLength<T>(CeilDiv(span - Min(kMostSummed, whole / 64), 2));
+  return points < whole - whole / 32 && Max(p.length, p.taps) <= 2 * points ? points : 0;
+}
 
 bool IsDouble(convscan_dtype dtype) { return dtype == CONVSCAN_FLOAT64 || dtype == CONVSCAN_WIDE_FLOAT32; }
 
@@ -441,7 +480,13 @@ convscan_status ConvFft(const convscan_conv &problem, int64_t transform_length) 
       p.taps = last - first + 1;
       p.origin -= first;
     }
-    return RunBlocks<S, FftConvolution>(p, transform_length);
+    using T = Compute<S>;
+    const int64_t whole =
+        transform_length > 0 ? transform_length : TransformLength<T>(CeilDiv(p.length + p.taps - 1, 2));
+    const int64_t shorter = ShorterLength<T>(p, whole);
+    if (shorter == 0) return RunBlocks<S, FftConvolution>(p, transform_length);
+    const Transform<T> transform(shorter);
+    return transform.IsValid() ? FftConvolution<S>(p, transform, p.length).Run() : CONVSCAN_OUT_OF_MEMORY;
   });
 }
 

@@ -10,6 +10,10 @@ namespace convscan::CONVSCAN_ISA {
 // Tiles of columns are this high and wide.
 inline constexpr int kChunk = 16;
 
+// What a transform reads where there are only zeros: as many as its first step takes from one place.
+template <class S>
+alignas(64) inline constexpr S kZeros[32 * kLanes<Compute<S>>]{};
+
 // A row's memory: sample n at elements[n stride], of `length` samples.
 template <class S>
 struct Row {
@@ -65,6 +69,7 @@ struct Samples {
 
   // See Transform::FirstStep.
   CONVSCAN_INLINE const S *At(int64_t n, int64_t vectors) const {
+    if (n >= length && n + vectors * kW <= history_start) return kZeros<S>;
     return gate.factors == nullptr && HasRun(n, vectors * kW) ? row.elements + n : nullptr;
   }
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, T *to) const {
@@ -124,6 +129,7 @@ struct Taps {
 
   // As of Samples.
   CONVSCAN_INLINE const S *At(int64_t n, int64_t vectors) const {
+    if (n + origin >= count && n + vectors * kW <= period - origin) return kZeros<S>;
     return stride == 1 && n + origin + vectors * kW <= count ? h + n + origin : nullptr;
   }
   CONVSCAN_INLINE void operator()(int64_t n, int64_t vectors, T *to) const {
