@@ -12,7 +12,7 @@ from torch import Tensor
 
 import convscan
 from convscan import _native, gated_delta_rule, gated_delta_rule_step, gated_delta_rule_with_state
-from convscan.ops.gated_delta_rule import reference
+from convscan.ops.gated_delta_rule import api, reference
 
 WIDE = torch.float64
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -450,3 +450,20 @@ def test_steps_cost_microseconds() -> None:
     gated_delta_rule_step(state, *arguments)
     key = _native.call_key(None, arguments[2], state, *arguments[:2], *arguments[3:], None)
     assert key in convscan.ops.gated_delta_rule.api._step.prepared, "the step was not remembered"
+
+
+def test_gradients_of_operators_where_there_is_no_kernel() -> None:
+    """What other devices than the CPU run, tile by tile: never the loop over time where there are tiles to spare."""
+    generator = torch.Generator().manual_seed(31)
+    q, v = torch.randn(2, 40, 1, 5, generator=generator), torch.randn(2, 40, 2, 3, generator=generator)
+    g, beta = -torch.rand(2, 40, 2, generator=generator), torch.rand(2, 40, 2, generator=generator)
+    state, bounds = torch.randn(2, 3, 2, 5, 3, generator=generator), torch.tensor([0, 0, 17, 40])
+    leaves = [t.requires_grad_() for t in (q, v, g, beta, state)]
+    results = []
+    for name in ("chunked", "composed"):
+        y = convscan.gated_delta_rule(q, q, v, g, beta, initial_state=state, cu_seqlens=bounds)
+        with convscan.force(name):
+            results.append(torch.autograd.grad(y.square().sum(), leaves))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    on_gpu = api._problem(q, v, g, None, is_gradient=True)._replace(device="cuda", isa="NVIDIA H200")
+    assert convscan._dispatch.select("gated_delta_rule_gradient", on_gpu).name == "composed"

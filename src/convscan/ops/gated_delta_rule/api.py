@@ -499,6 +499,45 @@ def _reference_cost(problem: DeltaRuleProblem) -> Cost:
     return Cost(factor * (1 + problem.length) * (1e-4 + 1e-8 * state), 8 * kept * state)
 
 
+def _prepare_composed(problem: DeltaRuleProblem) -> cpu.Run:
+    """The gradients in PyTorch's operators, a tile of steps after the other."""
+
+    def run(
+        inputs: Optionals,
+        cu_seqlens: Tensor | None,
+        gradients: Optionals,
+        results: Optionals,
+        scale: float,
+    ) -> None:
+        q, k, v, g, beta = cast("Sequence[Tensor]", inputs[:5])
+        dy, dlast = gradients
+        assert dy is not None
+        if cu_seqlens is not None:
+            _checks.boundaries(_NAME, cu_seqlens, problem.length)
+        queries, keys = (over_heads(tensor, v.shape[-2]).to(g.dtype) for tensor in (q, k))
+        signals = (dy.to(g.dtype), dlast, queries, keys, v.to(g.dtype))
+        found = composed.gradients(*signals, g, beta, inputs[5], cu_seqlens, scale)
+        for result, value in zip(results, found, strict=True):
+            assert result is not None
+            result.copy_(value)
+
+    return run
+
+
+def _composed_refusals(problem: DeltaRuleProblem) -> list[str]:
+    return [] if problem.is_gradient else ["computes gradients only"]
+
+
+def _composed_cost(problem: DeltaRuleProblem) -> Cost:
+    # Some hundred operators a tile, of which those of decays have a number for each pair of steps and key.
+    heads, tiles = problem.batch * problem.heads, problem.sequences + problem.length / composed.STEPS
+    state = heads * problem.keys * problem.values
+    pairs = heads * composed.STEPS**2 * problem.keys
+    workspace = 8 * tiles * (2 * state + 4 * pairs)
+    return Cost(tiles * (2e-3 + 1e-8 * (state + 10 * pairs)), int(workspace))
+
+
+_COMPOSED = Implementation("composed", "any", _composed_refusals, _composed_cost, _prepare_composed)
 _REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
 register(_NAME, (*cpu.ROWS, *triton.ROWS, _REFERENCE), _describe)
-register(f"{_NAME}_gradient", (*cpu.ROWS, _REFERENCE), _describe)
+register(f"{_NAME}_gradient", (*cpu.ROWS, _COMPOSED, _REFERENCE), _describe)
