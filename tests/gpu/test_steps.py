@@ -124,3 +124,16 @@ def test_chosen_on_a_device() -> None:
         assert convscan.explain(convscan.linear_recurrence_step, x, x, a).chosen == "triton_step"
         y = convscan.causal_conv_step(state, x, h)
         assert (y.shape, y.device.type) == (x.shape, "cuda")
+
+
+def test_a_stream_steps_in_place_without_sharing() -> None:
+    """On a GPU; here on tensors without data, of which the memory says who has what."""
+    stream = convscan.stream.RecurrenceStream(torch.ones(6, device="meta"), (2,))
+    state = stream._state
+    other = stream.to(dtype=torch.float32)
+    assert other._state is not state
+    stream.step(torch.ones(2, 6, device="meta"))
+    assert stream._state is state
+    x = torch.ones(2, 6, device="meta", requires_grad=True)
+    assert stream.step(x).requires_grad
+    assert stream._state is not state

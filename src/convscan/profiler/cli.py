@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--implementations", nargs="+", default=[], metavar="TEXT", help="those whose name contains TEXT"
     )
     profile.add_argument("--threads", type=_positive, metavar="N", help="threads for everyone (default: PyTorch's)")
+    profile.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     profile.add_argument("--seed", type=int, metavar="N", help="seed of the inputs (default 0; --submit: random)")
 
     tune = commands.add_parser("tune", help="measure this machine once, so that dispatch knows it")
@@ -133,6 +134,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
         implementations=tuple(arguments.implementations),
         seed=arguments.seed or 0,
+        device=arguments.device,
         signal=None if arguments.input is None else signal.read(arguments.input),
     )
     session.check(options)

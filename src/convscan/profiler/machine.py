@@ -35,6 +35,7 @@ class Machine:
     copy_bandwidth: tuple[tuple[int, float], ...]
     triad_bandwidth: tuple[tuple[int, float], ...]
     peak_flops: float
+    device: str = "cpu"  # "cuda": a GPU, whose cores are multiprocessors
 
     def to_json(self) -> dict[str, Any]:
         """As the JSON report stores it."""
@@ -43,7 +44,7 @@ class Machine:
     @property
     def busy(self) -> bool:
         """Whether other programs kept the cores occupied before the run."""
-        return self.load > 0.6 * self.cores
+        return self.device == "cpu" and self.load > 0.6 * self.cores
 
     def limit_seconds(self, bandwidth: str, bytes_moved: int, flops: int) -> float:
         """Least time this machine could take: the slower of memory (``bandwidth``: copy or triad) and arithmetic."""

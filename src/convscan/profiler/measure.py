@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from . import machine
 from .peer import Prepared
+from .problem import Problem
 
 # The kernel counts resident pages per processor and adds them up in batches: differences below this are noise, and a
 # single figure may be off by a few times as much.
@@ -145,3 +149,36 @@ def peak_bytes(prepared: Prepared, output_bytes: int, repeats: int = 2) -> int |
         del result
     transient = max(0, min(found) - (output_bytes if prepared.fresh else 0))
     return transient + prepared.kept_bytes
+
+
+class Meter:
+    """How the calls of a problem are timed and weighed: here, on the CPU."""
+
+    device = "cpu"
+    counts_workspace = True  # whether convscan's own account has all that its calls keep
+
+    def copies(self, problem: Problem) -> list[Problem]:
+        """The problem where it is run, as often as calls shall take its inputs in turn."""
+        return [problem]
+
+    def fetched(self, answer: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The answer, to be compared."""
+        return tuple(answer)
+
+    def timed(self, run: Callable[[], Any]) -> tuple[Any, float]:
+        """What one call returns, and its seconds."""
+        begin = time.perf_counter()
+        result = run()
+        return result, time.perf_counter() - begin
+
+    def bursts(self, turns: Sequence[Prepared]) -> Callable[[int], list[float]]:
+        """Makes calls and returns the seconds of each."""
+        return bursts(turns[0])
+
+    def peak_bytes(self, prepared: Prepared, output_bytes: int, repeats: int = 2) -> int | None:
+        """Most memory during a call beyond inputs and output, with what preparation keeps."""
+        return peak_bytes(prepared, output_bytes, repeats)
+
+    def limits(self, budget: float) -> machine.Machine:
+        """What it runs on, with its limits; ``budget`` seconds for each number."""
+        return machine.measure(budget)

@@ -51,7 +51,7 @@ def _prepare(problem: Problem, name: str | None = None, fresh: bool = False) -> 
         return _prepare_backward(problem, name)
     call = partial(problem.operator.function, **own(problem))
     fresh = fresh or not problem.operator.takes_out
-    y = None if fresh else torch.empty_like(problem.outputs[0], device="cpu")
+    y = None if fresh else torch.empty_like(problem.outputs[0], device=problem.device)
     force = partial(_forced, name)
 
     def run() -> Any:
@@ -96,7 +96,7 @@ def _kept(problem: Problem) -> Mapping[str, Any] | None:
 def _prepare_kept(problem: Problem) -> Prepared:
     inputs = _kept(problem)
     assert inputs is not None
-    y = torch.empty_like(problem.outputs[0], device="cpu")
+    y = torch.empty_like(problem.outputs[0], device=problem.device)
     run = partial(problem.operator.function, **inputs, out=y)
     run()  # prepares what is kept
     kept = [value.nbytes for value in inputs.values() if isinstance(value, convscan.FilterSpectrum)]

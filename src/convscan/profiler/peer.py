@@ -42,7 +42,8 @@ class Peer:
     """One implementation of one operator: what it is called, what it cannot do, and how it is run.
 
     ``estimate`` is a lower bound in seconds that needs no run, for those whose cost grows beyond any budget;
-    ``setup`` the seconds of one-time work (compilation) worth asking before starting it.
+    ``setup`` the seconds of one-time work (compilation) worth asking before starting it. ``devices`` are the kinds of
+    device on which it takes part.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Peer:
     setup: Callable[[Problem], float] = lambda problem: 0.0
     ours: bool = False
     baseline: bool = False
+    devices: tuple[str, ...] = ("cpu",)
 
     def version(self) -> str:
         """Version of the package that does the work, empty when it has none."""
@@ -88,6 +90,12 @@ def unsupported(
     if problem.inputs.get("initial_state") is not None and not state:
         reasons.append("takes no initial state")
     return reasons
+
+
+def on_gpu(problem: Problem, module: str) -> list[str]:
+    """Why a package of kernels for GPUs cannot run a problem at all."""
+    device = problem.device.type
+    return [*([] if device == "cuda" else [f"runs on cuda, not on {device}"]), *missing(module)]
 
 
 def time_last(t: Tensor) -> Tensor:

@@ -142,6 +142,12 @@ class Problem:
         return self.case.name
 
     @property
+    def device(self) -> torch.device:
+        """Where the arguments are."""
+        first: Tensor = next(value for value in self.inputs.values() if isinstance(value, Tensor))
+        return first.device
+
+    @property
     def layout(self) -> str:
         """Memory order, empty where there is only one."""
         layout: str = getattr(self.case, "layout", "")

@@ -23,6 +23,7 @@ from .records import Record, award
 
 # A case whose checks alone take this many times its budget leaves its remaining rivals out: the machine is busy.
 OVERDRAFT = 3.0
+CPU = measure.Meter()
 # Share of a case's budget that timing gets in any event.
 LEAST_TIMING = 0.4
 
@@ -79,12 +80,23 @@ def _quiet() -> Any:
         yield
 
 
-def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: bool = True) -> Entrant:
-    """Prepares, runs once, checks against the truth, measures memory. What goes wrong becomes the record's status."""
-    reasons = peer.why_not(problem)
+def enter(
+    problem: Problem,
+    peer: Peer,
+    expected: Truth,
+    budget: Budget,
+    weigh: bool = True,
+    meter: measure.Meter = CPU,
+    placed: Sequence[Problem] = (),
+) -> Entrant:
+    """Prepares, runs once, checks against the truth, measures memory. What goes wrong becomes the record's status.
+    ``placed`` are copies of the problem where the meter runs it."""
+    placed = placed or meter.copies(problem)
+    reasons = peer.why_not(placed[0])
     if reasons:
         return Entrant(new_record(problem, peer, "skipped", "; ".join(reasons)))
-    setup, estimate = peer.setup(problem), peer.estimate(problem)
+    # Rivals' estimates are those of a processor.
+    setup, estimate = peer.setup(problem), peer.estimate(placed[0]) if meter is CPU or peer.ours else 0.0
     if setup > budget.setup:
         return Entrant(
             new_record(problem, peer, "cut off", f"compiles for about {setup:.0f} s (limit {budget.setup:.0f} s)")
@@ -95,16 +107,16 @@ def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: 
     record = new_record(problem, peer, "ok")
     try:
         with _quiet():
-            prepared = peer.prepare(problem)
+            turns = [peer.prepare(one) for one in placed]
+            prepared = turns[0]
+            workspace = prepared.workspace_bytes if meter.counts_workspace else None
             record.reason = prepared.note
-            if prepared.workspace_bytes is not None:
+            if workspace is not None:
                 convscan.reset_peak_workspace()
-            begin = time.perf_counter()
-            result = prepared.run()
-            seconds = time.perf_counter() - begin
+            result, seconds = meter.timed(prepared.run)
             extrapolated = prepared.extrapolated() if prepared.extrapolated else None
             if extrapolated is None:
-                error = compare(problem, tuple(prepared.result(result)), expected)
+                error = compare(problem, meter.fetched(prepared.result(result)), expected)
                 record.relative_rms, record.max_abs = error.relative_rms, error.max_abs
                 if error.wrong:
                     record.status, record.reason = "wrong", error.wrong
@@ -118,20 +130,18 @@ def enter(problem: Problem, peer: Peer, expected: Truth, budget: Budget, weigh: 
                 record.latency = measure.latency_of([extrapolated])
                 record.reason = f"a sample of the steps took {seconds:.1f} s"
                 return Entrant(record)
-            if prepared.workspace_bytes is not None:
-                record.workspace_bytes = prepared.workspace_bytes()
+            if workspace is not None:
+                record.workspace_bytes = workspace()
             if weigh and seconds < budget.call:
-                record.peak_bytes = measure.peak_bytes(
-                    prepared, problem.output_bytes, repeats=2 if seconds < 0.1 else 1
-                )
+                record.peak_bytes = meter.peak_bytes(prepared, problem.output_bytes, repeats=2 if seconds < 0.1 else 1)
                 if record.peak_bytes is not None and record.workspace_bytes is not None:
                     record.peak_bytes += record.workspace_bytes  # kept since the first call, so it was not seen
             # The first call pays for page faults and lazy initialisation: a second one tells what a call costs.
-            second = measure.timed(prepared.run) if seconds < budget.call / 2 else seconds
+            second = meter.timed(turns[-1].run)[1] if seconds < budget.call / 2 else seconds
     except Exception as error:
         record.status, record.reason = "error", f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return Entrant(record)
-    contestant = measure.Contestant(measure.bursts(prepared), min(seconds, second))
+    contestant = measure.Contestant(meter.bursts(turns), min(seconds, second))
     if seconds >= budget.call:
         contestant.samples = [seconds]
         contestant.spent = float("inf")
@@ -160,19 +170,21 @@ def run_case(
     budget: Budget,
     progress: Progress = lambda text: None,
     seed: int = 0,
+    meter: measure.Meter = CPU,
 ) -> list[Record]:
     """All implementations of one problem."""
     begin = time.perf_counter()
     gc.collect()
     progress(f"{problem.name}: truth")
     expected = truth(problem, seed)
+    placed = meter.copies(problem)
     entrants = []
     for peer in peers:
         progress(f"{problem.name}: {peer.name}")
         if time.perf_counter() - begin > OVERDRAFT * budget.case and not (peer.ours or peer.baseline):
             entrants.append(Entrant(new_record(problem, peer, "cut off", "the case's time was up")))
             continue
-        entrants.append(enter(problem, peer, expected, budget))
+        entrants.append(enter(problem, peer, expected, budget, meter=meter, placed=placed))
     progress(f"{problem.name}: timing")
     left = budget.case - (time.perf_counter() - begin)
     contestants = [e.contestant for e in entrants if e.contestant is not None]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import machine, ours, peers, problem, runner
+from . import gpu, measure, ours, peers, problem, runner
 from .operators import operator, operators
 from .peer import Peer
 from .problem import CaseLike, Operator, Problem
@@ -41,6 +41,7 @@ class Options:
     implementations: tuple[str, ...] = ()
     seed: int = 0
     signal: Tensor | None = field(default=None, compare=False)
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         """As the report stores it."""
@@ -53,26 +54,29 @@ class Options:
             "quick": self.quick,
             "implementations": list(self.implementations),
             "seed": self.seed,
+            "device": self.device,
             "input": None if self.signal is None else list(self.signal.shape),
         }
 
 
-def all_peers(op: str) -> tuple[Peer, ...]:
-    """Baseline, ours, then the rivals."""
-    rivals = peers.peers(op)
+def all_peers(op: str, device: str = "cpu") -> tuple[Peer, ...]:
+    """Baseline, ours, then the rivals of a device."""
+    rivals = tuple(p for p in peers.peers(op) if device in p.devices)
     return (*(p for p in rivals if p.baseline), *ours.peers(op), *(p for p in rivals if not p.baseline))
 
 
-def select_peers(op: str, wanted: Sequence[str]) -> tuple[Peer, ...]:
+def select_peers(op: str, wanted: Sequence[str], device: str = "cpu") -> tuple[Peer, ...]:
     """The implementations whose name contains one of `wanted` (all when empty); the baseline always runs."""
     return tuple(
-        p for p in all_peers(op) if not wanted or p.baseline or any(text.lower() in p.name.lower() for text in wanted)
+        p
+        for p in all_peers(op, device)
+        if not wanted or p.baseline or any(text.lower() in p.name.lower() for text in wanted)
     )
 
 
 def select_cases(options: Options) -> list[tuple[str, CaseLike]]:
     """The cases to run, in order, with their operator."""
-    chosen = [(op, case) for op in options.operators for case in CASES[op] if _is_chosen(case, options)]
+    chosen = [(op, case) for op in options.operators for case in CASES[op] if _is_chosen(op, case, options)]
     known = {case.name for op in options.operators for case in CASES[op]}
     unknown = [name for name in options.cases if name not in known]
     if unknown:
@@ -81,19 +85,25 @@ def select_cases(options: Options) -> list[tuple[str, CaseLike]]:
     return chosen
 
 
-def _is_chosen(case: CaseLike, options: Options) -> bool:
+def _is_chosen(op: str, case: CaseLike, options: Options) -> bool:
     if options.cases:
         return case.name in options.cases
     if options.quick:
         return "quick" in case.tags
+    if "gpu" in case.tags:
+        return options.device == "cuda"
+    if options.device == "cuda" and any("gpu" in one.tags for one in CASES[op]):
+        return False  # of an operator that has cases for GPUs
     asked = {"grid": options.grid, "large": options.large, "operator": len(options.operators) == 1}
     return "default" in case.tags or any(asked[tag] for tag in asked.keys() & case.tags)
 
 
 def check(options: Options) -> None:
-    """Raises UsageError when a case or an implementation does not exist, before anything is measured."""
+    """Raises UsageError when a device, case or implementation does not exist, before anything is measured."""
+    if options.device == "cuda" and gpu.why_not() is not None:
+        raise UsageError(f"--device cuda: {gpu.why_not()}")
     select_cases(options)
-    names = sorted({p.name for op in options.operators for p in all_peers(op)})
+    names = sorted({p.name for op in options.operators for p in all_peers(op, options.device)})
     for text in options.implementations:
         if not any(text.lower() in name.lower() for name in names):
             raise UsageError(f"--implementations: nothing is called {text!r}; there are {', '.join(names)}")
@@ -131,26 +141,48 @@ def run(
     options: Options,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     on_block: Callable[[list[Record]], None] = lambda block: None,
+    seconds: float | None = None,
 ) -> Report:
-    """Runs everything `options` asks for. `progress` gets (what, cases done, cases in all)."""
+    """Runs everything `options` asks for. `progress` gets (what, cases done, cases in all). After
+    ``seconds``, where they are given, no case begins any more."""
     check(options)
+    return run_with(meter_of(options.device), options, progress, on_block, seconds)
+
+
+def meter_of(device: str) -> measure.Meter:
+    """What times calls there."""
+    return gpu.GpuMeter(gpu.Cuda()) if device == "cuda" else runner.CPU
+
+
+def run_with(
+    meter: measure.Meter,
+    options: Options,
+    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+    on_block: Callable[[list[Record]], None] = lambda block: None,
+    seconds: float | None = None,
+) -> Report:
+    """``run`` with a meter of the caller's."""
     makers = list(problems(options))
     if not makers:
         raise UsageError("no case to run; see --case, --grid and --large")
     begin = time.perf_counter()
     progress("measuring the machine", 0, len(makers))
-    report = Report(machine.measure(0.04 if options.quick else 0.08), [], options.to_json())
+    report = Report(meter.limits(0.04 if options.quick else 0.08), [], options.to_json())
     # A run somebody asked to be longer (the grid, large cases, gradients) has more cases at the usual time for each.
     total = (
         QUICK_SECONDS if options.quick else max(DEFAULT_SECONDS, 6.0 * len(makers) * (options.grid or options.large))
     )
+    total = total if seconds is None else seconds
     for done, make in enumerate(makers):
         left = total - (time.perf_counter() - begin)
+        if seconds is not None and left <= 0:
+            progress(f"out of time: {len(makers) - done} cases left out", done, len(makers))
+            break
         share = max(0.3, min(CASE_SECONDS, left / (len(makers) - done)))
         current = make()
         block = runner.run_case(
             current,
-            select_peers(current.op, options.implementations),
+            select_peers(current.op, options.implementations, options.device),
             report.machine,
             runner.Budget(
                 case=share,
@@ -160,6 +192,7 @@ def run(
             ),
             lambda text, done=done: progress(text, done, len(makers)),  # type: ignore[misc]
             options.seed,
+            meter,
         )
         report.records += block
         on_block(block)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from .._checks import has_shape, shape_text, tensor_like
 from .._errors import message
+from .._library import needs_gradient
 from ..ops.linear_recurrence.api import linear_recurrence
+from ..ops.linear_recurrence.step import linear_recurrence_step
 from ._stream import StateStream
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -82,11 +84,16 @@ class RecurrenceStream(StateStream):
     def _advance_one(self, x: Tensor, *inputs: Tensor) -> Tensor:
         tensor_like("RecurrenceStream", "x", x, self._state)
         has_shape("RecurrenceStream", "x", x, self._state.shape, "(*batch_shape, D)")
-        y = torch.addcmul(_wide(x), self._coefficients(inputs), self._state)
-        self._state = y.clone()
+        a = self._coefficients(inputs)
+        is_alike = _wide(x).dtype == a.dtype == self._state.dtype
+        if not x.is_cpu and is_alike and not needs_gradient(x, a, self._state):
+            y = linear_recurrence_step(self._state, _wide(x), a)  # one kernel, in place
+        else:
+            y = torch.addcmul(_wide(x), a, self._state)
+            self._state = y.clone()
         return y.to(x.dtype) if x.dtype in _HALVES else y
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RecurrenceStream:
-        other = self._with(self.batch_shape, lambda tensor: _wide(tensor.to(device=device, dtype=dtype)))
+        other = self._with(self.batch_shape, lambda tensor: _wide(tensor.to(device=device, dtype=dtype, copy=True)))
         other._a = None if self._a is None else _wide(self._a.to(device=device, dtype=dtype))
         return other

@@ -85,6 +85,13 @@ def _configuration(gpu: str, kernel: str) -> Mapping[str, int]:
     return chosen
 
 
+def step_tile(device: str, gpu: str, channels: int) -> tuple[int, int]:
+    """Channels and warps of a program that makes a step of generation, no more than there are."""
+    chosen = configuration(gpu if device == "cuda" else "default", "step")
+    tile = min(chosen["channels"], 1 << max(0, channels - 1).bit_length())
+    return tile, max(1, min(chosen["warps"], tile // 32))
+
+
 class Work(NamedTuple):
     """What one launch does: bytes that it reads and writes, operations by the unit that does them, programs."""
 

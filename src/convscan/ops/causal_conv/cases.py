@@ -100,6 +100,25 @@ CASES: tuple[Case, ...] = (
 )
 
 
+def _gpu() -> tuple[Case, ...]:
+    tags = frozenset({"gpu"})
+    shapes = (("short", 4096, 2048, 4), ("medium", 4096, 1024, 128), ("long-1024", 1024, 1024, 1024),
+              ("long-4096", 4096, 1024, 4096))  # fmt: skip
+    cases = []
+    for dtype in ("bfloat16", "float32"):
+        for layout in ("BLD", "BDL"):
+            for name, length, channels, taps in shapes:
+                label = f"gpu-{name}-{dtype}-{'time' if layout == 'BDL' else 'channels'}"
+                source = f"a batch of 8 in training, K = {taps}"
+                cases.append(Case(label, source, 8, length, channels, taps, dtype=dtype, layout=layout, tags=tags))
+    million = Case("gpu-million", "HyenaDNA-large's 2^20 bases", 1, 1 << 20, 64, 1 << 20, layout="BDL", tags=tags)
+    return (*cases, million)
+
+
+# What fills a GPU, and is measured there.
+GPU_CASES = _gpu()
+
+
 def inputs(case: Case, seed: int = 0) -> dict[str, Any]:
     """Arguments for ``causal_conv(**inputs(case, seed))``: normal samples, a filter that keeps their scale."""
     generator = torch.Generator().manual_seed(seed)

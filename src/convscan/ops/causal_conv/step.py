@@ -12,11 +12,11 @@ from ... import _checks
 from ..._calls import Calls, run_prepared
 from ..._dispatch import Cost, Implementation, register
 from ..._errors import message
-from ..._gpu import at, ceil_div, launch, names, power_of_two
+from ..._gpu import at, ceil_div, launch, names
 from ..._layout import Triple, dtype_name, fold
 from ..._library import define_step, is_plain, is_traced, refuse_gradient
 from ..._targets import gpu_refusals, processor
-from ...tuning.gpu import Work, configuration, cost
+from ...tuning.gpu import Work, cost, step_tile
 from . import api
 from .arguments import DTYPES, Operands, check
 from .triton.arguments import REAL
@@ -187,14 +187,8 @@ def _refusals(problem: StepProblem) -> list[str]:
     return reasons
 
 
-def _channels(problem: StepProblem) -> tuple[int, int]:
-    chosen = configuration(problem.isa if problem.device == "cuda" else "default", "step")
-    channels = power_of_two(problem.channels, 1, chosen["channels"])
-    return channels, max(1, min(chosen["warps"], channels // 32))
-
-
 def _cost(problem: StepProblem) -> Cost:
-    channels, warps = _channels(problem)
+    channels, warps = step_tile(problem.device, problem.isa, problem.channels)
     rows = problem.batch * ceil_div(problem.channels, channels)
     moved = problem.batch * problem.channels * (2.0 * problem.length + 2 * problem.size)
     filters = problem.channels * problem.taps / problem.group
@@ -210,7 +204,7 @@ def _prepare(problem: StepProblem) -> RunStep:
 
     from . import triton_step
 
-    channels, warps = _channels(problem)
+    channels, warps = step_tile(problem.device, problem.isa, problem.channels)
     tiles = ceil_div(problem.channels, channels)
     assert problem.h is not None
     steps = (*problem.x, *problem.state, *problem.h, problem.bias, *problem.y)

@@ -82,6 +82,22 @@ CASES: tuple[Case, ...] = (
     *_grid(),
 )  # fmt: skip
 
+# What fills a GPU, and is measured there.
+GPU_CASES: tuple[Case, ...] = tuple(
+    Case(
+        f"gpu-{dtype}-{'time' if layout == 'BDL' else 'channels'}",
+        "a batch of 8 in training",
+        8,
+        4096,
+        2048,
+        dtype=dtype,
+        layout=layout,
+        tags=frozenset({"gpu"}),
+    )
+    for dtype in ("bfloat16", "float32")
+    for layout in ("BLD", "BDL")
+)
+
 
 def inputs(case: Case, seed: int = 0) -> dict[str, Any]:
     """Arguments for ``linear_recurrence(**inputs(case, seed))``: normal samples and stable coefficients.

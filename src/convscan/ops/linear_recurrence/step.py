@@ -12,11 +12,11 @@ from ... import _checks
 from ..._calls import Calls, run_prepared
 from ..._dispatch import Cost, Implementation, register
 from ..._errors import message
-from ..._gpu import as_pairs, at, ceil_div, launch, power_of_two
+from ..._gpu import as_pairs, at, ceil_div, launch
 from ..._layout import dtype_name, fold
 from ..._library import define_step, is_plain, is_traced, refuse_gradient
 from ..._targets import gpu_refusals, processor
-from ...tuning.gpu import Work, configuration, cost
+from ...tuning.gpu import Work, cost, step_tile
 from .api import DTYPES
 
 RunStep = Callable[..., None]
@@ -96,14 +96,8 @@ def _refusals(problem: StepProblem) -> list[str]:
     return reasons
 
 
-def _channels(problem: StepProblem) -> tuple[int, int]:
-    chosen = configuration(problem.isa if problem.device == "cuda" else "default", "step")
-    channels = power_of_two(problem.channels, 1, chosen["channels"])
-    return channels, max(1, min(chosen["warps"], channels // 32))
-
-
 def _cost(problem: StepProblem) -> Cost:
-    channels, warps = _channels(problem)
+    channels, warps = step_tile(problem.device, problem.isa, problem.channels)
     programs = problem.batch * ceil_div(problem.channels, channels) * warps / 4
     work = Work(_bytes(problem), 2.0 * problem.batch * problem.channels, programs=programs)
     return cost(problem.device, problem.isa, 0, *(work,) * len(problem.offsets or ((),)))
@@ -114,7 +108,7 @@ def _prepare(problem: StepProblem) -> RunStep:
 
     from . import triton_step
 
-    channels, warps = _channels(problem)
+    channels, warps = step_tile(problem.device, problem.isa, problem.channels)
     tiles, planes = ceil_div(problem.channels, channels), 2 if problem.dtype.startswith("complex") else 1
     steps = tuple(planes * step for pair in problem.strides for step in pair)
     turns = problem.offsets or ((0, 0, 0, 0),)

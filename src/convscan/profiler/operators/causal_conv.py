@@ -148,7 +148,7 @@ def _answer(problem: Problem, channels: Tensor, generator: torch.Generator) -> A
 OPERATOR = Operator(
     name="causal_conv",
     short="conv",
-    cases=cases.CASES,
+    cases=(*cases.CASES, *cases.GPU_CASES),
     inputs=cases.inputs,
     function=convscan.causal_conv,
     differentiable=("x", "h"),

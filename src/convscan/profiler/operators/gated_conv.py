@@ -31,6 +31,7 @@ class Case:
     taps: int
     sequences: int = 1
     dtype: str = "float32"
+    layout: str = "BLD"
     tags: frozenset[str] = DEFAULT
 
     @property
@@ -53,15 +54,23 @@ CASES = (
     Case("lfm2-packed", "the same over 64 packed sequences", 1, 4096, 2048, 3, sequences=64, tags=LARGE),
     Case("width-7-gated", "a layer of that type with a filter of width 7", 1, 4096, 2048, 7, tags=LARGE),
     Case("hyena-gated", "Hyena on WikiText-103: width 768, K = L, between two gates", 4, 2048, 768, 2048, tags=LARGE),
-)
+    *(
+        Case(f"gpu-{length}-{dtype}", "Hyena's operator over 8192 rows, K = L", 8, length, 1024, length, dtype=dtype,
+             layout="BDL", tags=frozenset({"gpu"}))
+        for dtype in ("bfloat16", "float32")
+        for length in (256, 1024, 4096)
+    ),
+)  # fmt: skip
 
 
 def inputs(case: Case, seed: int = 0) -> dict[str, Any]:
     """Normal samples and gates, a filter that keeps their scale, boundaries anywhere."""
     generator = torch.Generator().manual_seed(seed)
     dtype: torch.dtype = getattr(torch, case.dtype)
-    shape = (case.batch, case.length, case.channels)
-    x, pre_gate, post_gate = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
+    is_time = case.layout == "BDL"
+    shape = (case.batch, *((case.channels, case.length) if is_time else (case.length, case.channels)))
+    signals = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
+    x, pre_gate, post_gate = (signal.mT if is_time else signal for signal in signals)
     h = torch.randn(case.taps, case.channels, generator=generator) / math.sqrt(min(case.taps, case.length))
     cuts = torch.randint(case.length + 1, (case.sequences - 1,), generator=generator).sort().values
     ends = torch.tensor([0, case.length])

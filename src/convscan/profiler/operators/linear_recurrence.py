@@ -126,7 +126,7 @@ def _answer(problem: Problem, channels: Tensor, generator: torch.Generator) -> A
 OPERATOR = Operator(
     name="linear_recurrence",
     short="recurrence",
-    cases=cases.CASES,
+    cases=(*cases.CASES, *cases.GPU_CASES),
     inputs=_inputs,
     function=convscan.linear_recurrence,
     differentiable=("x", "y_init", "a"),

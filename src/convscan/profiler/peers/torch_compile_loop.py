@@ -37,6 +37,14 @@ def _prepare(problem: Problem) -> Prepared:
 
 
 PEERS = tuple(
-    Peer("torch.compile of the loop", op, "torch", _why_not, _prepare, setup=lambda p: 15 + 0.3 * p.size("L"))
+    Peer(
+        "torch.compile of the loop",
+        op,
+        "torch",
+        _why_not,
+        _prepare,
+        setup=lambda p: 15 + 0.3 * p.size("L"),
+        devices=("cpu", "cuda"),
+    )
     for op in ("causal_conv", "linear_recurrence")
 )

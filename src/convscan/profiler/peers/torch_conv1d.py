@@ -71,5 +71,6 @@ PEERS = (
         lambda problem: unsupported(problem, backward=True, state=True),
         _prepare,
         estimate=_estimate,
+        devices=("cpu", "cuda"),
     ),
 )

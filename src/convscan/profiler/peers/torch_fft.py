@@ -24,6 +24,17 @@ def _stated(problem: Problem) -> Prepared:
     return on_rows(problem, conv)
 
 
+def _in_float32(problem: Problem) -> Prepared:
+    """What models in half types do."""
+    n, length = problem.size("L") + problem.size("K"), problem.size("L")
+
+    def conv(x: Tensor, h: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(x.float(), n) * torch.fft.rfft(h.float(), n)
+        return activate(problem, torch.fft.irfft(spectrum, n)[..., :length].to(x.dtype))
+
+    return on_rows(problem, conv)
+
+
 def _kept(problem: Problem) -> Prepared:
     n, length = problem.size("L") + problem.size("K"), problem.size("L")
     spectrum = torch.fft.rfft(problem["h"].t().contiguous(), n)
@@ -47,6 +58,15 @@ PEERS = (
         "torch",
         lambda problem: unsupported(problem, dtypes=DTYPES, backward=True),
         _stated,
+        devices=("cpu", "cuda"),
+    ),
+    Peer(
+        "torch fft in float32",
+        "causal_conv",
+        "torch",
+        lambda problem: unsupported(problem, dtypes=(torch.bfloat16, torch.float16), backward=True),
+        _in_float32,
+        devices=("cuda",),
     ),
     Peer(
         "torch fft, spectrum kept",
@@ -54,5 +74,6 @@ PEERS = (
         "torch",
         lambda problem: unsupported(problem, dtypes=DTYPES),
         _kept,
+        devices=("cpu", "cuda"),
     ),
 )

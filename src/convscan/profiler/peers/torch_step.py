@@ -102,7 +102,7 @@ def _peer(op: str, function: Callable[..., Tensor]) -> Peer:
     def why_not(problem: Problem) -> list[str]:
         return unsupported(problem, dtypes=(torch.float32, torch.float64))
 
-    return Peer("torch operations", f"{op}_step", "torch", why_not, prepare)
+    return Peer("torch operations", f"{op}_step", "torch", why_not, prepare, devices=("cpu", "cuda"))
 
 
 PEERS = tuple(

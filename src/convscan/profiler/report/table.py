@@ -27,6 +27,13 @@ def machine_lines(machine: Machine) -> str:
     copies = " / ".join(f"{b / 1e9:.0f}" for _, b in machine.copy_bandwidth)
     triads = " / ".join(f"{b / 1e9:.0f}" for _, b in machine.triad_bandwidth)
     sets = " / ".join(size(s) for s, _ in machine.copy_bandwidth)
+    if machine.device != "cpu":
+        return (
+            f"{machine.processor} ({machine.instruction_sets}), {machine.cores} multiprocessors, "
+            f"{size(machine.memory_bytes)}, PyTorch {machine.torch}, Python {machine.python}\n"
+            f"measured limits: copy {copies} GB/s, triad {triads} GB/s over {sets}; products of bfloat16 "
+            f"{machine.peak_flops / 1e12:.3g} TFLOP/s"
+        )
     warning = f"\nthe machine was busy (load {machine.load:.1f} on {machine.cores} cores): expect noise"
     return (
         f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, {machine.instruction_sets}, "
