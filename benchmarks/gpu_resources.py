@@ -38,6 +38,7 @@ from convscan.ops.ssd_scan import api as ssd_api
 # Of each target the device whose tile sizes are used.
 DEVICES = {"sm_90": "NVIDIA H200", "sm_89": "NVIDIA L40S", "sm_80": "NVIDIA A100", "gfx942": "AMD Instinct MI300X"}
 MEANT = {4: "", 32: "", 128: "triton_toeplitz", 4096: "triton_fft"}
+LONG = "triton_fft_passes"
 device = DEVICES["sm_90"]
 
 
@@ -80,7 +81,9 @@ def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
             operands = conv.Operands(x, h, b, state, **gates, activation="silu")
             problem = conv.problem_of(operands, x)
             for name, run in rows("causal_conv", problem):
-                if name != MEANT[taps] and (taps > 32 or name in MEANT.values()):  # each where it is meant for
+                if name == LONG or (
+                    name != MEANT[taps] and (taps > 32 or name in MEANT.values())
+                ):  # each where it is meant for
                     continue
                 yield f"{name}, {kind} contiguous, K = {taps}", lambda run=run, o=operands, x=x: run(*o.floats, x)
             dh = torch.empty(taps, 2048, device="meta")
@@ -98,6 +101,15 @@ def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
                         continue
                     every = lambda run=run, g=given: run(*g[:7], None)  # noqa: E731
                     yield f"{name} backward, {kind} contiguous, K = {taps}", every
+
+
+def long_convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What it launches where a transform takes several passes."""
+    x = meta(8, 16384, 256, time_contiguous=True)
+    operands = conv.Operands(x, x.new_empty(16384, 256), x.new_empty(256), None, x, x, activation="silu")
+    for name, run in rows("causal_conv", conv.problem_of(operands, x)):
+        if name == LONG:
+            yield f"{name}, time contiguous, K = 16384", lambda run=run: run(*operands.floats, x)
 
 
 def recurrences() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -204,7 +216,16 @@ def attention_steps() -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{name}, {op}", lambda run=run, t=tensors: run(*t, v)
 
 
-SPECIMENS = (convolutions, recurrences, steps, selective_scans, linear_attention, delta_rules, attention_steps)
+SPECIMENS = (
+    convolutions,
+    long_convolutions,
+    recurrences,
+    steps,
+    selective_scans,
+    linear_attention,
+    delta_rules,
+    attention_steps,
+)
 
 
 def compiled(only: str = "") -> Iterator[tuple[str, _gpu.Launch]]:

@@ -9,6 +9,7 @@ from .backward import backward_cost, backward_rolling_refusals, backward_tile_re
 from .direct import direct_cost, prepare_direct, prepare_rolling, rolling_cost, rolling_refusals
 from .fft import fft_cost, fft_gradient_cost, fft_refusals, prepare_fft, prepare_fft_gradient
 from .fft_backward import fft_backward_cost, fft_backward_refusals, prepare_fft_backward
+from .fft_passes import passes_cost, passes_refusals, prepare_passes
 from .gradient import gradient_cost, prepare_gradient
 from .toeplitz import correlation_cost, prepare_correlation, prepare_toeplitz, toeplitz_cost, toeplitz_refusals
 
@@ -17,6 +18,7 @@ ROWS: tuple[Implementation, ...] = (
     Implementation("triton_rolling", "triton", rolling_refusals, rolling_cost, without_spectrum(prepare_rolling)),
     Implementation("triton_toeplitz", "triton", toeplitz_refusals, toeplitz_cost, without_spectrum(prepare_toeplitz)),
     Implementation("triton_fft", "triton", fft_refusals, fft_cost, without_spectrum(prepare_fft)),
+    Implementation("triton_fft_passes", "triton", passes_refusals, passes_cost, without_spectrum(prepare_passes)),
 )
 GRADIENT_ROWS: tuple[Implementation, ...] = (
     Implementation("triton_direct", "triton", refusals, gradient_cost, prepare_gradient),

@@ -18,10 +18,10 @@ from ..problem import ConvProblem, FilterGradientProblem, item_bytes, samples_of
 from .arguments import Arguments, GradientArguments, bytes_moved, filter_gradient, gpu_of
 from .toeplitz import toeplitz_refusals
 
-_SHORTEST, _LONGEST = 256, 4096  # complex points of a transform: two factors of 16, and what registers hold
+_SHORTEST, LONGEST = 256, 4096  # complex points of a transform: two factors of 16, and what registers hold
 
 
-def _factors(points: int) -> tuple[int, int, int]:
+def factors(points: int) -> tuple[int, int, int]:
     """Of a power of two, each at least 16: three where they fit, for less to multiply."""
     if points == 4096:
         return 16, 16, 16
@@ -30,37 +30,42 @@ def _factors(points: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=32)
-def _tables(points: int, device: torch.device) -> Tensor:
+def _tables(points: int, device: torch.device, is_weighted: bool = True) -> Tensor:
     """For each factor N of ``triton_fft`` its matrix (N, N) and, but for the last, its twiddles (N, points / N), each
     as real and imaginary parts. Angles are exact before they are rounded."""
-    factors = [n for n in _factors(points) if n > 1]
+    sizes = [n for n in factors(points) if n > 1]
     parts: list[Tensor] = []
     left, before = points, 1
-    for index, n in enumerate(factors):
+    for index, n in enumerate(sizes):
         k, rest = torch.arange(n)[:, None], left // n
         columns = torch.arange(points // n)[None, :] // before
         # In units of a quarter turn divided by the points, modulo a whole one.
         matrix = -4 * k * torch.arange(n)[None, :] * (points // n)
         twiddles = -4 * k * columns * (points // left)
-        if index == 0:  # the weights exp(i pi j / 2 M), j = n1 (M / N1) + n'
+        if index == 0 and is_weighted:  # the weights exp(i pi j / 2 M), j = n1 (M / N1) + n'
             matrix = matrix + torch.arange(n)[None, :] * rest
             twiddles = twiddles + columns
-        for table in (matrix, twiddles) if index + 1 < len(factors) else (matrix,):
+        for table in (matrix, twiddles) if index + 1 < len(sizes) else (matrix,):
             angle = (table % (4 * points)).double() * (math.pi / (2 * points))
             parts += [angle.cos().flatten(), angle.sin().flatten()]
         left, before = rest, before * n
     return torch.cat(parts).float().to(device)
 
 
+def row_tables(points: int, device: torch.device) -> Tensor:
+    """The same of a transform without weights."""
+    return _tables(points, device, False)
+
+
 def _fft_points(problem: ConvProblem | FilterGradientProblem) -> int:
     """The transform with the least work: one block, or several that overlap by the taps."""
     whole = power_of_two(ceil_div(problem.length + problem.taps - 1, 2), _SHORTEST)
     candidates = [m for m in (256, 512, 1024, 2048, 4096) if m <= whole and 2 * m >= 2 * problem.taps]
-    if whole <= _LONGEST and 2 * whole > problem.taps - 1:
+    if whole <= LONGEST and 2 * whole > problem.taps - 1:
         candidates.append(whole)
 
     def work(points: int) -> float:
-        return points * sum(_factors(points)) * ceil_div(problem.length, 2 * points - problem.taps + 1)
+        return points * sum(factors(points)) * ceil_div(problem.length, 2 * points - problem.taps + 1)
 
     return min(candidates, key=work, default=0)
 
@@ -68,7 +73,7 @@ def _fft_points(problem: ConvProblem | FilterGradientProblem) -> int:
 def fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
     reasons = toeplitz_refusals(problem)
     if not reasons and _fft_points(problem) == 0:
-        reasons.append(f"holds transforms of up to {_LONGEST} points in registers")
+        reasons.append(f"holds transforms of up to {LONGEST} points in registers")
     return reasons
 
 
@@ -81,7 +86,7 @@ def fft_precision(problem: ConvProblem | FilterGradientProblem) -> str:
 
 def fft_flops(points: int, passes: int) -> float:
     """Of one transform by products of matrices."""
-    return 8.0 * points * sum(n for n in _factors(points) if n > 1) * passes
+    return 8.0 * points * sum(n for n in factors(points) if n > 1) * passes
 
 
 class FftPlan:
@@ -89,7 +94,7 @@ class FftPlan:
 
     def __init__(self, problem: ConvProblem | FilterGradientProblem) -> None:
         self.points = _fft_points(problem)
-        self.factors = _factors(self.points)
+        self.factors = factors(self.points)
         self.warps = max(1, min(configuration(gpu_of(problem), "conv.fft")["warps"], self.points // 256))
         self.blocks = ceil_div(problem.length, 2 * self.points - problem.taps + 1)
         self.channels = 1
