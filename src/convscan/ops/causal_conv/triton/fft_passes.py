@@ -91,7 +91,7 @@ def passes_cost(problem: ConvProblem) -> Cost:
     per_row = fft_flops(plan.rest, plan.passes) * plan.columns
     signal = bytes_moved(problem) / problem.turns
     shared = of_sectors(problem, signal)
-    parts = ceil_div(problem.channels, plan.channels)
+    parts = max(1, ceil_div(problem.channels, plan.channels))
     kept = item_bytes(problem.dtype) * filters * problem.taps
     once = (
         Work(kept + spectra, filters * per_column, plan.unit, filters * plan.columns),
