@@ -1,4 +1,4 @@
-// The table of kernels that every instruction set provides. Kernels trust their problem: convscan.cpp has checked it.
+// The table of kernels that every instruction set provides. Kernels trust their problem: csrc/api has checked it.
 #pragma once
 
 #include "convscan.h"
