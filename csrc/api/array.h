@@ -95,6 +95,18 @@ bool SizesAreValid(int64_t batch, int64_t length, int64_t channels, int threads)
 // Boundaries of packed sequences: from 0 to the length, none below the one before it.
 bool BoundariesAreValid(const int64_t *boundaries, int64_t sequences, int64_t length);
 
+// Of sequences of heads, in groups, with states of keys x values.
+template <class Problem>
+bool HeadSizesAreValid(const Problem &p) {
+  int64_t steps, state;
+  return SizesAreValid(p.batch, p.length, p.heads, p.threads) && p.groups >= 0 &&
+         (p.heads == 0 || (p.groups != 0 && p.heads % p.groups == 0)) && p.sequences >= 1 &&
+         p.sequences <= int64_t{1} << 48 && !__builtin_mul_overflow(p.batch, p.length + p.sequences, &steps) &&
+         SizesAreValid(steps, p.heads, p.keys, 0) && SizesAreValid(steps, p.heads, p.values, 0) &&
+         !__builtin_mul_overflow(p.keys, p.values, &state) && SizesAreValid(p.batch * p.sequences, p.heads, state, 0) &&
+         (p.boundaries == nullptr ? p.sequences == 1 : BoundariesAreValid(p.boundaries, p.sequences, p.length));
+}
+
 // The arrays that one problem reads and writes; those that are not given are left out.
 struct Arrays {
   static constexpr int kMost = 16;

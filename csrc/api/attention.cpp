@@ -18,19 +18,7 @@ void AddState(Arrays &arrays, const convscan_attention_state &of, int64_t elemen
 
 // Everything of the problem but its outputs.
 convscan_status CheckInputs(const convscan_attention &p, Arrays &in) {
-  if (!SizesAreValid(p.batch, p.length, p.heads, p.threads) || !IsKnown(p.dtype) || p.groups < 0 || p.sequences < 1)
-    return CONVSCAN_INVALID_ARGUMENT;
-  if (p.heads != 0 && (p.groups == 0 || p.heads % p.groups != 0)) return CONVSCAN_INVALID_ARGUMENT;
-  int64_t steps;
-  if (__builtin_mul_overflow(p.batch, p.length + p.sequences, &steps) || !SizesAreValid(steps, p.heads, p.keys, 0) ||
-      !SizesAreValid(steps, p.heads, p.values, 0) || p.sequences > int64_t{1} << 48)
-    return CONVSCAN_INVALID_ARGUMENT;
-  int64_t state;
-  if (__builtin_mul_overflow(p.keys, p.values, &state) ||
-      (state != 0 && !SizesAreValid(p.batch * p.sequences, p.heads, state, 0)))
-    return CONVSCAN_INVALID_ARGUMENT;
-  if (p.boundaries == nullptr ? p.sequences != 1 : !BoundariesAreValid(p.boundaries, p.sequences, p.length))
-    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsKnown(p.dtype) || !HeadSizesAreValid(p)) return CONVSCAN_INVALID_ARGUMENT;
   if (!IsReal(p.dtype)) return CONVSCAN_UNSUPPORTED;
   if (p.batch == 0 || p.heads == 0) return CONVSCAN_OK;
   const int64_t element = ElementBytes(p.dtype), arithmetic = ComputeBytes(p.dtype);

@@ -23,15 +23,7 @@ bool AddHeads(Arrays &arrays, const convscan_delta_rule &p, const void *address,
 
 // Everything of the problem but its outputs.
 convscan_status CheckInputs(const convscan_delta_rule &p, Arrays &in) {
-  int64_t state, steps;
-  if (!SizesAreValid(p.batch, p.length, p.heads, p.threads) || p.sequences < 1 || p.sequences > int64_t{1} << 48 ||
-      !IsKnown(p.dtype) || p.groups < 0 || (p.heads != 0 && (p.groups == 0 || p.heads % p.groups != 0)) ||
-      __builtin_mul_overflow(p.batch, p.length + p.sequences, &steps) ||
-      !SizesAreValid(steps, p.heads, p.keys, 0) || !SizesAreValid(steps, p.heads, p.values, 0) ||
-      __builtin_mul_overflow(p.keys, p.values, &state) || !SizesAreValid(p.batch * p.sequences, p.heads, state, 0))
-    return CONVSCAN_INVALID_ARGUMENT;
-  if (p.boundaries == nullptr ? p.sequences != 1 : !BoundariesAreValid(p.boundaries, p.sequences, p.length))
-    return CONVSCAN_INVALID_ARGUMENT;
+  if (!IsKnown(p.dtype) || !HeadSizesAreValid(p)) return CONVSCAN_INVALID_ARGUMENT;
   if (!IsReal(p.dtype) || p.dtype == CONVSCAN_WIDE_FLOAT32) return CONVSCAN_UNSUPPORTED;
   if (p.batch == 0 || p.heads == 0) return CONVSCAN_OK;
   const int64_t element = ElementBytes(p.dtype), arithmetic = ComputeBytes(p.dtype);

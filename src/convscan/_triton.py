@@ -126,6 +126,14 @@ def softplus(x):
 
 
 @triton.jit
+def head_of(blocks, heads, lines):
+    """Of this program the block, the head, which of ``lines``, and the batch entry: blocks vary first."""
+    program = tl.program_id(0)
+    head = wide((program // blocks) % heads)
+    return program % blocks, head, (program // (blocks * heads)) % lines, wide(program // (blocks * heads * lines))
+
+
+@triton.jit
 def place_of(program, bounds, table, length, STEPS: tl.constexpr, SERIAL: tl.constexpr, PACKED: tl.constexpr):
     """The sequence of a program, its steps, its first chunk among those of all sequences, and how many it has. SERIAL
     ones go through a sequence of ``bounds``, others through a chunk of ``table``, which ``_gpu.Chunks`` makes."""

@@ -187,9 +187,8 @@ def test_a_case_from_truth_to_report(direction: str, tmp_path: Path) -> None:
     assert "triton_direct" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_without_a_gpu_the_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["profile", "--device", "cuda"]) == 2
     assert "convscan profile: --device cuda: PyTorch finds no GPU" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..._triton import dot, place_of, wide
+from ..._triton import dot, head_of, place_of, wide
 from ..linear_attention.triton_chunked import between_steps, column, rows
 
 
@@ -72,10 +72,7 @@ def solve(
     BOTH: tl.constexpr,
     LEFT: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    head = wide(program % heads)
-    chunk = (program // heads) % chunks
-    b = wide(program // (heads * chunks))
+    _, head, chunk, b = head_of(1, heads, chunks)
     _sequence, begin, end, _first, _count = place_of(chunk, table, table, length, STEPS, False, PACKED)
     t = begin + tl.arange(0, STEPS)
     in_time = t < end
@@ -147,11 +144,7 @@ def scan(
     PACKED: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    block = program % blocks
-    head = wide((program // blocks) % heads)
-    line = (program // (blocks * heads)) % sequences
-    b = wide(program // (blocks * heads * sequences))
+    block, head, line, b = head_of(blocks, heads, sequences)
     sequence, first_step, last_step, first, count = place_of(line, bounds, bounds, length, STEPS, True, PACKED)
     at_v = block * VALUES + tl.arange(0, VALUES)
     in_values = at_v < values

@@ -26,7 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..._triton import dot, place_of, wide
+from ..._triton import dot, head_of, place_of, wide
 
 
 @triton.jit
@@ -159,13 +159,8 @@ def scan(
     BACKWARDS: tl.constexpr,
     LEFT: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    value_block = program % value_blocks
-    key_block = (program // value_blocks) % key_blocks
-    program = program // (value_blocks * key_blocks)
-    head = wide(program % heads)
-    line = (program // heads) % sequences
-    b = wide(program // (heads * sequences))
+    block, head, line, b = head_of(value_blocks * key_blocks, heads, sequences)
+    value_block, key_block = block % value_blocks, block // value_blocks
     sequence, first_step, last_step, first, count = place_of(line, bounds, table, length, STEPS, True, PACKED)
     group = head // in_group
     at_k, at_v = key_block * KEYS + tl.arange(0, KEYS), value_block * VALUES + tl.arange(0, VALUES)
@@ -297,11 +292,7 @@ def outputs(
     LEFT: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    block = program % blocks
-    head = wide((program // blocks) % heads)
-    chunk = (program // (blocks * heads)) % chunks
-    b = wide(program // (blocks * heads * chunks))
+    block, head, chunk, b = head_of(blocks, heads, chunks)
     _sequence, begin, end, first, _count = place_of(chunk, bounds, table, length, STEPS, False, PACKED)
     group = head // in_group
     at_v = block * VALUES + tl.arange(0, VALUES)
@@ -469,11 +460,7 @@ def gradients(
     LEFT: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    block = program % blocks
-    head = wide((program // blocks) % heads)
-    chunk = (program // (blocks * heads)) % chunks
-    b = wide(program // (blocks * heads * chunks))
+    block, head, chunk, b = head_of(blocks, heads, chunks)
     _sequence, begin, end, first, _count = place_of(chunk, bounds, table, length, STEPS, False, PACKED)
     group = head // in_group
     at_k = block * KEYS + tl.arange(0, KEYS)

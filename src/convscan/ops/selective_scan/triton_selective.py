@@ -28,6 +28,19 @@ from ..._triton import activate, activation_gradient, join, join_complex, place_
 
 
 @triton.jit
+def _place(lines, channel_tiles, group_tiles, in_group, CHANNELS: tl.constexpr):
+    """Of this program the batch entry, the chunk or sequence of ``lines``, the group, which of its tiles, and the
+    channels in it."""
+    program = tl.program_id(0)
+    tile = program % channel_tiles
+    group = wide(tile // group_tiles)
+    shard = tile % group_tiles
+    in_tile = shard * CHANNELS + tl.arange(0, CHANNELS)
+    place = (program // channel_tiles) % lines
+    return wide(program // (channel_tiles * lines)), place, group, shard, group * in_group + in_tile, in_tile < in_group
+
+
+@triton.jit
 def _tile(x, t, c, inside, xt, xc, WIDE: tl.constexpr):
     return tl.load(x + t * xt + c * xc, mask=inside, other=0.0).to(WIDE)
 
@@ -110,14 +123,7 @@ def local_states(
 ):
     """The state at a chunk's end of one that begins with zeros; backwards, its gradient at the beginning of one that
     ends with zeros."""
-    program = tl.program_id(0)
-    tile = program % channel_tiles
-    chunk = (program // channel_tiles) % chunks
-    b = wide(program // (channel_tiles * chunks))
-    group = wide(tile // group_tiles)
-    in_tile = (tile % group_tiles) * CHANNELS + tl.arange(0, CHANNELS)
-    c = group * in_group + in_tile
-    in_channels = in_tile < in_group
+    b, chunk, group, _, c, in_channels = _place(chunks, channel_tiles, group_tiles, in_group, CHANNELS)
     _, begin, end, _, _ = place_of(chunk, table, table, length, STEPS, False, PACKED)
     t = begin + tl.arange(0, STEPS)
     in_time = t < end
@@ -338,15 +344,8 @@ def outputs(
     KEEP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    tile = program % channel_tiles
     lines = sequences if SERIAL else chunks
-    place = (program // channel_tiles) % lines
-    b = wide(program // (channel_tiles * lines))
-    group = wide(tile // group_tiles)
-    in_tile = (tile % group_tiles) * CHANNELS + tl.arange(0, CHANNELS)
-    c = group * in_group + in_tile
-    in_channels = in_tile < in_group
+    b, place, group, _, c, in_channels = _place(lines, channel_tiles, group_tiles, in_group, CHANNELS)
     sequence, first_step, last_step, first, count = place_of(place, bounds, table, length, STEPS, SERIAL, PACKED)
     parts: tl.constexpr = 2 if COMPLEX else 1
     step = states * parts * wide(channels)
@@ -526,15 +525,8 @@ def gradients(
     SERIAL: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    tile = program % channel_tiles
     lines = sequences if SERIAL else chunks
-    place = (program // channel_tiles) % lines
-    b = wide(program // (channel_tiles * lines))
-    group = wide(tile // group_tiles)
-    in_tile = (tile % group_tiles) * CHANNELS + tl.arange(0, CHANNELS)
-    c = group * in_group + in_tile
-    in_channels = in_tile < in_group
+    b, place, group, shard, c, in_channels = _place(lines, channel_tiles, group_tiles, in_group, CHANNELS)
     sequence, first_step, last_step, first, count = place_of(place, bounds, table, length, STEPS, SERIAL, PACKED)
     parts: tl.constexpr = 2 if COMPLEX else 1
     step = states * parts * wide(channels)
@@ -597,7 +589,7 @@ def gradients(
         ends = in_channels & (i + 1 == count)
         passes = in_channels & (i + 1 < count)
         of_da = ((chunk * batch + b) * channels + c) * states * parts
-        of_step = (((wide(tile % group_tiles) * batch + b) * length + t) * groups + group) * states * parts
+        of_step = (((wide(shard) * batch + b) * length + t) * groups + group) * states * parts
         for n in range(0, states):
             row = n * parts * wide(channels)
             rate = tl.load(a + n * an, mask=in_channels, other=0.0).to(WIDE)[None, :]
