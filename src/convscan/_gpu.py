@@ -22,7 +22,7 @@ class Launch(NamedTuple):
     """A kernel with all it was launched with."""
 
     kernel: Any
-    programs: tuple[int, ...]
+    programs: int
     args: tuple[Any, ...]
     constants: dict[str, Any]
 
@@ -41,22 +41,25 @@ def recorded() -> Iterator[list[Launch]]:
         _record.reset(token)
 
 
-def launch(kernel: Any, programs: int | tuple[int, ...], *args: Any, **constants: Any) -> None:
+def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     """Runs as many programs of a kernel, on the current stream of the device of its first argument.
 
     ``constants`` are the kernel's compile-time arguments, ``num_warps`` and ``num_stages``. Nothing waits: a call can
     be captured in a CUDA graph.
     """
-    grid = programs if isinstance(programs, tuple) else (programs,)
-    if 0 in grid:
+    if programs == 0:
         return
+    if programs >= 1 << 31:
+        raise ValueError(
+            f"convscan: a kernel for GPUs would need {programs} programs, of which devices run less than 2^31"
+        )
     record = _record.get()
     if record is not None:
-        record.append(Launch(kernel, grid, args, constants))
+        record.append(Launch(kernel, programs, args, constants))
         return
     device = args[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](*args, **constants)
+        kernel[(programs,)](*args, **constants)
 
 
 def at(tensor: Tensor, offset: int) -> Tensor:

@@ -279,8 +279,9 @@ def filter_gradient_tile(
     WIDE: tl.constexpr,
 ):
     """partial[chunk, b, k, c] = sum over the chunk's steps of dz_gate dz[t] (x_gate x)[t + origin - k]."""
-    program = tl.program_id(0)
-    first_tap = tl.program_id(1) * K
+    # Programs of the same samples follow one another.
+    tap_tiles = (taps + K - 1) // K
+    program, first_tap = tl.program_id(0) // tap_tiles, (tl.program_id(0) % tap_tiles) * K
     ct = program % channel_tiles
     chunk = (program // channel_tiles) % chunks
     b = program // (channel_tiles * chunks)
@@ -322,7 +323,7 @@ def filter_gradient_tile(
                 u += tl.load(where, mask=past, other=0.0).to(WIDE)
             more = more + (sums[k] + g * u,)
         sums = more
-    partial += ((wide(chunk) * (tl.num_programs(0) // (channel_tiles * chunks)) + b) * taps) * channels
+    partial += ((wide(chunk) * (tl.num_programs(0) // (tap_tiles * channel_tiles * chunks)) + b) * taps) * channels
     for k in tl.static_range(K):
         tap = first_tap + k
         where = partial + wide(tap) * channels + c

@@ -149,9 +149,8 @@ def correlations(
     HAS_PRE: tl.constexpr,
     HAS_POST: tl.constexpr,
 ):
-    """G_m of a chunk of rows, m = program_id(1)."""
-    program = tl.program_id(0)
-    m = tl.program_id(1)
+    """G_m of a chunk of rows; programs of the same rows follow one another."""
+    program, m = tl.program_id(0) // matrices, tl.program_id(0) % matrices
     c = wide(program % channels)
     chunk = (program // channels) % chunks
     b = wide(program // (channels * chunks))
@@ -180,13 +179,15 @@ def correlations(
 @triton.jit
 def diagonals(blocks, dh, taps, channels, matrices, N: tl.constexpr, TAPS: tl.constexpr):
     """dh[b, k, c] = sum_m sum_j G_m[j, k - m N + j]; ``blocks`` of (batch, channels, matrices, N, N)."""
-    program = tl.program_id(0)
+    tap_tiles = (taps + TAPS - 1) // TAPS
+    program = tl.program_id(0) // tap_tiles
     c = program % channels
     b = program // channels
-    k = tl.program_id(1) * TAPS + tl.arange(0, TAPS)
+    first_tap = (tl.program_id(0) % tap_tiles) * TAPS
+    k = first_tap + tl.arange(0, TAPS)
     j = tl.arange(0, N)[None, :]
     total = tl.zeros([TAPS, N], tl.float32)
-    first = (tl.program_id(1) * TAPS) // N
+    first = first_tap // N
     for step in tl.static_range((TAPS + N - 1) // N + 1):
         m = first + step
         i = k[:, None] - m * N + j

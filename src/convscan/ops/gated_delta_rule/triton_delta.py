@@ -82,7 +82,7 @@ def solve(
     of_beta = column(beta + b * bb + head * bh, t, in_time, bt)
     m = tl.zeros([STEPS, STEPS], tl.float32)
     for first_key in range(0, keys, KEYS):
-        at_k = first_key + tl.arange(0, KEYS)
+        at_k = wide(first_key) + tl.arange(0, KEYS)
         of_k = rows(k, t, at_k, in_time, at_k < keys, kt, kk)
         m = dot(of_k, tl.trans(of_k), m, BOTH)
     i, j = tl.arange(0, STEPS)[:, None], tl.arange(0, STEPS)[None, :]
@@ -90,13 +90,13 @@ def solve(
     inverse = _inverse(m, STEPS) * of_beta[None, :]
     at_row = ((b * length + t) * heads + head)[:, None]
     for first_value in range(0, values, VALUES):
-        at_v = first_value + tl.arange(0, VALUES)
+        at_v = wide(first_value) + tl.arange(0, VALUES)
         of_v = rows(v, t, at_v, in_time, at_v < values, vt, vc).to(tl.float32)
         part = dot(inverse, of_v, tl.zeros([STEPS, VALUES], tl.float32), LEFT)
         tl.store(u + at_row * values + at_v[None, :], part, mask=in_time[:, None] & (at_v < values)[None, :])
     inverse *= tl.exp(tl.cumsum(of_g, 0))[None, :]
     for first_key in range(0, keys, KEYS):
-        at_k = first_key + tl.arange(0, KEYS)
+        at_k = wide(first_key) + tl.arange(0, KEYS)
         of_k = rows(k, t, at_k, in_time, at_k < keys, kt, kk).to(tl.float32)
         part = dot(inverse, of_k, tl.zeros([STEPS, KEYS], tl.float32), LEFT)
         tl.store(w + at_row * keys + at_k[None, :], part, mask=in_time[:, None] & (at_k < keys)[None, :])
@@ -146,7 +146,7 @@ def scan(
 ):
     block, head, line, b = head_of(blocks, heads, sequences)
     sequence, first_step, last_step, first, count = place_of(line, bounds, bounds, length, STEPS, True, PACKED)
-    at_v = block * VALUES + tl.arange(0, VALUES)
+    at_v = wide(block) * VALUES + tl.arange(0, VALUES)
     in_values = at_v < values
     k += b * kb + (head // in_group) * kg
     g += b * gb + head * gh
@@ -156,7 +156,7 @@ def scan(
     between += ((b * chunks + first) * heads + head) * step
     # The state is in memory, of which a program has its own columns: a block of keys at a time is in registers.
     for first_key in range(0, keys, KEYS):
-        at_k = first_key + tl.arange(0, KEYS)
+        at_k = wide(first_key) + tl.arange(0, KEYS)
         in_state = (at_k < keys)[:, None] & in_values[None, :]
         state = tl.zeros([KEYS, VALUES], tl.float32)
         if HAS_START:
@@ -175,7 +175,7 @@ def scan(
         read = tl.zeros([STEPS, VALUES], tl.float32)
         here = between + chunk * heads * step
         for first_key in range(0, keys, KEYS):
-            at_k = first_key + tl.arange(0, KEYS)
+            at_k = wide(first_key) + tl.arange(0, KEYS)
             in_keys = at_k < keys
             of_w = tl.load(w + at_row * keys + at_k[None, :], mask=in_time[:, None] & in_keys[None, :], other=0.0)
             at_state = here + at_k[:, None] * wide(values) + at_v[None, :]
@@ -187,7 +187,7 @@ def scan(
         to_end = tl.exp(tl.cumsum(following, 0, reverse=True))
         whole = tl.exp(tl.sum(column(g, t, in_time, gt), 0))
         for first_key in range(0, keys, KEYS):
-            at_k = first_key + tl.arange(0, KEYS)
+            at_k = wide(first_key) + tl.arange(0, KEYS)
             in_keys = at_k < keys
             in_state = in_keys[:, None] & in_values[None, :]
             at_state = here + at_k[:, None] * wide(values) + at_v[None, :]

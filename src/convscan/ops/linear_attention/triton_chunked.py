@@ -163,7 +163,7 @@ def scan(
     value_block, key_block = block % value_blocks, block // value_blocks
     sequence, first_step, last_step, first, count = place_of(line, bounds, table, length, STEPS, True, PACKED)
     group = head // in_group
-    at_k, at_v = key_block * KEYS + tl.arange(0, KEYS), value_block * VALUES + tl.arange(0, VALUES)
+    at_k, at_v = wide(key_block) * KEYS + tl.arange(0, KEYS), wide(value_block) * VALUES + tl.arange(0, VALUES)
     in_keys, in_values = at_k < keys, at_v < values
     in_state = in_keys[:, None] & in_values[None, :]
     of_sum = in_keys & (value_block == 0)
@@ -295,7 +295,7 @@ def outputs(
     block, head, chunk, b = head_of(blocks, heads, chunks)
     _sequence, begin, end, first, _count = place_of(chunk, bounds, table, length, STEPS, False, PACKED)
     group = head // in_group
-    at_v = block * VALUES + tl.arange(0, VALUES)
+    at_v = wide(block) * VALUES + tl.arange(0, VALUES)
     in_values = at_v < values
     q += b * qb + group * qg
     k += b * kb + group * kg
@@ -324,7 +324,7 @@ def outputs(
         read = tl.zeros([ROWS, VALUES], tl.float32)
         summed = tl.zeros([ROWS], tl.float32)
         for first_key in range(0, keys, KEYS):
-            at_k = first_key + tl.arange(0, KEYS)
+            at_k = wide(first_key) + tl.arange(0, KEYS)
             in_keys = at_k < keys
             of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
             of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk)
@@ -463,7 +463,7 @@ def gradients(
     block, head, chunk, b = head_of(blocks, heads, chunks)
     _sequence, begin, end, first, _count = place_of(chunk, bounds, table, length, STEPS, False, PACKED)
     group = head // in_group
-    at_k = block * KEYS + tl.arange(0, KEYS)
+    at_k = wide(block) * KEYS + tl.arange(0, KEYS)
     in_keys = at_k < keys
     q += b * qb + group * qg
     k += b * kb + group * kg
@@ -488,7 +488,7 @@ def gradients(
     at_end = tl.zeros([KEYS], tl.float32)
     through = tl.zeros([KEYS], tl.float32)  # of blocks behind this one, what reaches their queries less their keys
     for first_value in range(0, values, VALUES):
-        at_v = first_value + tl.arange(0, VALUES)
+        at_v = wide(first_value) + tl.arange(0, VALUES)
         own = at_k[:, None] * wide(values) + at_v[None, :]
         in_state = in_keys[:, None] & (at_v < values)[None, :]
         state = tl.load(before + own, mask=in_state, other=0.0)
@@ -504,7 +504,7 @@ def gradients(
         wrote = tl.zeros([ROWS, KEYS], tl.float32)
         read = tl.zeros([ROWS, KEYS], tl.float32)
         for first_value in range(0, values, VALUES):
-            at_v = first_value + tl.arange(0, VALUES)
+            at_v = wide(first_value) + tl.arange(0, VALUES)
             in_values = at_v < values
             own = at_k[:, None] * wide(values) + at_v[None, :]
             in_state = in_keys[:, None] & in_values[None, :]
@@ -587,7 +587,7 @@ def gradients(
             far = tl.zeros([ROWS, STEPS], tl.float32)  # of their queries and values before them
             read = tl.zeros([ROWS, KEYS], tl.float32)
             for first_value in range(0, values, VALUES):
-                at_v = first_value + tl.arange(0, VALUES)
+                at_v = wide(first_value) + tl.arange(0, VALUES)
                 in_values = at_v < values
                 of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
                 of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc)

@@ -96,7 +96,7 @@ def step(
     head = wide((program // blocks) % heads)
     b = wide(program // (blocks * heads))
     group = head // in_group
-    at_v = block * VALUES + tl.arange(0, VALUES)
+    at_v = wide(block) * VALUES + tl.arange(0, VALUES)
     in_values = at_v < values
     state += b * sb + head * sh + at_v[None, :] * sv
     q += b * qb + group * qh
@@ -124,7 +124,7 @@ def step(
     if GATES == "delta":
         answer = tl.zeros([VALUES], WIDE)
         for first in range(0, keys, KEYS):
-            at_k = first + tl.arange(0, KEYS)
+            at_k = wide(first) + tl.arange(0, KEYS)
             in_keys = at_k < keys
             known = in_keys[:, None] & in_values[None, :]
             of_k = tl.load(k + at_k * kk, mask=in_keys, other=0.0).to(WIDE)
@@ -134,7 +134,7 @@ def step(
     total = tl.zeros([VALUES], WIDE)
     summed = tl.zeros([1], WIDE)
     for first in range(0, keys, KEYS):
-        at_k = first + tl.arange(0, KEYS)
+        at_k = wide(first) + tl.arange(0, KEYS)
         in_keys = at_k < keys
         known = in_keys[:, None] & in_values[None, :]
         of_k = weight * tl.load(k + at_k * kk, mask=in_keys, other=0.0).to(WIDE)

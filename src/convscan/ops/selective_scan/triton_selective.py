@@ -150,7 +150,8 @@ def local_states(
     local += ((b * chunks + chunk) * states * parts) * channels + c
     a += c * ac
     projection += b * pb
-    for n in range(0, states):
+    for index in range(0, states):
+        n = wide(index)
         rate = tl.load(a + n * an, mask=in_channels, other=0.0).to(WIDE)[None, :]
         angle = rate
         if COMPLEX:
@@ -364,7 +365,8 @@ def outputs(
         shift = tl.load(bias + c * bias_c, mask=in_channels, other=0.0).to(WIDE)
     if SERIAL and HAS_FINAL:
         if count == 0:
-            for n in range(0, states):
+            for index in range(0, states):
+                n = wide(index)
                 for part in tl.static_range(parts):
                     carry = tl.zeros([CHANNELS], WIDE)
                     if HAS_START:
@@ -389,7 +391,8 @@ def outputs(
         from_start = SERIAL & (i == 0)
         ends = in_channels & (i + 1 == count)
         passes = in_channels & (i + 1 < count)
-        for n in range(0, states):
+        for index in range(0, states):
+            n = wide(index)
             rate = tl.load(a + n * an, mask=in_channels, other=0.0).to(WIDE)[None, :]
             row = n * parts * wide(channels)
             carry = tl.load(of_here + row, mask=in_channels & (from_start == 0), other=0.0).to(WIDE)
@@ -552,7 +555,8 @@ def gradients(
         skip = tl.load(d + c * d_c, mask=in_channels, other=0.0).to(WIDE)
     if SERIAL and HAS_DINITIAL:
         if count == 0:
-            for n in range(0, states):
+            for index in range(0, states):
+                n = wide(index)
                 for part in tl.static_range(parts):
                     carry = tl.zeros([CHANNELS], WIDE)
                     if HAS_DFINAL:
@@ -590,7 +594,8 @@ def gradients(
         passes = in_channels & (i + 1 < count)
         of_da = ((chunk * batch + b) * channels + c) * states * parts
         of_step = (((wide(shard) * batch + b) * length + t) * groups + group) * states * parts
-        for n in range(0, states):
+        for index in range(0, states):
+            n = wide(index)
             row = n * parts * wide(channels)
             rate = tl.load(a + n * an, mask=in_channels, other=0.0).to(WIDE)[None, :]
             state = tl.load(of_state + row, mask=in_channels, other=0.0).to(WIDE)[None, :]

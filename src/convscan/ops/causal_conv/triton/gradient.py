@@ -51,7 +51,7 @@ def gradient_cost(problem: FilterGradientProblem) -> Cost:
     flops = samples_of(problem) * problem.taps * (2 + (4 if order(problem.x) == "channel" else 8)) / problem.turns
     partial = plan.numbers * item
     works = (
-        Work(moved, flops, unit(problem), plan.programs * groups, moved * (groups - 1) / 2),
+        Work(moved, flops, unit(problem), plan.programs * groups, shared=moved * (groups - 1) / 2),
         Work(2 * partial, plan.numbers, unit(problem)),
     )
     return cost(problem.device, problem.isa, partial, *works * problem.turns)
@@ -71,7 +71,7 @@ def prepare_gradient(problem: FilterGradientProblem) -> Run:
         def parts(tensors: list[Tensor]) -> Tensor:
             launch(
                 triton_direct.filter_gradient_tile,
-                (plan.programs, ceil_div(problem.taps, plan.taps)),
+                plan.programs * ceil_div(problem.taps, plan.taps),
                 *tensors,
                 partial,
                 packed,

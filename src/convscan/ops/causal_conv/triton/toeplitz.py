@@ -129,10 +129,10 @@ def correlation_cost(problem: FilterGradientProblem) -> Cost:
     samples = samples_of(problem) / problem.turns
     moved = item_bytes(problem.dtype) * (2 + problem.gates) * samples
     # Memory of contiguous channels is read in sectors of which one number counts.
-    again = moved * (plan.matrices - 1) + (7 * moved if order(problem.x) == "channel" else 0)
+    shared = moved * (plan.matrices - 1) + (7 * moved if order(problem.x) == "channel" else 0)
     flops = 2.0 * passes * samples * plan.matrices * plan.n
     works = (
-        Work(moved + 4 * plan.numbers, flops, core, plan.programs * plan.matrices, again),
+        Work(moved + 4 * plan.numbers, flops, core, plan.programs * plan.matrices, shared=shared),
         Work(8.0 * plan.numbers, plan.numbers),
         Work(4.0 * plan.numbers / plan.chunks, plan.numbers),
     )
@@ -153,7 +153,7 @@ def prepare_correlation(problem: FilterGradientProblem) -> Run:
         def parts(tensors: list[Tensor]) -> Tensor:
             launch(
                 triton_toeplitz.correlations,
-                (plan.programs, plan.matrices),
+                plan.programs * plan.matrices,
                 *tensors,
                 blocks,
                 problem.length,
@@ -174,7 +174,7 @@ def prepare_correlation(problem: FilterGradientProblem) -> Run:
             summed = blocks.sum(0) if plan.chunks > 1 else blocks
             launch(
                 triton_toeplitz.diagonals,
-                (problem.batch * problem.channels, ceil_div(problem.taps, 64)),
+                problem.batch * problem.channels * ceil_div(problem.taps, 64),
                 summed,
                 gradients,
                 problem.taps,
