@@ -110,6 +110,15 @@ def long_convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
     for name, run in rows("causal_conv", conv.problem_of(operands, x)):
         if name == LONG:
             yield f"{name}, time contiguous, K = 16384", lambda run=run: run(*operands.floats, x)
+    # With spectra that were kept, rounded.
+    for name, length in (("triton_fft", 4096), (LONG, 16384)):
+        x, h = meta(8, length, 256, time_contiguous=True), meta(length, 256)
+        kept = conv.Kept(length, True, form=name)
+        spectrum = meta(256, 2, *((length,) if name != LONG else (16, length // 16)), dtype=torch.bfloat16)
+        given = (x, h, None, None, None, None, spectrum, x)
+        for row, run in rows("causal_conv", conv.problem_of(conv.Operands(x, h), x, kept=kept)):
+            if row == name:
+                yield f"{name}, time contiguous, spectrum kept", lambda run=run, given=given: run(*given)
 
 
 def recurrences() -> Iterator[tuple[str, Callable[[], None]]]:

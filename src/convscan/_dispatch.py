@@ -226,12 +226,12 @@ class Explanation:
         counted = any(candidate.cost and candidate.cost.flops is not None for candidate in self.candidates)
         lines = [
             f"{self.op}: {self.problem}",
-            f"  {'implementation':<16}{'target':<8}{'predicted':>12}{'workspace':>14}"
+            f"  {'implementation':<18}{'target':<8}{'predicted':>12}{'workspace':>14}"
             + (f"{'flops':>12}{'moved':>14}" if counted else ""),
         ]
         for candidate in self.candidates:
             mark = "*" if candidate.name == self.chosen else " "
-            start = f"{mark} {candidate.name:<16}{candidate.target:<8}"
+            start = f"{mark} {candidate.name:<18}{candidate.target:<8}"
             if candidate.cost is None:
                 lines.append(f"{start}  cannot: {'; '.join(candidate.reasons)}")
             else:

@@ -81,6 +81,31 @@ def apart(x: Tensor, y: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether what is launched for a tensor is captured in a CUDA graph: recorded, and not computed yet."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+class Shared:
+    """A tensor that the current stream computes now and that later calls read, on whichever stream."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._stream = torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
+        self._event = None if self._stream is None else self._stream.record_event()
+
+    def read(self) -> Tensor:
+        """The tensor, for what the current stream computes next."""
+        if self._stream is None or self._event is None:
+            return self.tensor
+        stream = torch.cuda.current_stream(self.tensor.device)
+        # A capture begins when the device has finished, and cannot wait for what is outside of it.
+        if stream != self._stream and not is_capturing(self.tensor):
+            stream.wait_event(self._event)
+            self.tensor.record_stream(stream)
+        return self.tensor
+
+
 def sequence_of(bounds: Tensor, length: int) -> Tensor:
     """The sequence of each step, without waiting for the device; bounds are cu_seqlens."""
     steps = torch.arange(length, device=bounds.device, dtype=bounds.dtype)

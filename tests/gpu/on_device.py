@@ -61,6 +61,31 @@ def test_gradients_of_long_filters() -> None:
         torch.testing.assert_close(one, exact, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("length", [3000, 20_000, 300_001])
+def test_kept_spectra(length: int) -> None:
+    """In the form that is chosen, read on another stream and in a graph, made anew when the filters change."""
+    x, h = torch.randn(2, length, 3, device="cuda"), torch.randn(length, 3, device="cuda") / length**0.5
+    filters = convscan.FilterSpectrum(h, length)
+    convscan.causal_conv(x, filters)
+    kept = filters._kept
+    assert kept is not None
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        y = convscan.causal_conv(x, filters)
+    stream.synchronize()
+    torch.testing.assert_close(y, convscan.causal_conv(x, h), rtol=1e-4, atol=1e-4)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = convscan.causal_conv(x, filters)
+    assert filters._kept is kept
+    before = convscan.causal_conv(x, h)
+    h.mul_(2)
+    torch.testing.assert_close(convscan.causal_conv(x, filters), 2 * before, rtol=1e-4, atol=1e-4)
+    assert filters._kept is not kept
+    graph.replay()  # of the filters of that time
+    torch.testing.assert_close(captured, before, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_and_capture() -> None:
     x = torch.randn(2, 500, 64, device="cuda", requires_grad=True)
     h = torch.randn(4, 64, device="cuda", requires_grad=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._gpu import is_capturing
 from .._library import is_watched
 from ..ops.causal_conv.spectrum import FilterSpectrum
 
@@ -36,6 +37,7 @@ class KeptFilters:
 
     def __init__(self) -> None:
         self._entry: tuple[list[Any], Any, list[FilterSpectrum]] | None = None
+        self._captured: list[list[FilterSpectrum]] = []  # what CUDA graphs read, which do not own it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptFilters:
         return KeptFilters()
@@ -63,11 +65,16 @@ class KeptFilters:
         made_of = _made_of(layer)
         if made_of is None:
             return make()
+        is_captured = any(is_capturing(one) for one in made_of if isinstance(one, Tensor))
         if self._entry is not None:
             before, kind, kept = self._entry
             # Longer ones would serve as well, but a result is not to depend on the calls before.
             if kept[0].length == length and kind == variant and _same(before, made_of):
+                if is_captured:
+                    self._captured.append(kept)
                 return kept
+        if is_captured:  # what is made now has no values before the graph is replayed
+            return make()
         with torch.inference_mode(False), torch.no_grad():  # inference tensors would not tell when they change
             kept = [FilterSpectrum(h, length) for h in make()]
         self._entry = (made_of, variant, kept)
@@ -82,7 +89,7 @@ def _made_of(layer: torch.nn.Module) -> list[Any] | None:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is None:
                 continue
-            if tensor.is_inference() or not tensor.is_cpu:
+            if tensor.is_inference() or not (tensor.is_cpu or tensor.is_cuda):
                 return None
             parts += [tensor, tensor._version, tensor.data_ptr()]
     return parts

@@ -20,7 +20,7 @@ from .arguments import check as check
 from .arguments import packed_boundaries, problem_of
 from .operator import ROWS, calls, conv, run
 from .problem import ConvProblem, arithmetic
-from .spectrum import FilterSpectrum
+from .spectrum import FilterSpectrum, first_taps
 
 prepared = calls.prepared
 
@@ -128,8 +128,8 @@ def checked(name: str, operands: Operands, out: Tensor | None, filters: FilterSp
     if filters is not None and filters.keep is not None:
         y = _with_part(filters, operands)
         return y if out is None else out.copy_(y)
-    if filters is not None and _can_keep(filters, operands):
-        h = operands.h[: filters.length]
+    if filters is not None and _can_keep(filters, operands) and not is_watched():
+        h = first_taps(filters, operands.h)
         spectrum = filters.spectrum(h, arithmetic(dtype_name(dtype), operands.precision))
         operands = operands._replace(h=h, spectrum=spectrum)
     if out is not None and is_plain(*operands.floats, operands.cu_seqlens, out):
@@ -156,13 +156,13 @@ def _with_part(filters: FilterSpectrum, operands: Operands) -> Tensor:
 
 
 def _can_keep(filters: FilterSpectrum, operands: Operands) -> bool:
-    """Whether this call uses the kept spectrum, which has the first ``length`` taps."""
+    """Whether this call would use the kept spectrum, which has the first ``length`` taps, with nothing watching it."""
     if operands.cu_seqlens is not None:  # of sequences of any lengths, each with a transform of its own
         return False
     x, state = operands.x, operands.state
     _check_length(filters, x)
     reaches_beyond = state is not None and filters.h.shape[0] > filters.length
-    return x.is_cpu and not reaches_beyond and not is_watched()
+    return (x.is_cpu or x.is_cuda) and not reaches_beyond
 
 
 def _check_length(filters: FilterSpectrum, x: Tensor) -> None:
@@ -180,7 +180,7 @@ def describe_call(
     kept = None
     if filters is not None and _can_keep(filters, operands):
         kept = filters.plan(arithmetic(dtype_name(dtype), operands.precision))
-        operands = operands._replace(h=operands.h[: filters.length])
+        operands = operands._replace(h=first_taps(filters, operands.h))
     y = torch.empty_like(operands.x, dtype=dtype) if out is None else out
     boundaries, _ = packed_boundaries(operands.cu_seqlens, operands.x.shape[-2])
     return problem_of(operands, y, boundaries, kept)._replace(dtype=dtype_name(dtype))

@@ -14,7 +14,7 @@ from ..._dispatch import settings
 from ..._errors import message
 from ..._layout import Leading, Triple, dtype_name, fold
 from ..._targets import processor
-from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic
+from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic, kept_for
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ACTIVATIONS = (None, "silu", "gelu")
@@ -65,6 +65,19 @@ def without_spectrum(prepare: Callable[[ConvProblem], Run]) -> Callable[[ConvPro
     def prepared(problem: ConvProblem) -> Run:
         run = prepare(problem)
         return run if problem.kept is None else lambda *tensors: run(*tensors[:6], *tensors[7:])
+
+    return prepared
+
+
+def with_spectrum(form: str, prepare: Callable[[ConvProblem], Run]) -> Callable[[ConvProblem], Run]:
+    """Prepares functions that take the spectrum where one is kept, of such as read it, as ``spectrum``, if it is one of
+    theirs."""
+
+    def prepared(problem: ConvProblem) -> Run:
+        if kept_for(form, problem) is None:
+            return without_spectrum(prepare)(problem)
+        run = prepare(problem)
+        return lambda *tensors: run(*tensors[:6], *tensors[7:], spectrum=tensors[6])
 
     return prepared
 
@@ -195,8 +208,18 @@ def packed_boundaries(cu_seqlens: Tensor | None, length: int) -> tuple[list[int]
 
 
 def kept_of(spectrum: Tensor | None) -> Kept | None:
-    """What a kept spectrum is."""
-    return None if spectrum is None else Kept(spectrum.shape[1] // 2, spectrum.dtype == torch.bfloat16)
+    """What a kept spectrum is, which the shape of each form tells."""
+    if spectrum is None:
+        return None
+    _, *sizes = spectrum.shape
+    is_bfloat16 = spectrum.dtype == torch.bfloat16
+    if len(sizes) == 1:
+        return Kept(sizes[0] // 2, is_bfloat16)
+    if len(sizes) == 3:
+        return Kept(sizes[1] * sizes[2], is_bfloat16, form="triton_fft_passes")
+    if sizes[1] == 2:
+        return Kept(sizes[0] - 1, is_bfloat16, form="torch_fft")
+    return Kept(sizes[1], is_bfloat16, form="triton_fft")
 
 
 def gradient_dtype(x: Tensor, precision: str) -> torch.dtype:

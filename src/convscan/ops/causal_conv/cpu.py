@@ -13,7 +13,7 @@ from ..._layout import NO_STRIDES, order
 from ..._targets import cpu_refusals
 from ...tuning.table import kernel_seconds
 from .arguments import Run, without_spectrum
-from .problem import ConvProblem, FilterGradientProblem, compute_bytes, item_bytes, samples_of
+from .problem import ConvProblem, FilterGradientProblem, Kept, compute_bytes, item_bytes, samples_of
 from .transforms import span, taps_in_reach, transform_length, units, workspace
 
 REAL = ("float32", "float64", "bfloat16", "float16")
@@ -104,9 +104,11 @@ def _recurrence_cost(problem: ConvProblem) -> Cost:
 # ---- fft ----
 
 
-def fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
-    """Why transforms cannot run it."""
+def fft_refusals(problem: ConvProblem | FilterGradientProblem, kept: Kept | None = None) -> list[str]:
+    """Why transforms cannot run it, with such spectra of its filters."""
     reasons = refusals(problem)
+    if kept is not None and kept.form != "fft":
+        reasons.append("reads spectra in an order of its own")
     if not reasons and transform_length(problem) == 0:
         reasons.append("no transform is long enough")
     return reasons
@@ -227,6 +229,6 @@ def prepare_sparse(problem: ConvProblem) -> Callable[[Tensor, Tensor, Tensor], N
 ROWS: tuple[Implementation, ...] = (
     Implementation("direct", "cpu", refusals, _direct_cost, _prepare("direct")),
     Implementation("toeplitz", "cpu", refusals, _toeplitz_cost, _prepare("toeplitz")),
-    Implementation("fft", "cpu", fft_refusals, _fft_cost, _prepare("fft")),
+    Implementation("fft", "cpu", lambda problem: fft_refusals(problem, problem.kept), _fft_cost, _prepare("fft")),
     Implementation("recurrence", "cpu", _recurrence_refusals, _recurrence_cost, _prepare("recurrence")),
 )

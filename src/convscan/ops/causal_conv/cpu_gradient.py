@@ -107,7 +107,7 @@ def _both_transform_length(problem: GradientProblem) -> int:
 
 
 def _both_refusals(problem: GradientProblem) -> list[str]:
-    one, reasons = problem.filter, fft_refusals(problem.filter)
+    one, reasons = problem.filter, fft_refusals(problem.filter, problem.transposed.kept)
     if reasons:
         return reasons
     if one.batch == 0 or one.length == 0:
@@ -268,7 +268,7 @@ def _direct_backward_refusals(problem: BackwardProblem) -> list[str]:
 
 
 def _fft_backward_refusals(problem: BackwardProblem) -> list[str]:
-    one, reasons = problem.forward, fft_refusals(_filter_problem(problem))
+    one, reasons = problem.forward, fft_refusals(_filter_problem(problem), problem.forward.kept)
     if reasons:
         return reasons
     if one.state is None and one.taps > (one.longest or one.length):

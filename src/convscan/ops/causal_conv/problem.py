@@ -12,12 +12,14 @@ from ..._layout import Triple, order
 class Kept(NamedTuple):
     """Spectra of the filters that were made before: complex points of each, and whether rounded to bfloat16.
 
-    Where a part of them is kept, its pattern lies ``pattern_offset`` bytes behind the first of them.
+    Where a part of them is kept, its pattern lies ``pattern_offset`` bytes behind the first of them. ``form`` is the
+    implementation that reads them, each in an order of its own (forms.py).
     """
 
     points: int
     is_bfloat16: bool
     pattern_offset: int = 0
+    form: str = "fft"
 
 
 def arithmetic(dtype: str, precision: str) -> str:
@@ -181,6 +183,12 @@ class FilterGradientProblem(NamedTuple):
     def __str__(self) -> str:
         sizes = f"B={self.batch} L={self.length} D={self.channels} K={self.taps}"
         return f"{sizes} {self.dtype}, {order(self.x)} contiguous, {self.threads} threads, {self.isa}"
+
+
+def kept_for(form: str, problem: ConvProblem | FilterGradientProblem) -> Kept | None:
+    """What an implementation has of the filters' spectra; None where it transforms them itself."""
+    kept = problem.kept if isinstance(problem, ConvProblem) else None
+    return kept if kept is not None and kept.form == form else None
 
 
 def item_bytes(dtype: str) -> int:

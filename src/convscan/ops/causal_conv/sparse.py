@@ -19,7 +19,7 @@ from ..._layout import Triple, dtype_name, fold
 from ..._library import is_watched
 from . import cpu
 from .problem import ConvProblem, arithmetic
-from .spectrum import FilterSpectrum, ascending
+from .spectrum import FilterSpectrum, ascending, first_taps
 
 # ---- by PyTorch ----
 
@@ -166,7 +166,7 @@ class _SparseConv(torch.autograd.Function):
 
 def convolve(filters: FilterSpectrum, x: Tensor, h: Tensor, precision: str) -> Tensor:
     """x with the kept part of the spectra of h, the taps of ``filters`` in the dtype of x."""
-    h = h[: filters.length]
+    h = first_taps(filters, h)
     keep = filters.keep
     assert keep is not None
     if x.numel() == 0:

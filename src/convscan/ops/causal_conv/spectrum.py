@@ -13,6 +13,8 @@ from ... import _native
 from ..._calls import in_huge_pages
 from ..._checks import shape_text
 from ..._errors import message
+from ..._gpu import Shared, is_capturing
+from . import forms
 from .problem import Kept
 from .transforms import kept_transform_length
 
@@ -36,6 +38,11 @@ def ascending(count: int) -> Tensor:
     their conjugates."""
     k = torch.arange(count)
     return torch.where(2 * k - 1 < count, (2 * k - 1).clamp(min=0), 2 * (count - k))
+
+
+def first_taps(filters: FilterSpectrum, h: Tensor) -> Tensor:
+    """Those of h that meet samples of a signal of the length that the filters are made for."""
+    return h.narrow(0, 0, min(h.shape[0], filters.length))
 
 
 class FilterSpectrum(torch.nn.Module):
@@ -63,8 +70,12 @@ class FilterSpectrum(torch.nn.Module):
 
     Derivatives with respect to x, h and everything else are those of ``causal_conv(x, h)``, of any order. Function
     transforms, compilation and export see ``causal_conv(x, h)`` itself, and transform h in each call. So does a call
-    with an initial state where K > L, and one on a device other than the CPU. Where direct sums are faster, they are
-    used.
+    with an initial state where K > L. Where direct sums are faster, they are used.
+
+    On a GPU the spectrum is that of the transform which is predicted to be the fastest for signals of ``length``, in
+    its order of frequencies (``triton_fft``, ``triton_fft_passes`` or ``torch_fft``); others transform h in each call.
+    A call that is captured in a CUDA graph reads the spectrum of that time when it is replayed: capture it anew when h
+    has changed. Where none had been made before, the graph makes it in each replay.
 
     Changes through ``h.data`` are seen where they replace it, not where they write into it, of which PyTorch keeps no
     count. Inference tensors do not say when they change: of these, every call makes the transform anew.
@@ -105,7 +116,8 @@ class FilterSpectrum(torch.nn.Module):
         self.storage = storage
         self.register_buffer("keep", None if keep is None else self._flags(keep), persistent=False)
         # What it was made for and of, the spectrum, and the memory of h, so that no other h gets the same address.
-        self._kept: tuple[Any, Tensor, Tensor, Tensor] | None = None
+        self._kept: tuple[Any, Tensor, Shared, Tensor] | None = None
+        self._captured: list[Tensor] = []  # what CUDA graphs read, which do not own it
 
     @staticmethod
     def frequencies(taps: int, length: int) -> Tensor:
@@ -151,12 +163,12 @@ class FilterSpectrum(torch.nn.Module):
         return 1.0 if self.keep is None else float(self.keep.float().mean())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_captured": []}
 
     @property
     def nbytes(self) -> int:
         """Bytes that the spectrum takes at present: 0 before the first call."""
-        return 0 if self._kept is None else self._kept[2].nbytes
+        return 0 if self._kept is None else self._kept[2].tensor.nbytes
 
     def plan(self, native_dtype: str) -> Kept | None:
         """The transform for calls with this arithmetic; None where none is long enough."""
@@ -164,12 +176,15 @@ class FilterSpectrum(torch.nn.Module):
         if self.keep is not None:
             count = self.keep.shape[0]
             return Kept(count, is_rounded, self.h.shape[1] * _native.spectrum_bytes(count, native_dtype, is_rounded))
+        if forms.is_foreign(self.h):
+            found = forms.plan(self.h, self.length, native_dtype, is_rounded)
+            return None if found is None else found[0]
         count = kept_transform_length(self.length, min(self.h.shape[0], self.length), native_dtype)
         return None if count == 0 else Kept(count, is_rounded)
 
     def ready(self, length: int, native_dtype: str) -> Tensor | None:
         """The spectrum for signals of that length where it has been made, of all taps and for all frequencies."""
-        if self.keep is not None or length > self.length or self.h.shape[0] > self.length:
+        if self.keep is not None or length > self.length or self.h.shape[0] > self.length or not self.h.is_cpu:
             return None
         return self._made(self._key(native_dtype))
 
@@ -179,14 +194,20 @@ class FilterSpectrum(torch.nn.Module):
         if source.is_inference() or (keep is not None and keep.is_inference()):
             return None
         part = None if keep is None else (keep._version, keep.data_ptr())
-        return native_dtype, _native.isa(), source._version, source.data_ptr(), self.length, self.storage, part
+        place = self.plan(native_dtype) if keep is None and forms.is_foreign(source) else _native.isa()
+        return native_dtype, place, source._version, source.data_ptr(), self.length, self.storage, part
 
     def _made(self, key: Any) -> Tensor | None:
         kept = self._kept
-        return kept[2] if kept is not None and key is not None and kept[0] == key and kept[1] is self.h else None
+        if kept is None or key is None or kept[0] != key or kept[1] is not self.h:
+            return None
+        made = kept[2].read()
+        if is_capturing(made):
+            self._captured.append(made)
+        return made
 
     def spectrum(self, h: Tensor, native_dtype: str) -> Tensor | None:
-        """The spectra of h, (filters, 2 M) in an order of their own, or bytes of them with the pattern of what is kept;
+        """The spectra of h in the shape and order of their form, or bytes of them with the pattern of what is kept;
         None where no transform is long enough.
 
         h is the first ``length`` taps of ``self.h`` in the dtype of a call, ``native_dtype`` the call's arithmetic.
@@ -195,6 +216,8 @@ class FilterSpectrum(torch.nn.Module):
         made_before = self._made(key)
         if made_before is not None:
             return made_before
+        if keep is None and forms.is_foreign(source):
+            return self._keep(key, self._foreign(h.detach().resolve_neg(), native_dtype))
         plan = self.plan(native_dtype)
         if plan is None:
             return None
@@ -221,5 +244,18 @@ class FilterSpectrum(torch.nn.Module):
             flags,
             pattern,
         )
-        self._kept = None if key is None else (key, source, made, source.detach())
+        return self._keep(key, made)
+
+    def _foreign(self, h: Tensor, native_dtype: str) -> Tensor | None:
+        """The spectra in the form of a GPU's implementation."""
+        found = forms.plan(h, self.length, native_dtype, self.storage is not None)
+        if found is None:
+            return None
+        made = found[1](h)
+        return made if self.storage is None else made.to(self.storage)
+
+    def _keep(self, key: Any, made: Tensor | None) -> Tensor | None:
+        # What is captured has not been computed, so that no other call may read it.
+        if made is not None and not is_capturing(made):
+            self._kept = None if key is None else (key, self.h, Shared(made), self.h.detach())
         return made

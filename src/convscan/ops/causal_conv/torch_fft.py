@@ -7,6 +7,7 @@ the memory for transforms stays bounded.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from torch import Tensor
 from ..._dispatch import Cost, Implementation
 from ..._layout import order
 from ...tuning.gpu import Work, cost
-from .arguments import Run, without_spectrum
-from .problem import ConvProblem, FilterGradientProblem, compute_bytes
+from .arguments import Run, with_spectrum
+from .problem import ConvProblem, FilterGradientProblem, compute_bytes, kept_for
 from .triton.arguments import refusals, unit
 
+FORM = "torch_fft"  # of kept spectra: (filters, points + 1, 2), the real and the imaginary part of each frequency
 _PART_BYTES = 1 << 30  # of transforms at a time
 
 
@@ -28,7 +30,8 @@ def _next_length(n: int) -> int:
 
 
 def _points(problem: ConvProblem | FilterGradientProblem) -> int:
-    return _next_length(problem.length + problem.taps)
+    kept = kept_for(FORM, problem)
+    return _next_length(problem.length + problem.taps) if kept is None else 2 * kept.points
 
 
 def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
@@ -53,6 +56,10 @@ def _transform_cost(problem: ConvProblem | FilterGradientProblem, transforms: in
     passes = 2 * (1 if points <= 1 << 14 else 2 if points <= 1 << 26 else 3)
     moved = item * points * rows * (transforms * passes + 3 + 2 + (2 if order(problem.x) == "channel" else 0))
     flops = transforms * rows * 2.5 * points * math.log2(points)
+    if isinstance(problem, ConvProblem) and problem.kept is None:  # the filters', transformed and written
+        filters = problem.filters * (problem.batch if problem.h_batch else 1)
+        moved += item * points * filters * (passes + 1)
+        flops += filters * 2.5 * points * math.log2(points)
     steps = (Work(moved / 4, flops / 4, unit(problem)),) * 4
     workspace = min(_PART_BYTES, item * points * rows * 3) + item * points * problem.channels
     return cost(problem.device, problem.isa, workspace, *steps)
@@ -72,6 +79,20 @@ def _gated(x: Tensor, gate: Tensor | None, kind: torch.dtype) -> Tensor:
     return x.to(kind) if gate is None else x.to(kind) * gate.to(kind)
 
 
+def _of_channels(spectra: Tensor, part: slice, problem: ConvProblem) -> Tensor:
+    """Those of the filters of some channels."""
+    if len(spectra) == 1 or len(spectra) == problem.channels:
+        return spectra if len(spectra) == 1 else spectra[part]
+    channels = torch.arange(part.start, min(part.stop, problem.channels), device=spectra.device)
+    return spectra.index_select(0, channels // problem.group)
+
+
+def spectra(problem: ConvProblem) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """Half the points of the transform that a problem takes, and what makes the filters' spectra for it."""
+    kind, points = _compute_type(problem), _points(problem)
+    return points // 2, lambda h: torch.view_as_real(torch.fft.rfft(h.mT.to(kind), points))
+
+
 def _prepare(problem: ConvProblem) -> Run:
     kind, points = _compute_type(problem), _points(problem)
     taps, length = problem.taps, problem.length
@@ -85,6 +106,7 @@ def _prepare(problem: ConvProblem) -> Run:
         post_gate: Tensor | None,
         y: Tensor,
         boundaries: Tensor | None = None,
+        spectrum: Tensor | None = None,
     ) -> None:
         if y.numel() == 0:
             return
@@ -95,13 +117,20 @@ def _prepare(problem: ConvProblem) -> Run:
         past = None if state is None or problem.state is None else _rows(state, kind)
         # With the transpose, y[i] = sum_k h[k] u[i+k-origin]: a correlation.
         first = taps - 1 - problem.origin if problem.transposed else problem.origin
+        # Kept spectra are those of h; their conjugates make a correlation whose sums begin without a shift.
+        kept = spectrum if problem.origin == 0 else None
+        first = first if kept is None else 0
         filters = filters.flip(-1) if problem.transposed else filters
         z = torch.empty_like(u)
         step = _parts(u.shape[1], u.shape[0] * points, kind.itemsize)
         for begin in range(0, u.shape[1], step):
             part = slice(begin, begin + step)
-            spectrum = torch.fft.rfft(filters[:, part], points)
-            sums = torch.fft.irfft(torch.fft.rfft(u[:, part], points).mul_(spectrum), points)
+            if kept is None:
+                factors = torch.fft.rfft(filters[:, part], points)
+            else:
+                factors = torch.view_as_complex(_of_channels(kept, part, problem).to(kind))
+                factors = factors.conj() if problem.transposed else factors
+            sums = torch.fft.irfft(torch.fft.rfft(u[:, part], points).mul_(factors), points)
             z[:, part] = sums[..., first : first + length]
             if past is not None and taps > 1:
                 # What the samples before leave behind: the end of their convolution, as far as it reaches.
@@ -163,7 +192,7 @@ def _prepare_gradient(problem: FilterGradientProblem) -> Run:
 
 ROWS: tuple[Implementation, ...] = (
     Implementation(
-        "torch_fft", "triton", _refusals, lambda problem: _transform_cost(problem, 2), without_spectrum(_prepare)
+        "torch_fft", "triton", _refusals, lambda problem: _transform_cost(problem, 2), with_spectrum(FORM, _prepare)
     ),
 )
 GRADIENT_ROWS: tuple[Implementation, ...] = (

@@ -9,7 +9,7 @@ import math
 from functools import lru_cache
 
 from ... import _native
-from .problem import ConvProblem, FilterGradientProblem, Kept, compute_bytes, item_bytes
+from .problem import ConvProblem, FilterGradientProblem, compute_bytes, item_bytes, kept_for
 
 PANEL_BYTES = 2176 << 10  # kPanelBytes of csrc/conv/fft_parts.h
 _LINE, _MOST_LINES = 16, 4  # kChunk, kMostLines
@@ -38,13 +38,8 @@ def units(problem: Problem, points: int) -> float:
     transform = points * math.log2(max(2, points))
     batches = problem.turns * problem.batch * sequences
     filters = problem.filters * (batches if sequences > 1 or _has_own_filters(problem) else problem.turns)
-    filters = 0 if kept_spectra(problem) else filters
+    filters = 0 if kept_for("fft", problem) else filters
     return transform * (2 * batches * problem.channels * blocks(length, taps, points) + filters)
-
-
-def kept_spectra(problem: Problem) -> Kept | None:
-    """What is kept of the filters, if anything."""
-    return problem.kept if isinstance(problem, ConvProblem) else None
 
 
 def _has_own_filters(problem: Problem) -> bool:
@@ -76,7 +71,7 @@ def _lengths(length: int, taps: int, native_dtype: str) -> list[int]:
 @lru_cache(maxsize=4096)
 def transform_length(problem: Problem) -> int:
     """The transform with the least work."""
-    kept = kept_spectra(problem)
+    kept = kept_for("fft", problem)
     if kept is not None:
         return kept.points
     length = problem.longest or problem.length

@@ -235,7 +235,7 @@ def convolution(
             im = _samples(of_x, of_pre, of_state, n + M, start, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
             re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
             at = spectrum + (b * filters + c // group) * (2 * M) + _frequencies(N1, N2, N3)
-            p, q = tl.load(at), tl.load(at + M)
+            p, q = tl.load(at).to(tl.float32), tl.load(at + M).to(tl.float32)
             re, im = re * p - im * q, re * q + im * p
             re, im = _back(tables, re, im, N1, N2, N3, PRECISION)
             shift = 0.0

@@ -149,7 +149,7 @@ def backward(
             im = _samples(of_x, of_pre, of_state, n + M, start, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
             u_re, u_im = _forward(tables, re, im, N1, N2, N3, PRECISION)
             if NEEDS_Z:
-                p, q = tl.load(frequencies), tl.load(frequencies + M)
+                p, q = tl.load(frequencies).to(tl.float32), tl.load(frequencies + M).to(tl.float32)
                 re, im = _back(tables, u_re * p - u_im * q, u_re * q + u_im * p, N1, N2, N3, PRECISION)
             high = _index(length - t, 2 * M)
             n = _places(tables, N1, N2, N3, FAR)
@@ -165,7 +165,7 @@ def backward(
             # dz times the conjugate of u: lag k has dh[k].
             sum_re += tl.where(own, re * u_re + im * u_im, 0.0)
             sum_im += tl.where(own, im * u_re - re * u_im, 0.0)
-            p, q = tl.load(frequencies), tl.load(frequencies + M)
+            p, q = tl.load(frequencies).to(tl.float32), tl.load(frequencies + M).to(tl.float32)
             re, im = _back(tables, re * p + im * q, im * p - re * q, N1, N2, N3, PRECISION)
             n = _places(tables, N1, N2, N3, FAR)
             low, high = _index(-start, 2 * M), _index(length - start, 2 * M)

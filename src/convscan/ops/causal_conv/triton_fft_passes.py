@@ -104,7 +104,7 @@ def rows(
         tl.store(at + N * R + frequencies, im * (1.0 / (N * R)))
     else:
         of_h = spectrum + wide((row // each + first_channel) // group) * (2 * N * R) + k * R + frequencies
-        p, q = tl.load(of_h), tl.load(of_h + N * R)
+        p, q = tl.load(of_h).to(tl.float32), tl.load(of_h + N * R).to(tl.float32)
         re, im = _back(tables, re * p - im * q, re * q + im * p, N1, N2, N3, PRECISION)
         tl.debug_barrier()
         tl.store(at + n, re)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import convscan
-from convscan.ops.causal_conv import cases
+from convscan.ops.causal_conv import cases, forms
 
 from ..problem import DIRECTIONS, Answer, Operator, Problem, pick, wide
 
@@ -50,7 +50,7 @@ def _own_case(shape: tuple[int, int, int], taps: int | None, dtype: str, layout:
 def _kept(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     """The filters with a kept spectrum, where that is what runs."""
     length = inputs["x"].shape[-2]
-    if length == 0 or convscan.explain("causal_conv", **inputs).chosen != "fft":
+    if length == 0 or convscan.explain("causal_conv", **inputs).chosen not in ("fft", *forms.NAMES):
         return None
     return {**inputs, "h": convscan.FilterSpectrum(inputs["h"], length)}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...._dispatch import Implementation
-from ..arguments import without_spectrum
+from ..arguments import with_spectrum, without_spectrum
+from . import fft, fft_passes
 from .arguments import refusals
 from .backward import backward_cost, backward_rolling_refusals, backward_tile_refusals, prepare_backward
 from .direct import direct_cost, prepare_direct, prepare_rolling, rolling_cost, rolling_refusals
@@ -17,8 +18,10 @@ ROWS: tuple[Implementation, ...] = (
     Implementation("triton_direct", "triton", refusals, direct_cost, without_spectrum(prepare_direct)),
     Implementation("triton_rolling", "triton", rolling_refusals, rolling_cost, without_spectrum(prepare_rolling)),
     Implementation("triton_toeplitz", "triton", toeplitz_refusals, toeplitz_cost, without_spectrum(prepare_toeplitz)),
-    Implementation("triton_fft", "triton", fft_refusals, fft_cost, without_spectrum(prepare_fft)),
-    Implementation("triton_fft_passes", "triton", passes_refusals, passes_cost, without_spectrum(prepare_passes)),
+    Implementation("triton_fft", "triton", fft_refusals, fft_cost, with_spectrum(fft.FORM, prepare_fft)),
+    Implementation(
+        "triton_fft_passes", "triton", passes_refusals, passes_cost, with_spectrum(fft_passes.FORM, prepare_passes)
+    ),
 )
 GRADIENT_ROWS: tuple[Implementation, ...] = (
     Implementation("triton_direct", "triton", refusals, gradient_cost, prepare_gradient),

@@ -14,10 +14,11 @@ from ...._gpu import ceil_div, launch, power_of_two
 from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
-from ..problem import ConvProblem, FilterGradientProblem, item_bytes, samples_of
+from ..problem import ConvProblem, FilterGradientProblem, item_bytes, kept_for, samples_of
 from .arguments import Arguments, GradientArguments, bytes_moved, filter_gradient, gpu_of
 from .toeplitz import toeplitz_refusals
 
+FORM = "triton_fft"  # of kept spectra: (filters, 2, points), real parts, then imaginary ones
 _SHORTEST, LONGEST = 256, 4096  # complex points of a transform: two factors of 16, and what registers hold
 
 
@@ -59,6 +60,9 @@ def row_tables(points: int, device: torch.device) -> Tensor:
 
 def _fft_points(problem: ConvProblem | FilterGradientProblem) -> int:
     """The transform with the least work: one block, or several that overlap by the taps."""
+    kept = kept_for(FORM, problem)
+    if kept is not None:
+        return kept.points
     whole = power_of_two(ceil_div(problem.length + problem.taps - 1, 2), _SHORTEST)
     candidates = [m for m in (256, 512, 1024, 2048, 4096) if m <= whole and 2 * m >= 2 * problem.taps]
     if whole <= LONGEST and 2 * whole > problem.taps - 1:
@@ -128,7 +132,7 @@ class FftPlan:
         from .. import triton_fft
 
         filters = problem.filters * (problem.batch if problem.h_batch else 1)
-        spectrum = torch.empty(filters, 2 * self.points, dtype=torch.float32, device=h.device)
+        spectrum = torch.empty(filters, 2, self.points, dtype=torch.float32, device=h.device)
         launch(
             triton_fft.spectra,
             filters,
@@ -146,6 +150,21 @@ class FftPlan:
         return spectrum
 
 
+def fft_spectra(problem: ConvProblem) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """The points of the transform that a problem takes, and what makes the filters' spectra for it."""
+    plan = FftPlan(problem)
+    return plan.points, lambda h: plan.spectra(problem, h)
+
+
+def kept_bytes(form: str, problem: ConvProblem, points: int) -> tuple[float, float]:
+    """Bytes of the filters' spectra, and how many of these a call makes itself."""
+    kept = kept_for(form, problem)
+    filters = problem.filters * (problem.batch if problem.h_batch else 1)
+    if kept is None:
+        return 8.0 * points * filters, 8.0 * points * filters
+    return (4.0 if kept.is_bfloat16 else 8.0) * points * filters, 0.0
+
+
 def of_sectors(problem: ConvProblem | FilterGradientProblem, moved: float) -> float:
     """Bytes that come from the cache where channels lie side by side: a sector of 32 for each of its channels."""
     return (32 / item_bytes(problem.dtype) - 1) * moved if order(problem.x) == "channel" else 0.0
@@ -154,13 +173,15 @@ def of_sectors(problem: ConvProblem | FilterGradientProblem, moved: float) -> fl
 def fft_cost(problem: ConvProblem) -> Cost:
     plan = FftPlan(problem)
     filters = problem.filters * (problem.batch if problem.h_batch else 1)
-    kept = 8.0 * plan.points * filters
+    spectra, made = kept_bytes(FORM, problem, plan.points)
     transform = fft_flops(plan.points, plan.passes)
     overlap = item_bytes(problem.dtype) * problem.batch * problem.channels * (problem.taps - 1) * (plan.blocks - 1)
+    taps = item_bytes(problem.dtype) * filters * problem.taps
+    of_filters = Work(made + taps, filters * transform, plan.unit, filters)
     works = (
-        Work(kept + item_bytes(problem.dtype) * filters * problem.taps, filters * transform, plan.unit, filters),
+        *((of_filters,) if made else ()),
         Work(
-            bytes_moved(problem) / problem.turns + kept,
+            bytes_moved(problem) / problem.turns + spectra,
             2 * transform * problem.batch * plan.blocks * problem.channels,
             plan.unit,
             plan.programs * plan.warps / 4,
@@ -168,7 +189,7 @@ def fft_cost(problem: ConvProblem) -> Cost:
             shared=of_sectors(problem, bytes_moved(problem) / problem.turns),
         ),
     )
-    return cost(problem.device, problem.isa, kept, *works * problem.turns)
+    return cost(problem.device, problem.isa, made, *works * problem.turns)
 
 
 def prepare_fft(problem: ConvProblem) -> Run:
@@ -178,16 +199,16 @@ def prepare_fft(problem: ConvProblem) -> Run:
     filters = problem.filters
     precision = fft_precision(problem)
 
-    def run(*given: Tensor | None) -> None:
+    def run(*given: Tensor | None, spectrum: Tensor | None = None) -> None:
         for tensors in arguments.tensors(given[:7]):
             x, h, *others = tensors
-            tables, spectrum = plan.tables(x), plan.spectra(problem, h)
+            tables = plan.tables(x)
             steps = arguments.unpacked_steps
             launch(
                 triton_fft.convolution,
                 plan.programs,
                 x,
-                spectrum,
+                plan.spectra(problem, h) if spectrum is None else spectrum,
                 *others,
                 tables,
                 problem.length,

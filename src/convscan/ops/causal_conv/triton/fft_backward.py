@@ -10,10 +10,10 @@ from torch import Tensor
 from ...._dispatch import Cost
 from ...._gpu import ceil_div, launch, names
 from ....tuning.gpu import Work, configuration, cost
-from ..problem import BackwardProblem, ConvProblem, item_bytes, samples_of
+from ..problem import BackwardProblem, ConvProblem, item_bytes, kept_for, samples_of
 from .arguments import Arguments, gpu_of
 from .backward import backward_refusals, gradient_memory
-from .fft import FftPlan, fft_flops, fft_precision, fft_refusals, of_sectors
+from .fft import FORM, FftPlan, fft_flops, fft_precision, fft_refusals, kept_bytes, of_sectors
 
 _PROGRAMS = 512  # to fill a device a few times over
 _LEAST_BLOCKS = 4  # of a program: it computes one more where another has the blocks behind
@@ -58,12 +58,14 @@ def fft_backward_cost(problem: BackwardProblem) -> Cost:
     item, rows = item_bytes(forward.dtype), forward.batch * forward.channels
     arrays = 3 + 2 * forward.gates  # x, dy, dx, and of each gate itself and its gradient
     partial = 4.0 * plan.programs * (forward.taps + 1)
-    spectra = 8.0 * plan.points * forward.filters
+    spectra, made = kept_bytes(FORM, forward, plan.points)
     each = fft_flops(plan.points, plan.passes)
     # Each row has the spectrum of its filter from the cache, and what its blocks share.
-    again = 4.0 * rows * (forward.taps - 1) * (plan.computed - 1) * 3 + 8.0 * plan.points * rows
+    each_spectrum = spectra / max(1, forward.filters)
+    again = 4.0 * rows * (forward.taps - 1) * (plan.computed - 1) * 3 + each_spectrum * rows
+    of_filters = Work(made + item * forward.filters * forward.taps, forward.filters * each, plan.unit, forward.filters)
     works = (
-        Work(spectra + item * forward.filters * forward.taps, forward.filters * each, plan.unit, forward.filters),
+        *((of_filters,) if made else ()),
         Work(
             item * arrays * samples + spectra + partial,
             (plan.transforms * rows * plan.computed + plan.programs) * each,
@@ -75,7 +77,7 @@ def fft_backward_cost(problem: BackwardProblem) -> Cost:
         Work(partial + 4.0 * forward.channels * forward.taps),
     )
     carried = 4.0 * plan.programs * (forward.taps - 1) if plan.overlaps else 0.0
-    return cost(forward.device, forward.isa, spectra + partial + carried, *works)
+    return cost(forward.device, forward.isa, made + partial + carried, *works)
 
 
 def prepare_fft_backward(problem: BackwardProblem) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -85,6 +87,7 @@ def prepare_fft_backward(problem: BackwardProblem) -> Callable[..., tuple[Tensor
     plan, arguments = _FftBackwardPlan(problem), Arguments(forward)
     steps = arguments.unpacked_steps
     taps, channels = forward.taps, forward.channels
+    reads_spectrum = kept_for(FORM, forward) is not None
 
     def run(
         dy: Tensor,
@@ -107,7 +110,7 @@ def prepare_fft_backward(problem: BackwardProblem) -> Callable[..., tuple[Tensor
             triton_fft_backward.backward,
             plan.programs,
             x,
-            plan.spectra(forward, h),
+            spectrum if reads_spectrum else plan.spectra(forward, h),
             *names([bias, past, pre_gate, post_gate, dy, dx, dpre, dpost, dstate], x),
             partial,
             of_bias,

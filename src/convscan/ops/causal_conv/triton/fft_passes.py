@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -13,13 +14,14 @@ from ...._gpu import ceil_div, launch, power_of_two
 from ...._layout import NO_STRIDES
 from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
-from ..problem import ConvProblem, item_bytes
+from ..problem import ConvProblem, item_bytes, kept_for
 from .arguments import Arguments, bytes_moved, gpu_of
-from .fft import LONGEST, factors, fft_flops, fft_precision, of_sectors, row_tables
+from .fft import LONGEST, factors, fft_flops, fft_precision, kept_bytes, of_sectors, row_tables
 from .toeplitz import toeplitz_refusals
 
 # Points of a column's transform: products of matrices take 16 at least, and a tile of more fills shared memory.
 _FEWEST, _MOST = 16, 64
+FORM = "triton_fft_passes"  # of kept spectra: (filters, 2, N, R)
 _PART_BYTES = 1 << 30  # of complex numbers between the passes
 
 
@@ -43,6 +45,9 @@ def _choices() -> list[int]:
 
 def _points(problem: ConvProblem) -> int:
     """The transform with the least work, 0 where none is long enough."""
+    kept = kept_for(FORM, problem)
+    if kept is not None:
+        return kept.points
     whole = power_of_two(ceil_div(problem.length + problem.taps - 1, 2), 2 * LONGEST)
     usable = [points for points in _choices() if points <= whole and points >= problem.taps]
     if whole in _choices() and whole not in usable:
@@ -86,26 +91,38 @@ class _Plan:
 def passes_cost(problem: ConvProblem) -> Cost:
     plan = _Plan(problem)
     rows, filters = plan.rows * problem.channels, problem.filters
-    complex_bytes, spectra = 8.0 * plan.points * rows, 8.0 * plan.points * filters
+    complex_bytes = 8.0 * plan.points * rows
+    spectra, made = kept_bytes(FORM, problem, plan.points)
     per_column = 8.0 * plan.points * plan.columns * plan.passes
     per_row = fft_flops(plan.rest, plan.passes) * plan.columns
     signal = bytes_moved(problem) / problem.turns
     shared = of_sectors(problem, signal)
     parts = max(1, ceil_div(problem.channels, plan.channels))
-    kept = item_bytes(problem.dtype) * filters * problem.taps
+    taps = item_bytes(problem.dtype) * filters * problem.taps
     once = (
-        Work(kept + spectra, filters * per_column, plan.unit, filters * plan.columns),
-        Work(2 * spectra, filters * per_row, plan.unit, filters * plan.columns),
+        Work(taps + made, filters * per_column, plan.unit, filters * plan.columns),
+        Work(2 * made, filters * per_row, plan.unit, filters * plan.columns),
     )
     each = (
         Work((signal / 2 + complex_bytes) / parts, rows * per_column / parts, plan.unit, shared=shared / 2 / parts),
         Work((2 * complex_bytes + spectra) / parts, 2 * rows * per_row / parts, plan.unit),
         Work((signal / 2 + complex_bytes) / parts, rows * per_column / parts, plan.unit, shared=shared / 2 / parts),
     )
-    return cost(problem.device, problem.isa, spectra + plan.workspace, *(*once, *each * parts) * problem.turns)
+    works = (*(once if made else ()), *each * parts)
+    return cost(problem.device, problem.isa, made + plan.workspace, *works * problem.turns)
 
 
 def prepare_passes(problem: ConvProblem) -> Run:
+    return _prepare(problem)[1]
+
+
+def passes_spectra(problem: ConvProblem) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """The points of the transform that a problem takes, and what makes the filters' spectra for it."""
+    return _points(problem), _prepare(problem)[0]
+
+
+def _prepare(problem: ConvProblem) -> tuple[Callable[[Tensor], Tensor], Run]:
+    """What makes the filters' spectra, and what convolves."""
     from .. import triton_fft_passes as kernels
 
     plan, arguments = _Plan(problem), Arguments(problem)
@@ -160,18 +177,18 @@ def prepare_passes(problem: ConvProblem) -> Run:
     def transformed(h: Tensor) -> Tensor:
         """The filters' spectra."""
         filters = problem.filters
-        spectrum = torch.empty(filters, 2, plan.points, dtype=torch.float32, device=h.device)
+        spectrum = torch.empty(filters, 2, plan.columns, plan.rest, dtype=torch.float32, device=h.device)
         strides = (0, *problem.h, *NO_STRIDES, *NO_STRIDES)
         shape, no_reach = (filters, 1, 1, 0), (0, 0, 0)
         columns(h, spectrum, problem.taps, shape, strides, (h, h), no_reach, precise, HAS_PRE=False, HAS_STATE=False)
         rows(spectrum, spectrum, filters, 1, 0, precise)
         return spectrum
 
-    def run(*given: Tensor | None) -> None:
+    def run(*given: Tensor | None, spectrum: Tensor | None = None) -> None:
         precision = fft_precision(problem)
         for tensors in arguments.tensors(given[:7]):
             x, h, of_bias, of_state, of_pre, of_post, of_y = tensors
-            spectrum = transformed(h)
+            of_h = transformed(h) if spectrum is None else spectrum
             memory = torch.empty(plan.channels, plan.rows, 2, plan.points, dtype=torch.float32, device=x.device)
             matrix, twiddles = tables_of(x)
             for first in range(0, problem.channels, plan.channels):
@@ -181,7 +198,7 @@ def prepare_passes(problem: ConvProblem) -> Run:
                     x, memory, problem.length, shape, (xb, xt, xc, *pre, *state), (of_pre, of_state),
                     (further, behind, 1), precision, HAS_PRE=flags["HAS_PRE"], HAS_STATE=flags["HAS_STATE"],
                 )  # fmt: skip
-                rows(memory, spectrum, count * plan.rows, plan.rows, first, precision)
+                rows(memory, of_h, count * plan.rows, plan.rows, first, precision)
                 launch(
                     kernels.columns_back,
                     tiles * count * plan.rows,
@@ -198,4 +215,4 @@ def prepare_passes(problem: ConvProblem) -> Run:
                     num_warps=plan.warps,
                 )
 
-    return run
+    return transformed, run
