@@ -197,15 +197,25 @@ def linear_attention() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def delta_rules() -> Iterator[tuple[str, Callable[[], None]]]:
-    """What gated_delta_rule launches: of Gated DeltaNet."""
-    for kind, dtype in (("float32", torch.float32), ("half", torch.bfloat16)):
+    """What gated_delta_rule launches: of Gated DeltaNet and Kimi Delta Attention."""
+    cases = {
+        "Gated DeltaNet float32": (torch.float32, False),
+        "Gated DeltaNet half": (torch.bfloat16, False),
+        "Kimi Delta Attention float32": (torch.float32, True),
+        "Kimi Delta Attention half": (torch.bfloat16, True),
+    }
+    for case, (dtype, per_key) in cases.items():
         q, v = meta(1, 4096, 16, 128, dtype=dtype), meta(1, 4096, 32, 128, dtype=dtype)
-        g, state = meta(1, 4096, 32), meta(1, 32, 128, 128)
-        problem = delta._problem(q, v, g, None, is_gradient=False)
-        for name, run in rows("gated_delta_rule", problem):
-            given = (q, q, v, g, g, state)
-            call = lambda run=run, i=given, o=(v, state): run(i, None, (), o, 1.0)  # noqa: E731
-            yield f"{name}, Gated DeltaNet {kind}", call
+        beta, state = meta(1, 4096, 32), meta(1, 32, 128, 128)
+        of_key = meta(1, 4096, 32, 128)
+        g = of_key if per_key else beta
+        given = (q, q, v, g, beta, state)
+        for name, run in rows("gated_delta_rule", delta._problem(q, v, g, None, is_gradient=False)):
+            yield f"{name}, {case}", lambda run=run, i=given, o=(v, state): run(i, None, (), o, 1.0)
+        for name, run in rows("gated_delta_rule_gradient", delta._problem(q, v, g, None, is_gradient=True)):
+            outputs = (of_key, of_key, v, g, beta, state)
+            call = lambda run=run, i=given, d=(v, state), o=outputs: run(i, None, d, o, 1.0)  # noqa: E731
+            yield f"{name} gradient, {case}", call
 
 
 def attention_steps() -> Iterator[tuple[str, Callable[[], None]]]:

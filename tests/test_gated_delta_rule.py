@@ -453,7 +453,7 @@ def test_steps_cost_microseconds() -> None:
 
 
 def test_gradients_of_operators_where_there_is_no_kernel() -> None:
-    """What other devices than the CPU run, tile by tile: never the loop over time where there are tiles to spare."""
+    """What runs in float64 on GPUs, tile by tile: never the loop over time where there are tiles to spare."""
     generator = torch.Generator().manual_seed(31)
     q, v = torch.randn(2, 40, 1, 5, generator=generator), torch.randn(2, 40, 2, 3, generator=generator)
     g, beta = -torch.rand(2, 40, 2, generator=generator), torch.rand(2, 40, 2, generator=generator)
@@ -466,4 +466,6 @@ def test_gradients_of_operators_where_there_is_no_kernel() -> None:
             results.append(torch.autograd.grad(y.square().sum(), leaves))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     on_gpu = api._problem(q, v, g, None, is_gradient=True)._replace(device="cuda", isa="NVIDIA H200")
-    assert convscan._dispatch.select("gated_delta_rule_gradient", on_gpu).name == "composed"
+    for dtype, row in (("float64", "composed"), ("float32", "triton_wy")):
+        problem = on_gpu._replace(dtype=dtype)
+        assert convscan._dispatch.select("gated_delta_rule_gradient", problem).name == row

@@ -169,11 +169,18 @@ def test_gradients_of_scans_with_states() -> None:
                 assert (one - exact).abs().max() <= 1e-4 * exact.abs().max()
 
 
-def test_delta_rule() -> None:
+@pytest.mark.parametrize("by_key", [False, True], ids=["by step", "by key"])
+def test_delta_rule(by_key: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     q, v = torch.randn(2, 300, 2, 40, generator=generator), torch.randn(2, 300, 4, 24, generator=generator)
     k = torch.nn.functional.normalize(q, dim=-1)
-    g, beta = -torch.rand(2, 300, 4, generator=generator), torch.rand(2, 300, 4, generator=generator)
-    exact = convscan.gated_delta_rule(q, k, v, g, beta)
-    found = convscan.gated_delta_rule(*(t.cuda() for t in (q, k, v, g, beta))).cpu()
-    assert (found - exact).abs().max() <= 1e-5 * exact.abs().max()
+    g = -torch.rand(2, 300, 4, *((40,) if by_key else ()), generator=generator)
+    given = (q, k, v, g, torch.rand(2, 300, 4, generator=generator))
+    results = []
+    for device in ("cpu", "cuda", "cuda"):
+        leaves = [t.to(device).requires_grad_() for t in given]
+        y = convscan.gated_delta_rule(*leaves)
+        results.append([t.cpu() for t in (y, *torch.autograd.grad(y.square().sum(), leaves))])
+    for exact, one, again in zip(*results, strict=True):
+        assert torch.equal(one, again)
+        assert (one - exact).abs().max() <= 1e-5 * exact.abs().max()

@@ -540,4 +540,4 @@ def _composed_cost(problem: DeltaRuleProblem) -> Cost:
 _COMPOSED = Implementation("composed", "any", _composed_refusals, _composed_cost, _prepare_composed)
 _REFERENCE = Implementation("reference", "any", lambda problem: [], _reference_cost, _prepare_reference)
 register(_NAME, (*cpu.ROWS, *triton.ROWS, _REFERENCE), _describe)
-register(f"{_NAME}_gradient", (*cpu.ROWS, _COMPOSED, _REFERENCE), _describe)
+register(f"{_NAME}_gradient", (*cpu.ROWS, *triton.GRADIENT_ROWS, _COMPOSED, _REFERENCE), _describe)

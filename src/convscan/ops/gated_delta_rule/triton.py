@@ -2,122 +2,310 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..._dispatch import Cost, Implementation
-from ..._gpu import launch, names
+from ..._gpu import Chunks, launch, names
 from ..._targets import gpu_refusals
-from ...tuning.gpu import cost
+from ...tuning.gpu import Work, cost
 from ..linear_attention.cpu import Optionals
 from ..linear_attention.problem import AttentionProblem
-from ..linear_attention.triton import DTYPES, STEPS, Plan, chunks_in, one_batch, outputs_of_chunks, precisions, strides
+from ..linear_attention.triton import (
+    BLOCK,
+    DTYPES,
+    STEPS,
+    Plan,
+    chunks_in,
+    gradients_of_chunks,
+    one_batch,
+    outputs_of_chunks,
+    precisions,
+    strides,
+    sums_of_parts,
+)
 from .cpu import Run
 from .problem import DeltaRuleProblem
 
 
 def _refusals(problem: DeltaRuleProblem) -> list[str]:
-    reasons = gpu_refusals(problem.device, problem.dtype, DTYPES, "multiplies in float32 only, not")
-    reasons += ["takes decays by step, not by key"] if problem.per_key else []
-    return [*reasons, "computes no gradients"] if problem.is_gradient else reasons
+    return gpu_refusals(problem.device, problem.dtype, DTYPES, "multiplies in float32 only, not")
 
 
-def _plan(problem: DeltaRuleProblem) -> Plan:
-    """That of linear attention on corrections in place of values."""
+def _plan(problem: DeltaRuleProblem, kernel: str = "delta") -> Plan:
+    """That of linear attention on errors in place of values."""
     fields = {name: getattr(problem, name) for name in AttentionProblem._fields if name != "sums"}
-    return Plan(AttentionProblem(**fields, sums=False), "delta")
+    return Plan(AttentionProblem(**fields, sums=False), kernel)
+
+
+# ---- cost ----
+
+
+def _errors(plan: Plan) -> float:
+    """Bytes of the errors, and of what they have of the state."""
+    return 4.0 * plan.elements * (plan.problem.keys + plan.problem.values)
+
+
+def _pairs(plan: Plan, matrices: int) -> float:
+    """Bytes of matrices of all pairs of steps of a chunk."""
+    return 4.0 * plan.elements * STEPS * matrices
+
+
+def _solutions(plan: Plan, directions: int) -> list[Work]:
+    """What is made before and while sequences are gone through: forward, and for the gradient back too."""
+    problem = plan.problem
+    keys, values = problem.keys, problem.values
+    numbers = directions * keys + plan.gates
+    matrices, errors = _pairs(plan, directions), directions * _errors(plan)
+    chunks = plan.lines * plan.chunks
+    works = []
+    if problem.per_key:
+        # Products between blocks, those of a block one by one, and decays up to it.
+        inside = directions * (STEPS + 8.0 * BLOCK) * keys + 8.0 * STEPS / BLOCK * STEPS * keys
+        works.append((plan.work(numbers, 0.0, inside, chunks * STEPS / BLOCK), matrices))
+    # 16 rows of 64 numbers for each step, then four products of all pairs, and one for the gradient.
+    products = (3 + directions) * STEPS**2 + (0 if problem.per_key else directions * STEPS * keys)
+    works.append((plan.work(numbers, products, 4.0 * BLOCK * STEPS, chunks), matrices))
+    products, gates = directions * STEPS * (keys + values), 20.0 * plan.gates * directions
+    solved = plan.work(directions * (keys + values), products, gates, 2 * directions * chunks)
+    works.append((solved, 2 * matrices + errors))
+    before = [work._replace(moved=work.moved - plan.kept + more) for work, more in works]
+    scan = plan.scan_work()
+    programs = plan.lines * problem.sequences * plan.value_blocks * plan.warps / 4
+    scan = scan._replace(moved=scan.moved + 2 * _errors(plan), flops=2 * scan.flops, programs=programs)
+    # The state passes through memory twice a chunk.
+    return [*before, *[scan._replace(latency=2 * scan.latency, again=2 * plan.kept)] * directions]
+
+
+def _table(plan: Plan) -> int:
+    return 32 * plan.chunks if plan.problem.sequences > 1 else 0
 
 
 def _cost(problem: DeltaRuleProblem) -> Cost:
     plan = _plan(problem)
-    state = float(problem.keys * problem.values)
-    corrections = 4.0 * plan.elements * (problem.keys + problem.values)
-    signals = problem.keys + problem.values + 2
-    # The inverse takes a multiply-add for each of 64 rows and step.
-    solved = plan.chunk_work(signals, 2.0 * STEPS * problem.keys + STEPS * problem.values, 1)
-    solved = solved._replace(
-        moved=solved.moved - plan.kept + corrections, flops=solved.flops + 16.0 * STEPS**2 * plan.elements
-    )
-    scan = plan.scan_work()
-    programs = plan.lines * problem.sequences * plan.value_blocks * plan.warps / 4
-    scan = scan._replace(moved=scan.moved + 2 * corrections, flops=2 * scan.flops, programs=programs)
-    scan = scan._replace(latency=2 * scan.latency, again=2 * plan.kept)
-    read = plan.chunk_work(2 * problem.keys + problem.values, state, plan.value_blocks)
-    read = read._replace(moved=read.moved + corrections)
-    table = 32 * plan.chunks if problem.sequences > 1 else 0
-    return cost(problem.device, problem.isa, plan.kept + corrections + table, solved, scan, read)
+    numbers = 2 * problem.keys + problem.values + plan.gates
+    read = plan.chunk_work(numbers, float(problem.keys * problem.values), plan.value_blocks)
+    read = read._replace(moved=read.moved + _errors(plan))
+    workspace = plan.kept + _errors(plan) + _pairs(plan, 1) + _table(plan)
+    return cost(problem.device, problem.isa, workspace, *_solutions(plan, 1), read)
+
+
+def _gradient_cost(problem: DeltaRuleProblem) -> Cost:
+    solved, plan = _plan(problem), _gradient_plan(problem)
+    state, sums = float(problem.keys * problem.values), sums_of_parts(plan)
+    others = plan.chunk_work(2 * problem.keys + problem.values + plan.gates, 3 * state, plan.key_blocks)
+    # Pairs of errors beside those of the gradient of y, and both errors read.
+    pairs = 6.0 * STEPS * (problem.keys + problem.values * plan.key_blocks) * plan.elements
+    errors = 8.0 * problem.values * plan.elements
+    others = others._replace(moved=others.moved + plan.kept + sums + errors, flops=others.flops + pairs)
+    works = (*_solutions(solved, 2), others, Work(1.5 * sums))
+    workspace = 2 * (plan.kept + _errors(plan)) + sums + _pairs(plan, 2) + _table(plan)
+    return cost(problem.device, problem.isa, workspace, *works)
+
+
+# ---- launches ----
+
+
+class _Given(NamedTuple):
+    """Arguments with one batch axis, states with an axis of sequences, and what kernels hand on in memory."""
+
+    plan: Plan
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor
+    beta: Tensor
+    start: Tensor | None
+    dy: Tensor | None
+    dlast: Tensor | None
+    results: Optionals
+    chunks: Chunks
+    scale: float
+    packed: bool
+
+    @staticmethod
+    def of(
+        plan: Plan,
+        inputs: Optionals,
+        cu_seqlens: Tensor | None,
+        gradients: Optionals,
+        results: Optionals,
+        scale: float,
+    ) -> _Given:
+        of_v = inputs[2]
+        assert of_v is not None
+        leading, packed = of_v.ndim - 3, cu_seqlens is not None
+        q, k, v, g, beta, start = (one_batch(tensor, leading) for tensor in inputs)
+        dy, dlast = (one_batch(tensor, leading) for tensor in gradients or (None, None))
+        *signals, last = (one_batch(tensor, leading) for tensor in results)
+        assert q is not None
+        assert k is not None
+        assert v is not None
+        assert g is not None
+        assert beta is not None
+        if not packed:
+            start, dlast, last = (None if state is None else state.unsqueeze(1) for state in (start, dlast, last))
+        chunks = chunks_in(cu_seqlens, v, plan.problem.length)
+        return _Given(plan, q, k, v, g, beta, start, dy, dlast, (*signals, last), chunks, scale, packed)
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.v.device)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        problem = self.plan.problem
+        in_group = problem.heads // problem.groups if problem.groups else 1
+        return problem.length, in_group, problem.heads, problem.keys, problem.values
+
+    def solve(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Of all chunks x0 and W, and b0 and W' where gradients are asked for."""
+        from . import triton_delta
+
+        plan, gradient = self.plan, self.dy is not None
+        precision = precisions(plan.problem.dtype)
+        length, in_group, heads, keys, _ = self.sizes
+        by_value, by_key = self.v.shape, (*self.v.shape[:-1], keys)
+        x, w = self.empty(*by_value), self.empty(*by_key)
+        b, wb = (self.empty(*by_value), self.empty(*by_key)) if gradient else (x, w)
+        inverse = self.empty(*self.v.shape[:-1], STEPS)
+        answers = torch.empty_like(inverse) if gradient else inverse
+        flags = {"PACKED": self.packed, "GRADIENT": gradient, "EXACT": precision["EXACT"]}
+        by_key_only = {name: flag for name, flag in plan.flags().items() if name != "VALUES"}
+        if plan.problem.per_key:
+            launch(
+                triton_delta.pairs,
+                plan.lines * plan.chunks * (STEPS // BLOCK),
+                *(self.q, self.k, self.g, inverse, answers, self.chunks.table),
+                *(length, in_group, heads, keys, plan.chunks),
+                *strides(self.q, 4),
+                *strides(self.k, 4),
+                *strides(self.g, 4),
+                BLOCK=BLOCK,
+                **flags,
+                **{name: flag for name, flag in by_key_only.items() if name != "PER_KEY"},
+            )
+        launch(
+            triton_delta.invert,
+            plan.lines * plan.chunks,
+            *(self.q, self.k, self.g, self.beta, inverse, answers, self.chunks.table, self.scale),
+            *(length, in_group, heads, keys, plan.chunks),
+            *strides(self.q, 4),
+            *strides(self.k, 4),
+            *strides(self.g, 4)[:3],
+            *strides(self.beta, 3),
+            BLOCK=BLOCK,
+            BOTH=precision["BOTH"],
+            **flags,
+            **by_key_only,
+        )
+        parts = 4 if gradient else 2
+        launch(
+            triton_delta.solve,
+            plan.lines * plan.chunks * parts,
+            *names((self.k, self.v, self.g, self.beta, self.dy, inverse, answers, x, w, b, wb), self.k),
+            self.chunks.table,
+            *self.sizes,
+            plan.chunks,
+            parts,
+            *strides(self.k, 4),
+            *strides(self.v, 4),
+            *strides(self.g, 4),
+            *strides(self.beta, 3),
+            *strides(self.dy, 4),
+            LEFT=precision["LEFT"],
+            **flags,
+            **plan.flags(),
+        )
+        return (x, w), (b, wb)
+
+    def scan(self, solved: tuple[Tensor, Tensor], *, backwards: bool = False) -> tuple[Tensor, Tensor]:
+        """Completes x or b, and carries the state or its gradient; those between chunks, as linear attention has
+        them."""
+        from . import triton_delta
+
+        plan, precision = self.plan, precisions(self.plan.problem.dtype)
+        between = self.empty(max(1, plan.state))
+        start, final = (self.dlast if backwards else self.start), self.results[-1]
+        dv = self.results[2] if backwards else None
+        launch(
+            triton_delta.scan,
+            plan.lines * plan.problem.sequences * plan.value_blocks,
+            *names((self.q, self.k, self.g, self.beta, self.dy, *solved, dv, start, final, between), self.k),
+            self.chunks.bounds,
+            self.scale,
+            *self.sizes,
+            plan.chunks,
+            plan.problem.sequences,
+            plan.value_blocks,
+            *strides(self.q, 4),
+            *strides(self.k, 4),
+            *strides(self.g, 4),
+            *strides(self.beta, 3),
+            *strides(self.dy, 4),
+            *strides(dv, 4),
+            *strides(start, 5),
+            *strides(final, 5),
+            HAS_START=start is not None,
+            HAS_FINAL=final is not None,
+            PACKED=self.packed,
+            BACKWARDS=backwards,
+            LEFT=precision["LEFT"],
+            EXACT=precision["EXACT"],
+            **plan.flags(),
+        )
+        return between, between
 
 
 def _prepare(problem: DeltaRuleProblem) -> Run:
-    from . import triton_delta
-
     plan = _plan(problem)
-    exact = {**precisions(problem.dtype), "LEFT": precisions(problem.dtype)["EXACT"]}  # corrections have all bits
-    in_group = problem.heads // problem.groups if problem.groups else 1
-    sizes = (problem.length, in_group, problem.heads, problem.keys, problem.values, plan.chunks)
-    blocks: dict[str, Any] = {"STEPS": STEPS, "KEYS": plan.keys, "VALUES": plan.values, "num_warps": plan.warps}
-    blocks["num_stages"] = 1
+    exact = {**precisions(problem.dtype), "LEFT": precisions(problem.dtype)["EXACT"]}  # errors have all bits
 
     def run(
         inputs: Optionals, cu_seqlens: Tensor | None, gradients: Optionals, results: Optionals, scale: float
     ) -> None:
-        given = inputs[2]
-        assert given is not None
-        leading, packed = given.ndim - 3, cu_seqlens is not None
-        q, k, v, g, beta, start = (one_batch(tensor, leading) for tensor in inputs)
-        y, final = (one_batch(tensor, leading) for tensor in results)
-        assert k is not None
-        assert v is not None
-        assert final is not None
-        if not packed:
-            start, final = None if start is None else start.unsqueeze(1), final.unsqueeze(1)
-        chunks = chunks_in(cu_seqlens, v, problem.length)
+        given = _Given.of(plan, inputs, cu_seqlens, gradients, results, scale)
+        solved, _ = given.solve()
+        states = given.scan(solved)
+        signals = (given.q, given.k, solved[0], given.g, given.beta)
+        y = (given.results[0], None)
+        outputs_of_chunks(plan, signals, None, y, states, given.chunks, scale, packed=given.packed, precision=exact)
 
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=k.device)
+    return run
 
-        u, w = empty(*v.shape), empty(*v.shape[:-1], problem.keys)
-        between = empty(max(1, plan.state))
-        launch(
-            triton_delta.solve,
-            plan.lines * plan.chunks,
-            *names((k, v, g, beta, u, w), k),
-            chunks.table,
-            *sizes,
-            *strides(k, 4),
-            *strides(v, 4),
-            *strides(g, 3),
-            *strides(beta, 3),
-            PACKED=packed,
-            BOTH=exact["BOTH"],
-            LEFT=precisions(problem.dtype)["LEFT"],
-            **blocks,
-        )
-        launch(
-            triton_delta.scan,
-            plan.lines * problem.sequences * plan.value_blocks,
-            *names((k, g, u, w, start, final, between), k),
-            chunks.bounds,
-            *sizes,
-            problem.sequences,
-            plan.value_blocks,
-            *strides(k, 4),
-            *strides(g, 3),
-            *strides(start, 5),
-            *strides(final, 5),
-            HAS_START=start is not None,
-            PACKED=packed,
-            EXACT=exact["EXACT"],
-            **blocks,
-        )
-        states = (between, between)
-        outputs_of_chunks(
-            plan, (q, k, u, g, None), None, (y, None), states, chunks, scale, packed=packed, precision=exact
-        )
+
+def _gradient_plan(problem: DeltaRuleProblem) -> Plan:
+    # Decays by key go through 16 rows at a time, which leaves room for more keys.
+    return _plan(problem, "delta.gradient.by_key" if problem.per_key else "delta.gradient")
+
+
+def _prepare_gradient(problem: DeltaRuleProblem) -> Run:
+    plan, of_chunks = _plan(problem), _gradient_plan(problem)
+
+    def run(
+        inputs: Optionals, cu_seqlens: Tensor | None, gradients: Optionals, results: Optionals, scale: float
+    ) -> None:
+        given = _Given.of(plan, inputs, cu_seqlens, gradients, results, scale)
+        (x, w), (b, wb) = given.solve()
+        # What the state ends as is not asked for.
+        before = given._replace(results=(None,)).scan((x, w))
+        behind = given.scan((b, wb), backwards=True)
+        dq, dk, _, dg, dbeta, _ = results
+        assert dg is not None
+        assert dbeta is not None
+        by_block = (of_chunks.key_blocks, *given.v.shape[:-1])
+        parts = given.empty(*(given.g.shape if problem.per_key else by_block)), given.empty(*by_block)
+        signals = (given.q, given.k, x, given.g, given.beta, given.dy, None)
+        found = (dq, dk, *parts)
+        gradients_of_chunks(of_chunks, signals, b, before, behind, found, given.chunks, scale, packed=given.packed)
+        dg.copy_((parts[0] if problem.per_key else parts[0].sum(0)).reshape(dg.shape))
+        dbeta.copy_(parts[1].sum(0).reshape(dbeta.shape))
 
     return run
 
 
 ROWS: tuple[Implementation, ...] = (Implementation("triton_wy", "triton", _refusals, _cost, _prepare),)
+GRADIENT_ROWS: tuple[Implementation, ...] = (
+    Implementation("triton_wy", "triton", _refusals, _gradient_cost, _prepare_gradient),
+)

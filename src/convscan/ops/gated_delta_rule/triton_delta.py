@@ -1,16 +1,27 @@
 """The gated delta rule on a GPU's tensor cores: chunks of time in WY form.
 
-    S[t] = (I - beta[t] k[t] k[t]^T) a[t] S[t-1] + beta[t] k[t] v[t]^T,   y[t] = S[t]^T q[t],   a = exp(g)
+    S[t] = (I - beta[t] k[t] k[t]^T) diag(a[t]) S[t-1] + beta[t] k[t] v[t]^T,   y[t] = S[t]^T q[t],   a = exp(g)
 
-is linear attention, S[t] = a[t] S[t-1] + k[t] u[t]^T, of corrections u[t] in place of the values. With D[t,s] the
-product of a over (s, t], those of a chunk that begins at state S solve
+is linear attention, S[t] = diag(a[t]) S[t-1] + beta[t] k[t] x[t]^T, of errors x[t] in place of the values, weighted by
+beta: of what v[t] differs from what the decayed state answers to k[t]. With D[t,s] the product of a over (s, t] and
+M[t,s] = k[t]^T D[t,s] k[s] below the diagonal, those of a chunk that begins at state S solve
 
-    u[t] + beta[t] sum_{s<t} D[t,s] k[t]^T k[s] u[s] = beta[t] (v[t] - S^T D[t,-1] k[t])
+    x[t] + sum_{s<t} M[t,s] beta[s] x[s] = v[t] - S^T D[t,-1] k[t]
 
-so that u = u0 - W S with u0 = T (beta v), W = T (beta D k), T the inverse of that unit lower triangular matrix.
-``solve`` makes u0 and W of all chunks at once, T row by row; ``scan`` goes through a sequence with a part of the
-columns of the state, completes u and stores the state before every chunk; ``outputs`` of linear attention does the
-rest.
+so that x = x0 - W S with x0 = T v, W = T (D[t,-1] k[t]), T the inverse of that unit lower triangular matrix.
+``invert`` and ``solve`` make these of all chunks at once; ``scan`` goes through a sequence with a part of the columns
+of the state, completes x and stores the state before every chunk; ``outputs`` of linear attention does the rest.
+
+The gradient runs back in the same way. That of v, b = A^T du with A = diag(beta) T, comes from what x would have of
+linear attention, du = P^T dy + (D[n-1,s] k[s])^T dS, where P[t,s] = q[t]^T D[t,s] k[s] and dS is that of the state
+behind the chunk. So b = b0 + W' dS with b0 = (P A)^T dy and W' = A^T (D[n-1,s] k[s]), which ``solve`` makes too, and
+
+    dS = D[n-1,-1] dS + sum_t (D[t,-1] q[t]) dy[t]^T - (D[t,-1] k[t]) b[t]^T
+
+takes ``scan`` from the end of a sequence to its start. ``gradients`` of linear attention has the others, the keys being
+queries too, of whose answers the gradient is -b.
+
+Where decays differ between keys, M and P are sums by key, which ``pairs`` leaves in memory.
 """
 
 # mypy: ignore-errors
@@ -21,19 +32,228 @@ import triton
 import triton.language as tl
 
 from ..._triton import dot, head_of, place_of, wide
-from ..linear_attention.triton_chunked import between_steps, column, rows
+from ..linear_attention.triton_chunked import between_steps, column, gates_of, products_by_key, rows, to_block
 
 
 @triton.jit
-def _inverse(m, STEPS: tl.constexpr):
-    """(I + m)^-1 of a strictly lower triangular matrix, a row after the other."""
+def pairs(
+    q,
+    k,
+    g,
+    m,  # (batch, length, heads, STEPS), as p: of each step those with the steps of its chunk
+    p,
+    table,
+    length,
+    in_group,
+    heads,
+    keys,
+    chunks,
+    qb,
+    qt,
+    qg,
+    qk,
+    kb,
+    kt,
+    kg,
+    kk,
+    gb,
+    gt,
+    gh,
+    gk,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+    PACKED: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    block, head, chunk, b = head_of(STEPS // BLOCK, heads, chunks)
+    _sequence, begin, end, _first, _count = place_of(chunk, table, table, length, STEPS, False, PACKED)
+    q += b * qb + (head // in_group) * qg
+    k += b * kb + (head // in_group) * kg
+    g += b * gb + head * gh
+    first_row = begin + block * BLOCK
+    row, t = first_row + tl.arange(0, BLOCK), begin + tl.arange(0, STEPS)
+    in_rows, before = row < end, (t < end) & (t < first_row)
+    near_m, far_m = tl.zeros([BLOCK, BLOCK], tl.float32), tl.zeros([BLOCK, STEPS], tl.float32)
+    near_p, far_p = tl.zeros([BLOCK, BLOCK], tl.float32), tl.zeros([BLOCK, STEPS], tl.float32)
+    for first_key in range(0, keys, KEYS):
+        at_k = wide(first_key) + tl.arange(0, KEYS)
+        in_keys = at_k < keys
+        from_start = tl.exp(tl.cumsum(rows(g, row, at_k, in_rows, in_keys, gt, gk), 0))
+        written = rows(k, t, at_k, before, in_keys, kt, kk).to(tl.float32)
+        written *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
+        of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
+        near_m += products_by_key(of_k, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, BLOCK)
+        far_m = dot(of_k * from_start, tl.trans(written), far_m, EXACT)
+        if GRADIENT:
+            of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
+            near_p += products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, BLOCK)
+            far_p = dot(of_q * from_start, tl.trans(written), far_p, EXACT)
+    at_row = ((b * length + row) * heads + head)[:, None] * STEPS
+    at_near, at_far = at_row + block * BLOCK + tl.arange(0, BLOCK)[None, :], at_row + tl.arange(0, STEPS)[None, :]
+    is_far = in_rows[:, None] & before[None, :]
+    tl.store(m + at_near, near_m, mask=in_rows[:, None])
+    tl.store(m + at_far, far_m, mask=is_far)
+    if GRADIENT:
+        tl.store(p + at_near, near_p, mask=in_rows[:, None])
+        tl.store(p + at_far, far_p, mask=is_far)
+
+
+@triton.jit
+def _inverse(m, STEPS: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr):
+    """(I + m)^-1 of a strictly lower triangular matrix: of the blocks on the diagonal a row after the other, in all of
+    them at once; then a block of rows after the other, by products with what lies before it."""
     i, j = tl.arange(0, STEPS)[:, None], tl.arange(0, STEPS)[None, :]
-    inverse = tl.where(i == j, 1.0, 0.0)
-    for t in range(1, STEPS):
-        row = tl.sum(tl.where(i == t, m, 0.0), 0)
-        found = tl.sum(row[:, None] * inverse, 0)
-        inverse = tl.where((i == t) & (j < t), -found[None, :], inverse)
+    in_block = i // BLOCK == j // BLOCK
+    inside = tl.where(in_block, m, 0.0)
+    blocks = tl.where(i == j, 1.0, 0.0)
+    for t in range(1, BLOCK):
+        row = tl.sum(tl.where(i % BLOCK == t, inside, 0.0), 0)  # of every block, in its own columns
+        found = tl.sum(row[:, None] * blocks, 0)
+        blocks = tl.where(in_block & (i % BLOCK == t) & (j % BLOCK < t), -found[None, :], blocks)
+    passed = dot(blocks, inside - m, tl.zeros([STEPS, STEPS], tl.float32), EXACT)
+    inverse = blocks
+    for _ in range(1, STEPS // BLOCK):
+        inverse = dot(passed, inverse, blocks, EXACT)
     return inverse
+
+
+@triton.jit
+def _products(q, k, t, in_time, keys, qt, qk, kt, kk, STEPS: tl.constexpr, KEYS: tl.constexpr, BOTH: tl.constexpr):
+    """Of all pairs of steps of a chunk."""
+    products = tl.zeros([STEPS, STEPS], tl.float32)
+    for first_key in range(0, keys, KEYS):
+        at_k = wide(first_key) + tl.arange(0, KEYS)
+        of_q = rows(q, t, at_k, in_time, at_k < keys, qt, qk)
+        of_k = rows(k, t, at_k, in_time, at_k < keys, kt, kk)
+        products = dot(of_q, tl.trans(of_k), products, BOTH)
+    return products
+
+
+@triton.jit
+def invert(
+    q,
+    k,
+    g,
+    beta,
+    inverse,  # (batch, length, heads, STEPS), as answers: T, by key M first
+    answers,  # P A, by key P first
+    table,
+    scale,
+    length,
+    in_group,
+    heads,
+    keys,
+    chunks,
+    qb,
+    qt,
+    qg,
+    qk,
+    kb,
+    kt,
+    kg,
+    kk,
+    gb,
+    gt,
+    gh,
+    bb,
+    bt,
+    bh,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+    PER_KEY: tl.constexpr,
+    PACKED: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    BOTH: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    _, head, chunk, b = head_of(1, heads, chunks)
+    _sequence, begin, end, _first, _count = place_of(chunk, table, table, length, STEPS, False, PACKED)
+    t = begin + tl.arange(0, STEPS)
+    in_time = t < end
+    q += b * qb + (head // in_group) * qg
+    k += b * kb + (head // in_group) * kg
+    of_beta = column(beta + b * bb + head * bh, t, in_time, bt)
+    i, j = tl.arange(0, STEPS)[:, None], tl.arange(0, STEPS)[None, :]
+    own = ((b * length + t) * heads + head)[:, None] * STEPS + j
+    if PER_KEY:
+        of_m = tl.load(inverse + own, mask=in_time[:, None] & (i > j), other=0.0)
+        tl.debug_barrier()  # all of it has been read before it is overwritten
+    else:
+        decays = between_steps(column(g + b * gb + head * gh, t, in_time, gt), STEPS)
+        of_m = tl.where(i > j, decays * _products(k, k, t, in_time, keys, kt, kk, kt, kk, STEPS, KEYS, BOTH), 0.0)
+    solved = _inverse(of_m * of_beta[None, :], STEPS, BLOCK, EXACT)
+    tl.store(inverse + own, solved, mask=in_time[:, None])
+    if GRADIENT:
+        if PER_KEY:
+            of_p = tl.load(answers + own, mask=in_time[:, None] & (i >= j), other=0.0)
+            tl.debug_barrier()
+        else:
+            decays = between_steps(column(g + b * gb + head * gh, t, in_time, gt), STEPS)
+            of_p = decays * _products(q, k, t, in_time, keys, qt, qk, kt, kk, STEPS, KEYS, BOTH)
+        solved *= of_beta[:, None]  # A
+        solved = dot(of_p * scale, solved, tl.zeros([STEPS, STEPS], tl.float32), EXACT)
+        tl.store(answers + own, solved, mask=in_time[:, None])
+
+
+@triton.jit
+def _multiply(
+    matrix, v, x, t, in_time, at_row, values, vt, vc, STEPS: tl.constexpr, VALUES: tl.constexpr, LEFT: tl.constexpr
+):
+    """x = matrix v of the steps of a chunk."""
+    for first_value in range(0, values, VALUES):
+        at_v = wide(first_value) + tl.arange(0, VALUES)
+        of_v = rows(v, t, at_v, in_time, at_v < values, vt, vc).to(tl.float32)
+        part = dot(matrix, of_v, tl.zeros([STEPS, VALUES], tl.float32), LEFT)
+        tl.store(x + at_row * values + at_v[None, :], part, mask=in_time[:, None] & (at_v < values)[None, :])
+
+
+@triton.jit
+def _decays(g, t, at_k, end, in_keys, gt, gk, PER_KEY: tl.constexpr, FROM_START: tl.constexpr):
+    """D[t,-1] of the steps of a chunk, or D[n-1,t]."""
+    if FROM_START:
+        decays = tl.exp(tl.cumsum(gates_of(g, t, at_k, t < end, in_keys, gt, gk, PER_KEY), 0))
+    else:
+        following = gates_of(g, t + 1, at_k, t + 1 < end, in_keys, gt, gk, PER_KEY)
+        decays = tl.exp(tl.cumsum(following, 0, reverse=True))
+    return decays
+
+
+@triton.jit
+def _multiply_keys(
+    matrix,
+    k,
+    g,
+    w,
+    t,
+    end,
+    at_row,
+    keys,
+    kt,
+    kk,
+    gt,
+    gk,
+    STEPS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PER_KEY: tl.constexpr,
+    FROM_START: tl.constexpr,
+    LEFT: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """w = matrix (D k) with the decays since the start of the chunk, or up to its end."""
+    in_time = t < end
+    if not PER_KEY:
+        matrix *= _decays(g, t, t, end, in_time, gt, gk, PER_KEY, FROM_START)[None, :]
+    for first_key in range(0, keys, KEYS):
+        at_k = wide(first_key) + tl.arange(0, KEYS)
+        in_keys = at_k < keys
+        of_k = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
+        if PER_KEY:
+            of_k *= _decays(g, t, at_k, end, in_keys, gt, gk, PER_KEY, FROM_START)
+        part = dot(matrix, of_k, tl.zeros([STEPS, KEYS], tl.float32), EXACT if PER_KEY else LEFT)
+        tl.store(w + at_row * keys + at_k[None, :], part, mask=in_time[:, None] & in_keys[None, :])
 
 
 @triton.jit
@@ -42,8 +262,13 @@ def solve(
     v,
     g,
     beta,
-    u,  # (batch, length, heads, values)
-    w,  # (batch, length, heads, keys)
+    dy,
+    inverse,
+    answers,
+    x,  # x0: (batch, length, heads, values), as b0
+    w,  # (batch, length, heads, keys), as wb
+    b0,
+    wb,
     table,
     length,
     in_group,
@@ -51,6 +276,7 @@ def solve(
     keys,
     values,
     chunks,
+    parts,
     kb,
     kt,
     kg,
@@ -62,56 +288,66 @@ def solve(
     gb,
     gt,
     gh,
+    gk,
     bb,
     bt,
     bh,
+    yb,
+    yt,
+    yh,
+    yc,
     STEPS: tl.constexpr,
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
+    PER_KEY: tl.constexpr,
     PACKED: tl.constexpr,
-    BOTH: tl.constexpr,
+    GRADIENT: tl.constexpr,
     LEFT: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    _, head, chunk, b = head_of(1, heads, chunks)
+    part, head, chunk, b = head_of(parts, heads, chunks)
     _sequence, begin, end, _first, _count = place_of(chunk, table, table, length, STEPS, False, PACKED)
     t = begin + tl.arange(0, STEPS)
     in_time = t < end
     k += b * kb + (head // in_group) * kg
-    v += b * vb + head * vh
-    of_g = column(g + b * gb + head * gh, t, in_time, gt)
-    of_beta = column(beta + b * bb + head * bh, t, in_time, bt)
-    m = tl.zeros([STEPS, STEPS], tl.float32)
-    for first_key in range(0, keys, KEYS):
-        at_k = wide(first_key) + tl.arange(0, KEYS)
-        of_k = rows(k, t, at_k, in_time, at_k < keys, kt, kk)
-        m = dot(of_k, tl.trans(of_k), m, BOTH)
-    i, j = tl.arange(0, STEPS)[:, None], tl.arange(0, STEPS)[None, :]
-    m = tl.where(i > j, m * between_steps(of_g, STEPS), 0.0) * of_beta[:, None]
-    inverse = _inverse(m, STEPS) * of_beta[None, :]
+    g += b * gb + head * gh
     at_row = ((b * length + t) * heads + head)[:, None]
-    for first_value in range(0, values, VALUES):
-        at_v = wide(first_value) + tl.arange(0, VALUES)
-        of_v = rows(v, t, at_v, in_time, at_v < values, vt, vc).to(tl.float32)
-        part = dot(inverse, of_v, tl.zeros([STEPS, VALUES], tl.float32), LEFT)
-        tl.store(u + at_row * values + at_v[None, :], part, mask=in_time[:, None] & (at_v < values)[None, :])
-    inverse *= tl.exp(tl.cumsum(of_g, 0))[None, :]
-    for first_key in range(0, keys, KEYS):
-        at_k = wide(first_key) + tl.arange(0, KEYS)
-        of_k = rows(k, t, at_k, in_time, at_k < keys, kt, kk).to(tl.float32)
-        part = dot(inverse, of_k, tl.zeros([STEPS, KEYS], tl.float32), LEFT)
-        tl.store(w + at_row * keys + at_k[None, :], part, mask=in_time[:, None] & (at_k < keys)[None, :])
+    own = at_row * STEPS + tl.arange(0, STEPS)[None, :]
+    if part < 2:
+        matrix = tl.load(inverse + own, mask=in_time[:, None], other=0.0)
+        if part == 0:
+            _multiply(matrix, v + b * vb + head * vh, x, t, in_time, at_row, values, vt, vc, STEPS, VALUES, LEFT)
+        else:
+            _multiply_keys(
+                matrix, k, g, w, t, end, at_row, keys, kt, kk, gt, gk, STEPS, KEYS, PER_KEY, True, LEFT, EXACT
+            )
+    elif GRADIENT:
+        if part == 2:
+            matrix = tl.trans(tl.load(answers + own, mask=in_time[:, None], other=0.0))
+            _multiply(matrix, dy + b * yb + head * yh, b0, t, in_time, at_row, values, yt, yc, STEPS, VALUES, LEFT)
+        else:
+            matrix = tl.load(inverse + own, mask=in_time[:, None], other=0.0)
+            matrix = tl.trans(matrix * column(beta + b * bb + head * bh, t, in_time, bt)[:, None])  # of A
+            _multiply_keys(
+                matrix, k, g, wb, t, end, at_row, keys, kt, kk, gt, gk, STEPS, KEYS, PER_KEY, False, LEFT, EXACT
+            )
 
 
 @triton.jit
 def scan(
+    q,
     k,
     g,
-    u,  # u0, which becomes u
+    beta,
+    dy,
+    x,  # x0, which becomes x; backwards b0, which becomes b
     w,
+    dv,
     start,
     final,
-    between,  # (batch, chunks, heads, keys, values): states before chunks
+    between,  # (batch, chunks, heads, keys, values): states before chunks, backwards behind them
     bounds,
+    scale,
     length,
     in_group,
     heads,
@@ -120,6 +356,10 @@ def scan(
     chunks,
     sequences,
     blocks,
+    qb,
+    qt,
+    qg,
+    qk,
     kb,
     kt,
     kg,
@@ -127,6 +367,18 @@ def scan(
     gb,
     gt,
     gh,
+    gk,
+    bb,
+    bt,
+    bh,
+    yb,
+    yt,
+    yh,
+    yc,
+    db,
+    dt,
+    dh,
+    dc,
     sb,
     ss,
     sh,
@@ -140,16 +392,24 @@ def scan(
     STEPS: tl.constexpr,
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
+    PER_KEY: tl.constexpr,
     HAS_START: tl.constexpr,
+    HAS_FINAL: tl.constexpr,
     PACKED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    LEFT: tl.constexpr,
     EXACT: tl.constexpr,
 ):
     block, head, line, b = head_of(blocks, heads, sequences)
     sequence, first_step, last_step, first, count = place_of(line, bounds, bounds, length, STEPS, True, PACKED)
     at_v = wide(block) * VALUES + tl.arange(0, VALUES)
     in_values = at_v < values
+    q += b * qb + (head // in_group) * qg
     k += b * kb + (head // in_group) * kg
     g += b * gb + head * gh
+    beta += b * bb + head * bh
+    dy += b * yb + head * yh
+    dv += b * db + head * dh
     start += b * sb + sequence * ss + head * sh
     final += b * fb + sequence * fs + head * fh
     step = wide(keys) * values
@@ -162,10 +422,16 @@ def scan(
         if HAS_START:
             state += tl.load(start + at_k[:, None] * sk + at_v[None, :] * sv, mask=in_state, other=0.0)
         at_first = between + at_k[:, None] * wide(values) + at_v[None, :]
+        if BACKWARDS:
+            at_first += (count - 1) * heads * step
         tl.store(at_first, state, mask=in_state & (count > 0))
-        tl.store(final + at_k[:, None] * fk + at_v[None, :] * fv, state, mask=in_state & (count == 0))
-    for chunk in range(0, count):
-        tl.debug_barrier()  # the state before the chunk has been written
+        if HAS_FINAL:
+            tl.store(final + at_k[:, None] * fk + at_v[None, :] * fv, state, mask=in_state & (count == 0))
+    for index in range(0, count):
+        tl.debug_barrier()  # the state at this end of the chunk has been written
+        chunk = index
+        if BACKWARDS:
+            chunk = count - 1 - index
         begin = first_step + chunk * STEPS
         end = tl.minimum(begin + STEPS, last_step)
         t = begin + tl.arange(0, STEPS)
@@ -181,19 +447,41 @@ def scan(
             at_state = here + at_k[:, None] * wide(values) + at_v[None, :]
             state = tl.load(at_state, mask=in_keys[:, None] & in_values[None, :], other=0.0)
             read = dot(of_w, state, read, EXACT)
-        of_u = tl.load(u + at_row * values + at_v[None, :], mask=in_tile, other=0.0) - read
-        tl.store(u + at_row * values + at_v[None, :], of_u, mask=in_tile)
-        following = column(g, t + 1, t + 1 < end, gt)
-        to_end = tl.exp(tl.cumsum(following, 0, reverse=True))
-        whole = tl.exp(tl.sum(column(g, t, in_time, gt), 0))
+        of_x = tl.load(x + at_row * values + at_v[None, :], mask=in_tile, other=0.0)
+        if BACKWARDS:
+            of_x += read
+            of_dy = rows(dy, t, at_v, in_time, in_values, yt, yc).to(tl.float32)
+            tl.store(dv + t[:, None] * dt + at_v[None, :] * dc, of_x, mask=in_tile)
+        else:
+            of_x -= read
+        tl.store(x + at_row * values + at_v[None, :], of_x, mask=in_tile)
+        weight = tl.zeros([STEPS], tl.float32) + 1.0
+        if not BACKWARDS:
+            weight = column(beta, t, in_time, bt)
         for first_key in range(0, keys, KEYS):
             at_k = wide(first_key) + tl.arange(0, KEYS)
             in_keys = at_k < keys
             in_state = in_keys[:, None] & in_values[None, :]
             at_state = here + at_k[:, None] * wide(values) + at_v[None, :]
-            state = tl.load(at_state, mask=in_state, other=0.0) * whole
-            written = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32) * to_end[:, None]
-            state = dot(tl.trans(written), of_u, state, EXACT)
-            tl.store(at_state + heads * step, state, mask=in_state & (chunk + 1 < count))
-            at_final = final + at_k[:, None] * fk + at_v[None, :] * fv
-            tl.store(at_final, state, mask=in_state & (chunk + 1 == count))
+            state = tl.load(at_state, mask=in_state, other=0.0)
+            of_k = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
+            of_g = gates_of(g, t, at_k, in_time, in_keys, gt, gk, PER_KEY)
+            decay = _decays(g, t, at_k, end, in_keys, gt, gk, PER_KEY, BACKWARDS)
+            whole = tl.exp(tl.sum(of_g, 0))
+            if PER_KEY:
+                state *= whole[:, None]
+            else:
+                state *= whole
+                decay = decay[:, None]
+            if BACKWARDS:
+                asked = rows(q, t, at_k, in_time, in_keys, qt, qk).to(tl.float32) * decay * scale
+                state = dot(tl.trans(asked), of_dy, state, LEFT)
+                state = dot(tl.trans(of_k * decay), -of_x, state, EXACT)
+                following_state = at_state - heads * step
+            else:
+                state = dot(tl.trans(of_k * decay * weight[:, None]), of_x, state, EXACT)
+                following_state = at_state + heads * step
+            tl.store(following_state, state, mask=in_state & (index + 1 < count))
+            if HAS_FINAL:
+                at_final = final + at_k[:, None] * fk + at_v[None, :] * fv
+                tl.store(at_final, state, mask=in_state & (index + 1 == count))

@@ -18,7 +18,7 @@ from .problem import AttentionGradientProblem, AttentionProblem
 DTYPES = ("float32", "bfloat16", "float16")
 STEPS = 64  # of a chunk, between states that are stored
 _TIME = 32  # of them that are multiplied at once on the way through a sequence
-_BLOCK = 16  # steps of a block whose decays differ by key
+BLOCK = 16  # steps of a block whose decays differ by key
 # Of products on tensor cores: of two inputs, of an input on the left or the right of what has all bits of float32, and
 # of two of these. See ``_triton.dot``.
 _PRECISIONS = {
@@ -62,7 +62,7 @@ class Plan:
         """Bytes of the states at all chunks."""
         return 4.0 * (self.state + self.state_sum * self.problem.sums)
 
-    def _work(self, numbers: float, products: float, gates: float, programs: float, **more: float) -> Work:
+    def work(self, numbers: float, products: float, gates: float, programs: float, **more: float) -> Work:
         """``numbers`` read and written, multiply-adds on tensor cores and other operations for each step and head."""
         exact = torch.version.hip is not None
         passes = 1 if exact else 3 if self.problem.dtype == "float32" else 2
@@ -81,15 +81,15 @@ class Plan:
         waits = 3e-6 * ceil_div(problem.length, STEPS)
         programs = self.lines * problem.sequences * blocks
         products = float(problem.keys * problem.values)
-        return self._work(numbers, products, 20.0 * self.gates * self.value_blocks, programs, latency=waits)
+        return self.work(numbers, products, 20.0 * self.gates * self.value_blocks, programs, latency=waits)
 
     def chunk_work(self, numbers: float, products: float, blocks: int) -> Work:
         """Of a kernel in which programs have a chunk and one of so many blocks."""
         problem = self.problem
         # Decays between the steps of a chunk for each block, by key products and decays of a block of steps one by one.
-        inside = 3.0 * STEPS + (6.0 * _BLOCK * problem.keys + 40.0 * problem.keys if problem.per_key else 0.0)
+        inside = 3.0 * STEPS + (6.0 * BLOCK * problem.keys + 40.0 * problem.keys if problem.per_key else 0.0)
         pairs = STEPS * (problem.keys + problem.values / blocks)
-        return self._work(numbers, products + blocks * pairs, blocks * inside, self.lines * self.chunks * blocks)
+        return self.work(numbers, products + blocks * pairs, blocks * inside, self.lines * self.chunks * blocks)
 
     def flags(self) -> dict[str, Any]:
         """What all kernels are compiled for."""
@@ -217,13 +217,59 @@ def outputs_of_chunks(
         *strides(skip, 2),
         *strides(results[0], 4),
         *strides(results[1], 3),
-        BLOCK=_BLOCK,
+        BLOCK=BLOCK,
         HAS_W=w is not None,
         HAS_SKIP=skip is not None,
         HAS_SUMS=problem.sums and not backwards,
         PACKED=packed,
         BACKWARDS=backwards,
         **(precision or precisions(problem.dtype)),
+        **plan.flags(),
+    )
+
+
+def gradients_of_chunks(
+    plan: Plan,
+    signals: Optionals,
+    errors: Tensor | None,
+    before: tuple[Tensor, Tensor],
+    behind: tuple[Tensor, Tensor],
+    results: Optionals,
+    chunks: Chunks,
+    scale: float,
+    *,
+    packed: bool,
+) -> None:
+    """``signals`` are q, k, v, g, w and the gradients of y and the sums, ``results`` those of q, k, g and w by head,
+    of which those of w, and of g unless it is by key, are in parts for each block of keys."""
+    from . import triton_chunked
+
+    problem = plan.problem
+    q, k, v, g, w, dy, dsums = signals
+    assert q is not None
+    launch(
+        triton_chunked.gradients,
+        plan.lines * plan.chunks * plan.key_blocks,
+        *names((*signals, errors, *before, *behind, *results), q),
+        chunks.bounds,
+        chunks.table,
+        *_sizes(plan, scale),
+        plan.chunks,
+        problem.batch,
+        plan.key_blocks,
+        *strides(q, 4),
+        *strides(k, 4),
+        *strides(v, 4),
+        *strides(g, 4),
+        *strides(w, 3),
+        *strides(dy, 4),
+        *strides(dsums, 3),
+        BLOCK=BLOCK,
+        HAS_W=w is not None,
+        HAS_SUMS=problem.sums,
+        HAS_ERRORS=errors is not None,
+        PACKED=packed,
+        **precisions(problem.dtype),
         **plan.flags(),
     )
 
@@ -282,7 +328,7 @@ def _gradient_plan(forward: AttentionProblem) -> Plan:
     return Plan(forward, "attention.gradient" if forward.dtype == "float32" else "attention.gradient.half")
 
 
-def _sums_of_parts(plan: Plan) -> float:
+def sums_of_parts(plan: Plan) -> float:
     """Bytes of the gradients of q and k by head, and of those of g and w by block of keys."""
     by_step = plan.key_blocks * (1 if plan.problem.per_key else 2)
     return 4.0 * plan.elements * (2 * plan.problem.keys + by_step + plan.problem.per_key * plan.problem.keys)
@@ -291,7 +337,7 @@ def _sums_of_parts(plan: Plan) -> float:
 def _gradient_cost(problem: AttentionGradientProblem) -> Cost:
     forward = problem.forward
     plan = _gradient_plan(forward)
-    sums = _sums_of_parts(plan)
+    sums = sums_of_parts(plan)
     state = float(forward.keys * forward.values)
     signals = 2 * forward.keys + 2 * forward.values + plan.gates
     of_v = plan.chunk_work(signals, state, plan.value_blocks)
@@ -312,8 +358,6 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         cu_seqlens: Tensor | None,
         scale: float,
     ) -> None:
-        from . import triton_chunked
-
         v = inputs[2]
         assert v is not None
         leading, packed = v.ndim - 3, cu_seqlens is not None
@@ -344,33 +388,11 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         dq, dk = empty(*by_key), empty(*by_key)
         dg = empty(*(by_key if forward.per_key else by_block))
         dw = None if w is None else empty(*by_block)
-        launch(
-            triton_chunked.gradients,
-            plan.lines * plan.chunks * plan.key_blocks,
-            *names((q, k, v, g, w, dy, dsums, *before, *behind, dq, dk, dg, dw), q),
-            chunks.bounds,
-            chunks.table,
-            *_sizes(plan, scale),
-            plan.chunks,
-            forward.batch,
-            plan.key_blocks,
-            *strides(q, 4),
-            *strides(k, 4),
-            *strides(v, 4),
-            *strides(g, 4),
-            *strides(w, 3),
-            *strides(dy, 4),
-            *strides(dsums, 3),
-            BLOCK=_BLOCK,
-            HAS_W=w is not None,
-            HAS_SUMS=forward.sums,
-            PACKED=packed,
-            **precisions(forward.dtype),
-            **plan.flags(),
-        )
-        for result, found in ((outputs[0], dq), (outputs[1], dk)):
+        taken, found = (q, k, v, g, w, dy, dsums), (dq, dk, dg, dw)
+        gradients_of_chunks(plan, taken, None, before, behind, found, chunks, scale, packed=packed)
+        for result, by_head in ((outputs[0], dq), (outputs[1], dk)):
             assert result is not None
-            result.copy_(over_groups(found, forward.groups).reshape(result.shape))
+            result.copy_(over_groups(by_head, forward.groups).reshape(result.shape))
         dg = dg if forward.per_key else dg.sum(0)
         for result, total in ((outputs[3], dg), (outputs[4], None if dw is None else dw.sum(0))):
             if result is not None and total is not None:

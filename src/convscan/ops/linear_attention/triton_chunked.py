@@ -41,7 +41,7 @@ def column(x, t, in_time, xt):
 
 
 @triton.jit
-def _gates(g, t, c, in_time, in_columns, gt, gk, PER_KEY: tl.constexpr):
+def gates_of(g, t, c, in_time, in_columns, gt, gk, PER_KEY: tl.constexpr):
     """g of some steps, zero elsewhere: by step, or (time, keys)."""
     gates = rows(g, t, c, in_time, in_columns, gt, gk) if PER_KEY else column(g, t, in_time, gt)
     return gates
@@ -56,7 +56,7 @@ def between_steps(g, TIME: tl.constexpr):
 
 
 @triton.jit
-def _products_by_key(q, k, g, begin, c, end, in_keys, kt, kk, gt, gk, TIME: tl.constexpr):
+def products_by_key(q, k, g, begin, c, end, in_keys, kt, kk, gt, gk, TIME: tl.constexpr):
     """q[t]^T D[t,s] k[s] of a block of steps, while the decays since s are multiplied onto the queries."""
     t = tl.arange(0, TIME)
     moving = q
@@ -73,7 +73,7 @@ def _products_by_key(q, k, g, begin, c, end, in_keys, kt, kk, gt, gk, TIME: tl.c
 
 
 @triton.jit
-def _to_block(g, t, c, begin, block, in_columns, gt, gk):
+def to_block(g, t, c, begin, block, in_columns, gt, gk):
     """exp of g by key, summed from behind each step up to where a later block of the chunk begins."""
     within = (t + 1 < block) & (t >= begin)
     return tl.exp(tl.cumsum(rows(g, t + 1, c, within, in_columns, gt, gk), 0, reverse=True))
@@ -197,11 +197,11 @@ def scan(
         in_time = t < end
         written = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
         of_v = rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
-        of_g = _gates(g, t, at_k, in_time, in_keys, gt, gk, PER_KEY)
+        of_g = gates_of(g, t, at_k, in_time, in_keys, gt, gk, PER_KEY)
         if BACKWARDS:
             decay = tl.exp(tl.cumsum(of_g, 0)) * scale
         else:
-            following = _gates(g, t + 1, at_k, t + 1 < end, in_keys, gt, gk, PER_KEY)
+            following = gates_of(g, t + 1, at_k, t + 1 < end, in_keys, gt, gk, PER_KEY)
             decay = tl.exp(tl.cumsum(following, 0, reverse=True))
         if PER_KEY:
             written *= decay
@@ -332,7 +332,7 @@ def outputs(
             state = tl.load(at_state, mask=in_keys[:, None] & in_values[None, :], other=0.0)
             if PER_KEY:
                 of_q = of_q.to(tl.float32)
-                near += _products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, ROWS)
+                near += products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, ROWS)
                 of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
                 if BACKWARDS:
                     following = rows(g, row + 1, at_k, (row + 1 < behind) & (row + 1 < end), in_keys, gt, gk)
@@ -343,7 +343,7 @@ def outputs(
                 else:
                     own = of_q * tl.exp(tl.cumsum(of_g, 0))
                     other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
-                    other *= _to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
+                    other *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
                     rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
                 far = dot(own, tl.trans(other), far, EXACT)
                 own *= tl.exp(tl.sum(rest, 0))[None, :]
@@ -402,6 +402,7 @@ def gradients(
     w,
     dy,
     dsums,
+    errors,  # (batch, length, heads, values): gradients of what v is less the answer of the decayed state to k
     before,
     before_sum,
     behind,
@@ -454,12 +455,16 @@ def gradients(
     PER_KEY: tl.constexpr,
     HAS_W: tl.constexpr,
     HAS_SUMS: tl.constexpr,
+    HAS_ERRORS: tl.constexpr,
     PACKED: tl.constexpr,
     BOTH: tl.constexpr,
     RIGHT: tl.constexpr,
     LEFT: tl.constexpr,
     EXACT: tl.constexpr,
 ):
+    # Values are inputs, but where they are solved for.
+    OF_VALUES: tl.constexpr = EXACT if HAS_ERRORS else BOTH
+    WRITTEN: tl.constexpr = EXACT if HAS_ERRORS else RIGHT
     block, head, chunk, b = head_of(blocks, heads, chunks)
     _sequence, begin, end, first, _count = place_of(chunk, bounds, table, length, STEPS, False, PACKED)
     group = head // in_group
@@ -472,6 +477,8 @@ def gradients(
     w += b * wb + head * wh
     dy += b * yb + head * yh
     dsums += b * ub + head * uh
+    errors += (b * length * heads + head) * values
+    next_errors = wide(heads) * values
     at = (b * chunks + first) * heads + head
     before += at * keys * values
     behind += at * keys * values
@@ -501,24 +508,34 @@ def gradients(
         after = first_row + ROWS
         near = tl.zeros([ROWS, ROWS], tl.float32)  # dy[t]^T v[s] within the rows
         far = tl.zeros([ROWS, STEPS], tl.float32)  # of their values and queries behind them
+        near_error, far_error = near, far  # the same of errors
         wrote = tl.zeros([ROWS, KEYS], tl.float32)
         read = tl.zeros([ROWS, KEYS], tl.float32)
+        read_error = read
         for first_value in range(0, values, VALUES):
             at_v = wide(first_value) + tl.arange(0, VALUES)
             in_values = at_v < values
             own = at_k[:, None] * wide(values) + at_v[None, :]
             in_state = in_keys[:, None] & in_values[None, :]
             of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
-            of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc)
-            near = dot(of_dy, tl.trans(of_v), near, BOTH)
+            of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc).to(of_v.dtype)
+            near = dot(of_dy, tl.trans(of_v), near, OF_VALUES)
             later = tl.load(behind + own, mask=in_state, other=0.0)
-            wrote = dot(of_v.to(tl.float32), tl.trans(later), wrote, RIGHT)
+            wrote = dot(of_v.to(tl.float32), tl.trans(later), wrote, WRITTEN)
+            if HAS_ERRORS:
+                of_error = rows(errors, row, at_v, in_rows, in_values, next_errors, 1)
+                near_error = dot(of_error, tl.trans(of_v), near_error, EXACT)
             if PER_KEY:
-                all_dy = rows(dy, t, at_v, in_time & (t >= after), in_values, yt, yc)
-                far = dot(of_v, tl.trans(all_dy), far, BOTH)
+                all_dy = rows(dy, t, at_v, in_time & (t >= after), in_values, yt, yc).to(of_v.dtype)
+                far = dot(of_v, tl.trans(all_dy), far, OF_VALUES)
+                if HAS_ERRORS:
+                    all_errors = rows(errors, t, at_v, in_time & (t >= after), in_values, next_errors, 1)
+                    far_error = dot(of_v, tl.trans(all_errors), far_error, EXACT)
             else:
                 state = tl.load(before + own, mask=in_state, other=0.0)
                 read = dot(of_dy.to(tl.float32), tl.trans(state), read, RIGHT)
+                if HAS_ERRORS:
+                    read_error = dot(of_error, tl.trans(state), read_error, EXACT)
         if HAS_SUMS:
             of_dsums = column(dsums, row, in_rows, ut)
             near += of_dsums[:, None]
@@ -528,13 +545,14 @@ def gradients(
             else:
                 read += of_dsums[:, None] * total[None, :]
         near = tl.where(i >= j, near, 0.0) * scale
+        near_error = tl.where(i > j, -near_error, 0.0)
         of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
         of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk)
         q32, k32 = of_q.to(tl.float32), of_k.to(tl.float32)
         weight = tl.zeros([ROWS], tl.float32) + 1.0
         if HAS_W:
             weight = column(w, row, in_rows, wt)
-        of_g = _gates(g, row, at_k, in_rows, in_keys, gt, gk, PER_KEY)
+        of_g = gates_of(g, row, at_k, in_rows, in_keys, gt, gk, PER_KEY)
         at_row = (b * length + row) * heads + head
         in_tile = in_rows[:, None] & in_keys[None, :]
         if PER_KEY:
@@ -544,38 +562,58 @@ def gradients(
             wrote *= to_after * tl.exp(tl.sum(rest, 0))[None, :]
             at_end += tl.sum(k32 * wrote * weight[:, None], 0)
             asked = rows(q, t, at_k, in_time & (t >= after), in_keys, qt, qk).to(tl.float32)
-            asked *= _from_block(g, t, at_k, after, end, in_keys, gt, gk)
-            of_dk = wrote + to_after * dot(far * scale, asked, tl.zeros([ROWS, KEYS], tl.float32), EXACT)
+            from_after = _from_block(g, t, at_k, after, end, in_keys, gt, gk)
+            passed = dot(far * scale, asked * from_after, tl.zeros([ROWS, KEYS], tl.float32), EXACT)
+            if HAS_ERRORS:
+                asked = rows(k, t, at_k, in_time & (t >= after), in_keys, kt, kk).to(tl.float32)
+                passed = dot(-far_error, asked * from_after, passed, EXACT)
+            of_dk = wrote + to_after * passed
             decay = tl.zeros([ROWS, KEYS], tl.float32) + 1.0
             step_row = tl.arange(0, ROWS)
             for step in range(ROWS):
                 s = ROWS - 1 - step
                 g_s = tl.load(g + (first_row + s) * gt + at_k * gk, mask=in_keys & (first_row + s < end), other=0.0)
                 near_s = tl.sum(tl.where(j == s, near, 0.0), 1)
-                pairs = tl.where((step_row >= s)[:, None], near_s[:, None] * decay * q32, 0.0)
+                pairs = near_s[:, None] * q32
+                if HAS_ERRORS:
+                    pairs += tl.sum(tl.where(j == s, near_error, 0.0), 1)[:, None] * k32
+                pairs = tl.where((step_row >= s)[:, None], pairs * decay, 0.0)
                 of_dk += tl.where((step_row == s)[:, None], tl.sum(pairs, 0)[None, :], 0.0)
                 decay = tl.where((step_row >= s)[:, None], decay * tl.exp(g_s)[None, :], decay)
         else:
             whole = tl.exp(tl.sum(of_g, 0))
             following = column(g, row + 1, row + 1 < end, gt)
             wrote *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
-            read *= (tl.exp(tl.cumsum(of_g, 0)) * scale)[:, None]
-            near *= between_steps(of_g, ROWS)
+            from_start = tl.exp(tl.cumsum(of_g, 0))
+            read *= (from_start * scale)[:, None]
+            decays = between_steps(of_g, ROWS)
+            near *= decays
             of_dk = dot(tl.trans(near), q32, wrote, LEFT)
             near *= weight[None, :]
             # A decay counts in what passes over it: pairs of a step before and one not before, and the states.
             pairs = dot(of_q, tl.trans(of_k), tl.zeros([ROWS, ROWS], tl.float32), BOTH) * near
+            of_reads = tl.sum(q32 * read, 1)
+            if HAS_ERRORS:
+                read_error *= -from_start[:, None]
+                near_error *= decays
+                of_dk = dot(tl.trans(near_error), k32, of_dk, LEFT)
+                near_error *= weight[None, :]
+                pairs += dot(of_k, tl.trans(of_k), tl.zeros([ROWS, ROWS], tl.float32), BOTH) * near_error
+                of_reads += tl.sum(k32 * read_error, 1)
             passing = tl.cumsum(pairs, 0, reverse=True)
             through_k = tl.sum(k32 * wrote, 1) * weight
             of_dg = tl.sum(tl.where(j < i, passing + through_k[None, :], 0.0), 1)
-            of_dg += tl.cumsum(tl.sum(q32 * read, 1), 0, reverse=True) + whole * tl.sum(kept, 0)
+            of_dg += tl.cumsum(of_reads, 0, reverse=True) + whole * tl.sum(kept, 0)
             tl.store(dg + wide(block) * batch * length * heads + at_row, of_dg, mask=in_rows)
             of_dq = dot(near, k32, read, LEFT)
             tl.store(dq + at_row[:, None] * keys + at_k[None, :], of_dq, mask=in_tile)
         if HAS_W:
             of_dw = tl.sum(k32 * of_dk, 1)
             tl.store(dw + wide(block) * batch * length * heads + at_row, of_dw, mask=in_rows)
-        tl.store(dk + at_row[:, None] * keys + at_k[None, :], of_dk * weight[:, None], mask=in_tile)
+        of_dk *= weight[:, None]
+        if HAS_ERRORS and not PER_KEY:
+            of_dk += dot(near_error, k32, read_error, LEFT)
+        tl.store(dk + at_row[:, None] * keys + at_k[None, :], of_dk, mask=in_tile)
     if PER_KEY:
         tl.debug_barrier()  # what has been stored of the keys is read again
         at_end += kept * tl.exp(tl.sum(rows(g, t, at_k, in_time, in_keys, gt, gk), 0))
@@ -586,17 +624,23 @@ def gradients(
             near = tl.zeros([ROWS, ROWS], tl.float32)
             far = tl.zeros([ROWS, STEPS], tl.float32)  # of their queries and values before them
             read = tl.zeros([ROWS, KEYS], tl.float32)
+            near_error, far_error, read_error = near, far, read
             for first_value in range(0, values, VALUES):
                 at_v = wide(first_value) + tl.arange(0, VALUES)
                 in_values = at_v < values
                 of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
-                of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc)
-                near = dot(of_dy, tl.trans(of_v), near, BOTH)
+                of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc).to(of_v.dtype)
+                near = dot(of_dy, tl.trans(of_v), near, OF_VALUES)
                 all_v = rows(v, t, at_v, in_time & (t < first_row), in_values, vt, vc)
-                far = dot(of_dy, tl.trans(all_v), far, BOTH)
+                far = dot(of_dy, tl.trans(all_v), far, OF_VALUES)
                 own = at_k[:, None] * wide(values) + at_v[None, :]
                 state = tl.load(before + own, mask=in_keys[:, None] & in_values[None, :], other=0.0)
                 read = dot(of_dy.to(tl.float32), tl.trans(state), read, RIGHT)
+                if HAS_ERRORS:
+                    of_error = rows(errors, row, at_v, in_rows, in_values, next_errors, 1)
+                    near_error = dot(of_error, tl.trans(of_v), near_error, EXACT)
+                    far_error = dot(of_error, tl.trans(all_v), far_error, EXACT)
+                    read_error = dot(of_error, tl.trans(state), read_error, EXACT)
             if HAS_SUMS:
                 of_dsums = column(dsums, row, in_rows, ut)
                 near += of_dsums[:, None]
@@ -608,12 +652,17 @@ def gradients(
             from_start = tl.exp(tl.cumsum(of_g, 0))
             rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
             other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
-            other *= _to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
+            other *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
             near = tl.where(i >= j, near, 0.0)
+            near_error = tl.where(i > j, near_error, 0.0)
             if HAS_W:
-                near *= column(w, row, in_rows, wt)[None, :]
-                far *= column(w, t, in_time, wt)[None, :]
-            of_dq = dot(far, other, read * tl.exp(tl.sum(rest, 0))[None, :], EXACT) * from_start
+                weight, of_all = column(w, row, in_rows, wt)[None, :], column(w, t, in_time, wt)[None, :]
+                near, far, near_error, far_error = near * weight, far * of_all, near_error * weight, far_error * of_all
+            of_start = tl.exp(tl.sum(rest, 0))[None, :]
+            of_dq = dot(far, other, read * of_start, EXACT) * from_start
+            of_key = read_error
+            if HAS_ERRORS:
+                of_key = dot(far_error, other, read_error * of_start, EXACT) * from_start
             decay = tl.zeros([ROWS, KEYS], tl.float32) + 1.0
             step_row = tl.arange(0, ROWS)
             for step in range(ROWS):
@@ -622,14 +671,21 @@ def gradients(
                 k_s = tl.load(k + (first_row + s) * kt + at_k * kk, mask=there, other=0.0).to(tl.float32)
                 g_s = tl.load(g + (first_row + s) * gt + at_k * gk, mask=there, other=0.0)
                 near_s = tl.sum(tl.where(j == s, near, 0.0), 1)
-                of_dq += tl.where((step_row >= s)[:, None], near_s[:, None] * decay * k_s[None, :], 0.0)
+                moved = tl.where((step_row >= s)[:, None], decay * k_s[None, :], 0.0)
+                of_dq += near_s[:, None] * moved
+                if HAS_ERRORS:
+                    of_key += tl.sum(tl.where(j == s, near_error, 0.0), 1)[:, None] * moved
                 decay = tl.where((step_row >= s)[:, None], decay * tl.exp(g_s)[None, :], decay)
             of_dq *= scale
             at_rows = ((b * length + row) * heads + head)[:, None] * keys + at_k[None, :]
             in_tile = in_rows[:, None] & in_keys[None, :]
             tl.store(dq + at_rows, of_dq, mask=in_tile)
             # A pair of steps behind a decay counts in both and cancels; one that it lies between counts in its query.
-            moved = q32 * of_dq - k32 * tl.load(dk + at_rows, mask=in_tile, other=0.0)
+            of_dk = tl.load(dk + at_rows, mask=in_tile, other=0.0)
+            moved = q32 * of_dq - k32 * of_dk
+            if HAS_ERRORS:
+                moved -= k32 * of_key
+                tl.store(dk + at_rows, of_dk - of_key, mask=in_tile)
             of_dg = tl.cumsum(moved, 0, reverse=True) + (through + at_end)[None, :]
             through += tl.sum(moved, 0)
             tl.store(dg + at_rows, tl.where(of_g == float("-inf"), 0.0, of_dg), mask=in_tile)
