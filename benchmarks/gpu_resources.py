@@ -104,12 +104,17 @@ def convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def long_convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
-    """What it launches where a transform takes several passes."""
-    x = meta(8, 16384, 256, time_contiguous=True)
-    operands = conv.Operands(x, x.new_empty(16384, 256), x.new_empty(256), None, x, x, activation="silu")
-    for name, run in rows("causal_conv", conv.problem_of(operands, x)):
-        if name == LONG:
-            yield f"{name}, time contiguous, K = 16384", lambda run=run: run(*operands.floats, x)
+    """What it launches where a transform takes several passes, of one factor a column and of two."""
+    for channels, length, dtype in (
+        (64, 16384, torch.float32),
+        (2, 1 << 22, torch.bfloat16),
+        (1, 1 << 20, torch.float32),
+    ):
+        x = meta(2 if length < 1 << 20 else 1, length, channels, dtype=dtype, time_contiguous=True)
+        operands = conv.Operands(x, x.new_empty(length, channels), x.new_empty(channels), None, x, x, activation="silu")
+        for name, run in rows("causal_conv", conv.problem_of(operands, x)):
+            if name == LONG:
+                yield f"{name}, {dtype}, K = {length}", lambda run=run, o=operands, x=x: run(*o.floats, x)
     # With spectra that were kept, rounded.
     for name, length in (("triton_fft", 4096), (LONG, 16384)):
         x, h = meta(8, length, 256, time_contiguous=True), meta(length, 256)

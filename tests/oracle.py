@@ -176,7 +176,8 @@ class Convolution:
         z = _sum(self.extended(kind)[:, first:], self.h[:taps].to(kind))
         if first > 0:
             exact = _sum(self.extended(torch.float64)[:, first:], wide(self.h[:taps]))
-            return (z.double() - exact).abs().amax(1) * self.loudest()
+            stored = (wide(truth.to(half)) - truth).abs().amax(1)
+            return (z.double() - exact).abs().amax(1) * self.loudest() + stored
         return (wide(self.end(z).to(half)) - truth).abs().amax(1)
 
     def single(self) -> Convolution:

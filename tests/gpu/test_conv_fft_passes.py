@@ -50,9 +50,10 @@ def test_convolution(length: int, taps: int, order: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.usefixtures("small")
-def test_parts_of_channels_and_shared_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [600, 9000])
+def test_parts_of_channels_and_rows_and_shared_filters(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     monkeypatch.setattr(fft_passes, "_PART_BYTES", 8 * 4096)
-    p = problem(600, 500, torch.float32, "time contiguous", channels=2)
+    p = problem(length, 500, torch.float32, "channels contiguous", channels=2)
     for filters in (2, 1):
         one = replace(p, h=p.h[:, :filters].repeat_interleave(2 // filters, 1))
         with convscan.force(NAME):
@@ -70,11 +71,65 @@ def test_transpose_and_origin() -> None:
     assert torch.all((dx - exact).abs() <= 1e-5 * (1 + exact.abs().amax()))
 
 
+@pytest.mark.parametrize(("columns", "dtype"), [(32, torch.float32), (64, torch.bfloat16)])
+def test_signals_that_fill_a_transform(monkeypatch: pytest.MonkeyPatch, columns: int, dtype: torch.dtype) -> None:
+    points = 256 * columns
+    monkeypatch.setattr(fft_passes, "LONGEST", 256)
+    monkeypatch.setattr(fft_passes, "_points", lambda problem: points)
+    p = replace(problem(points + 3, points - 3, dtype, "time contiguous"), state=None, pre_gate=None)
+    described = convscan.explain("causal_conv", p.x, p.h, **p.options()).problem
+    plan = fft_passes.PassesPlan(described)
+    assert (plan.columns, plan.rest, plan.blocks) == (columns, 256, 1)
+    with convscan.force(NAME):
+        p.check(convscan.causal_conv(p.x, p.h, **p.options()), is_transform=True)
+
+
+@pytest.mark.parametrize("columns", fft_passes._COLUMNS)
+def test_every_kind_of_column(columns: int) -> None:
+    """Of one factor and of two: their transforms against PyTorch's, and back to the samples; few rows are enough."""
+    draw, rest, further = oracle.Draw(columns), 16, 5
+    points = columns * rest
+    x = draw.normal(1, 2 * points - further, 1, dtype=torch.float32)
+    described = convscan.explain("causal_conv", x, x[0, : x.shape[1] // 2]).problem
+    plan = fft_passes.PassesPlan(described)
+    plan.points, plan.columns, plan.rest, plan.tile, plan.tiles = points, columns, rest, 8, 2
+    plan.further, plan.behind, plan.blocks = 2 * points, further, 1
+    passes = fft_passes.Passes(plan, x, False)
+    planes, y, shape = passes.memory(1, 1), torch.zeros_like(x), (1, 1, 0, 0)
+    passes.columns((x, x, x, planes), shape, x.shape[1], 0, (0, 1, 0, *[0] * 6))
+    n = torch.arange(points)
+    samples = torch.cat([torch.zeros(further), x.flatten()]).double()
+    weighted = torch.complex(samples[:points], samples[points:]) * torch.exp(0.5j * torch.pi * n.double() / points)
+    k, column = torch.arange(columns)[:, None], torch.arange(rest)[None, :]
+    twiddles = torch.exp(-2j * torch.pi * (k * column).double() / points)
+    exact = torch.fft.fft(weighted.reshape(columns, rest), dim=0) * twiddles
+    found = torch.complex(*planes[0, 0].double())
+    assert (found - exact).norm() <= 1e-6 * exact.norm()
+    sizes = (x.shape[1], 2 * points, further)
+    passes.columns_back(planes, (x, x, y), shape, sizes, (0, 0, 0, 0, 0, 0, 1, 0), HAS_BIAS=False, HAS_POST=False)
+    assert (y / columns - x).norm() <= 1e-6 * x.norm()
+    assert (y / columns - x.roll(1, 1)).norm() > 1e-6 * x.norm()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.filterwarnings("ignore:.*NaN|invalid value:RuntimeWarning")
+def test_numbers_of_any_size() -> None:
+    """Tensor cores multiply float16, whose range samples need not have: nor what is not a number."""
+    draw = oracle.Draw(1)
+    x, h = draw.normal(1, 300, 1, dtype=torch.float32), draw.normal(200, 1, dtype=torch.float32)
+    with convscan.force(NAME):
+        y = convscan.causal_conv(x, h)
+        for scale in (1e30, 1e-30):
+            assert torch.allclose(convscan.causal_conv(x * scale, h / scale), y, rtol=1e-4, atol=1e-4)
+        x[0, 0] = torch.inf
+        assert convscan.causal_conv(x, h).isnan().any()
+
+
 def test_its_own_choice_of_transform() -> None:
     """Just longer than what a program holds."""
     p = replace(problem(4500, 4400, torch.float32, "time contiguous"), state=None)
     described = convscan.explain("causal_conv", p.x, p.h, **p.options()).problem
-    plan = fft_passes._Plan(described)
+    plan = fft_passes.PassesPlan(described)
     assert (plan.points, plan.columns, plan.rest, plan.blocks) == (8192, 16, 512, 1)
     with convscan.force(NAME):
         p.check(convscan.causal_conv(p.x, p.h, **p.options()), is_transform=True)
@@ -87,5 +142,6 @@ def test_what_it_refuses() -> None:
         return next(row for row in candidates if row.name == NAME).reasons
 
     assert reasons(1 << 18, 1 << 18) == ()
-    assert reasons(1 << 19, 1 << 19) == ("does transforms of up to 262144 points",)
+    assert reasons(1 << 22, 1 << 22) == ()
+    assert reasons(1 << 23, 1 << 23) == ("does transforms of up to 4194304 points",)
     assert reasons(9000, 9000, torch.float64) == ("multiplies in float32 only",)

@@ -97,7 +97,7 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object
     folder = tmp_path_factory.mktemp("resources")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = []
-    elsewhere = ("sm_80,gfx942", "channels contiguous, K = 4:|triton_fft, channels")
+    elsewhere = ("sm_80,gfx942", "channels contiguous, K = 4:|triton_fft, channels|torch.float32, K = 1048576")
     for index, (targets, only) in enumerate((("sm_90", ""), elsewhere)):
         file = folder / f"{index}.json"
         command = [sys.executable, ROOT / "benchmarks/gpu_resources.py", "--targets", targets, "--only", only]
@@ -111,8 +111,9 @@ def test_kernels_compile_within_the_limits_of_devices(resources: list[dict[str, 
     shared = {"sm_90": 232448, "sm_80": 166912, "gfx942": 65536}
     for one in resources:
         # What is left of it is addresses, in kernels that take every memory order with every option at once. A
-        # transform of 4096 points fills the registers of a multiprocessor; gradients have one or two more of them.
-        allowed = {"filter_gradient": 200, "backward": 500}.get(str(one["kernel"]).split(": ")[1], 64)
+        # transform of 4096 points fills the registers of a multiprocessor; gradients have one or two more of them, and
+        # eight columns of 1024 are twice as many.
+        allowed = {"filter_gradient": 200, "backward": 500, "columns": 100}.get(str(one["kernel"]).split(": ")[1], 64)
         assert int(str(one["spilled"])) <= allowed, one
         assert int(str(one["shared"])) <= shared[str(one["target"])], one
 

@@ -93,6 +93,7 @@ MEASURED: dict[str, Callable[[], Run]] = {
     "conv.rolling": lambda: _conv("triton_rolling", 4, False),
     "conv.toeplitz": lambda: _conv("triton_toeplitz", 128, True),
     "conv.fft": lambda: _conv("triton_fft", 4096, True),
+    "conv.fft.passes": lambda: _conv("triton_fft_passes", 4096, True),
     "scan.channel": lambda: _scan(False),
     "scan.time": lambda: _scan(True),
 }

@@ -5,46 +5,76 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...._dispatch import Cost
 from ...._gpu import ceil_div, launch, power_of_two
-from ...._layout import NO_STRIDES
+from ...._layout import NO_STRIDES, order
 from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
 from ..problem import ConvProblem, item_bytes, kept_for
 from .arguments import Arguments, bytes_moved, gpu_of
-from .fft import LONGEST, factors, fft_flops, fft_precision, kept_bytes, of_sectors, row_tables
+from .fft import LONGEST, factors, kept_bytes, of_sectors, row_tables
 from .toeplitz import toeplitz_refusals
 
-# Points of a column's transform: products of matrices take 16 at least, and a tile of more fills shared memory.
-_FEWEST, _MOST = 16, 64
+# Points of a column's transform and its factors. Products of matrices take 16 at least.
+_COLUMNS = {16: (16, 1), 32: (32, 1), 64: (64, 1), 256: (16, 16), 512: (16, 32), 1024: (32, 32)}
+_SHORTEST_ROW = 256
+_LEAST_COLUMNS = 8  # of a program: a sector of 32 bytes of float32
 FORM = "triton_fft_passes"  # of kept spectra: (filters, 2, N, R)
-_PART_BYTES = 1 << 30  # of complex numbers between the passes
+_PART_BYTES = 1 << 28  # of complex numbers between the passes: some 60 us of a pass where a launch takes 4
+
+
+def _unit_circle(angles: Tensor, points: int) -> Tensor:
+    """cos and sin of angles in units of a quarter turn divided by the points, exact before they are rounded."""
+    radians = (angles % (4 * points)).double() * (math.pi / (2 * points))
+    return torch.stack([radians.cos().flatten(), radians.sin().flatten()]).flatten().float()
 
 
 @lru_cache(maxsize=32)
-def _column_tables(columns: int, rest: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The matrix (2, N, N) of a column's transform and its twiddles (2, N, R), with the weights exp(i pi n / 2M)."""
-    points, k = columns * rest, torch.arange(columns)[:, None]
-    # In units of a quarter turn divided by the points, modulo a whole one.
-    matrix = -4 * k * torch.arange(columns)[None, :] * rest + torch.arange(columns)[None, :] * rest
-    twiddles = (1 - 4 * k) * torch.arange(rest)[None, :]
-    angles = [(table % (4 * points)).double() * (math.pi / (2 * points)) for table in (matrix, twiddles)]
-    first, second = (torch.stack([angle.cos(), angle.sin()]).float().to(device) for angle in angles)
-    return first, second
+def _column_tables(columns: int, rest: int, tile: int, device: torch.device) -> Tensor:
+    """The matrices of a column's factors with the twiddles between them, and those behind: for each tile of columns,
+    (R / C, N), and for each column of a tile, (N, C). The weights exp(i pi n / 2M) are part of them."""
+    points, (first, second) = columns * rest, _COLUMNS[columns]
+
+    def of(k: Tensor, n: Tensor, step: int, weight: int) -> Tensor:
+        """Of frequency k and sample n, which lies ``weight`` n on in the signal, where k n turns by ``step``."""
+        return _unit_circle(-4 * k * n * step + weight * n, points)
+
+    def grid(rows: int, beside: int) -> tuple[Tensor, Tensor]:
+        return torch.arange(rows)[:, None], torch.arange(beside)[None, :]
+
+    parts = [of(*grid(first, first), second * rest, second * rest)]
+    if second > 1:
+        parts.append(of(*grid(first, second), rest, rest))
+        parts.append(of(*grid(second, second), first * rest, 0))
+    column, k = grid(rest // tile, columns)
+    parts.append(of(k, column * tile, 1, 1))
+    parts.append(of(*grid(columns, tile), 1, 1))
+    return torch.cat(parts).to(device)
 
 
 def _choices() -> list[int]:
     """Points of transforms that are done in passes."""
-    longest = _MOST * LONGEST
-    return [1 << bits for bits in range(longest.bit_length()) if LONGEST < 1 << bits <= longest]
+    return [1 << bits for bits in range(LONGEST.bit_length(), (max(_COLUMNS) * LONGEST).bit_length())]
+
+
+def _factors(columns: int, rest: int) -> int:
+    """What a point is multiplied by, in both steps of a transform."""
+    return sum(n for n in (*_COLUMNS[columns], *factors(rest)) if n > 1)
+
+
+def _columns(points: int) -> int:
+    """Of the ways to divide a transform into columns and rows the one with the fewest products."""
+    usable = [n for n in _COLUMNS if _SHORTEST_ROW <= points // n <= LONGEST]
+    return min(usable, key=lambda n: (_factors(n, points // n), n))
 
 
 def _points(problem: ConvProblem) -> int:
-    """The transform with the least work, 0 where none is long enough."""
+    """The transform for which the fewest bytes move, 0 where none is long enough."""
     kept = kept_for(FORM, problem)
     if kept is not None:
         return kept.points
@@ -52,7 +82,13 @@ def _points(problem: ConvProblem) -> int:
     usable = [points for points in _choices() if points <= whole and points >= problem.taps]
     if whole in _choices() and whole not in usable:
         usable.append(whole)
-    return min(usable, key=lambda n: n * ceil_div(problem.length, 2 * n - problem.taps + 1), default=0)
+
+    def numbers(points: int) -> int:
+        """Complex ones that are read or written between the passes."""
+        blocks = ceil_div(problem.length, 2 * points - problem.taps + 1)
+        return points * (5 * problem.batch * problem.channels * blocks + 3 * problem.filters)
+
+    return min(usable, key=numbers, default=0)
 
 
 def passes_refusals(problem: ConvProblem) -> list[str]:
@@ -60,159 +96,266 @@ def passes_refusals(problem: ConvProblem) -> list[str]:
     if problem.h_batch:
         reasons.append("takes no filters of each sequence")
     if not reasons and _points(problem) == 0:
-        reasons.append(f"does transforms of up to {_MOST * LONGEST} points")
+        reasons.append(f"does transforms of up to {max(_COLUMNS) * LONGEST} points")
     return reasons
 
 
-class _Plan:
+def passes_precision(problem: ConvProblem) -> str:
+    """11 bits between steps are enough for bfloat16, of which results keep 8; for float16 they were 5 times off.
+
+    AMD's tensor cores before those of the MI300 take small numbers of float16 for zero."""
+    if torch.version.hip is not None and not problem.isa.startswith("AMD Instinct MI3"):
+        return "exact"
+    return "nearest" if problem.dtype == "bfloat16" else "halves"
+
+
+class PassesPlan:
     """N columns and rows of R points, and how many channels are under way at a time."""
 
-    def __init__(self, problem: ConvProblem) -> None:
+    def __init__(self, problem: ConvProblem, planes: int = 1) -> None:
+        self.problem = problem
         self.points = _points(problem)
-        self.columns = max(_FEWEST, self.points // LONGEST)
+        self.columns = _columns(self.points)
         self.rest = self.points // self.columns
-        self.factors = factors(self.rest)
         chosen = configuration(gpu_of(problem), "conv.fft.passes")
-        self.tile = min(chosen["columns"], self.rest)
-        self.warps = chosen["warps"]
+        self.tile = min(self.rest, max(_LEAST_COLUMNS, chosen["points"] // self.columns))
+        self.tiles = self.rest // self.tile
+        most = max(1, self.columns * self.tile // 256)
+        self.warps, self.back_warps = min(chosen["warps"], most), min(chosen["back.warps"], most)
         self.row_warps = max(1, min(configuration(gpu_of(problem), "conv.fft")["warps"], self.rest // 256))
-        self.blocks = ceil_div(problem.length, 2 * self.points - problem.taps + 1)
+        self.behind = problem.taps - 1
+        self.further = 2 * self.points - self.behind
+        self.blocks = ceil_div(problem.length, self.further)
         self.rows = problem.batch * self.blocks  # of each channel
-        self.channels = max(1, min(problem.channels, _PART_BYTES // max(1, 8 * self.points * self.rows)))
-        kind = fft_precision(problem)
-        self.passes, self.unit = (1, "float32") if kind == "exact" else (3 if kind == "three" else 1, "tf32")
+        self.group = problem.group if problem.h[1] or problem.filters > 1 else problem.channels
+        # Spectra of filters that meet one row each are made where they are multiplied, and not stored.
+        self.is_kept = kept_for(FORM, problem) is not None
+        self.is_made = self.rows * self.group == 1 and not self.is_kept
+        row_bytes = 8 * self.points * planes
+        self.channels = max(1, min(problem.channels, _PART_BYTES // max(1, row_bytes * self.rows + 8 * self.points)))
+        # A part of a channel's where even they are too many.
+        self.rows_at_once = max(1, min(self.rows, _PART_BYTES // row_bytes))
+        self.parts = ceil_div(max(1, problem.channels), self.channels)
+        self.precision = passes_precision(problem)
+        self.of_filters = "exact" if self.precision == "exact" else "halves"
+        self.passes, self.unit = {"exact": (1, "float32"), "nearest": (1, "half"), "halves": (3, "half")}[
+            self.precision
+        ]
 
     @property
-    def workspace(self) -> float:
-        """Bytes between the passes."""
-        return 8.0 * self.points * self.rows * self.channels
+    def sizes(self) -> dict[str, int]:
+        """Those of columns, as kernels take them."""
+        first, second = _COLUMNS[self.columns]
+        return {"NA": first, "NB": second, "R": self.rest, "C": self.tile}
+
+    @property
+    def row_sizes(self) -> dict[str, int]:
+        """Those of rows."""
+        return {"N": self.columns, "R": self.rest, **dict(zip(("N1", "N2", "N3"), factors(self.rest), strict=True))}
+
+    def starts(self) -> list[tuple[int, int]]:
+        """The first channels and rows of the parts that are under way one after another."""
+        rows = range(0, self.rows, self.rows_at_once)
+        return [(channel, row) for channel in range(0, self.problem.channels, self.channels) for row in rows]
+
+    def beside(self, channels: int) -> int:
+        """How many channels' programs run side by side, for the sectors that they share."""
+        most = 32 // item_bytes(self.problem.dtype) if order(self.problem.x) == "channel" else 1
+        return max(n for n in range(1, most + 1) if channels % n == 0)
+
+    def filters_of(self, first: int, count: int) -> tuple[int, int]:
+        """The first filter of some channels, and how many there are."""
+        begin = first // self.group
+        return begin, (first + count - 1) // self.group - begin + 1
+
+    def columns_work(self, rows: float, samples: float, passes: int) -> Work:
+        """Of transforms by columns: bytes of samples on one side, complex numbers on the other."""
+        flops = 8.0 * self.points * rows * sum(n for n in _COLUMNS[self.columns] if n > 1) * passes
+        programs = self.tiles * rows * self.warps / 4
+        shared = of_sectors(self.problem, samples)
+        return Work(samples + 8.0 * self.points * rows, flops, self.unit, programs, shared=shared)
+
+    def rows_work(self, rows: float, transforms: int, moves: int, passes: int, more: float = 0.0) -> Work:
+        """Of transforms of rows, which read or write all complex numbers some times."""
+        flops = 8.0 * self.points * rows * transforms * sum(n for n in factors(self.rest) if n > 1) * passes
+        programs = self.columns * rows * self.row_warps / 4
+        return Work(8.0 * self.points * rows * moves + more, flops, self.unit, programs)
+
+    def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of columns and of rows."""
+        if like.is_meta:
+            return (like.new_empty(1, dtype=torch.float32),) * 2
+        return _column_tables(self.columns, self.rest, self.tile, like.device), row_tables(self.rest, like.device)
+
+
+class Passes:
+    """The launches of a plan on tensors that begin where their first element is."""
+
+    def __init__(self, plan: PassesPlan, like: Tensor, far: bool, kept: Tensor | None = None) -> None:
+        from .. import triton_fft_passes
+
+        self.plan, self.far, self.kernels, self.kept = plan, far, triton_fft_passes, kept
+        self.of_columns, self.of_rows = plan.tables(like)
+        self.like = like
+        self._last: tuple[tuple[int, int], Tensor] | None = None
+
+    def memory(self, channels: int, rows: int) -> Tensor:
+        """Complex numbers between the passes."""
+        return torch.empty(
+            channels, rows, 2, self.plan.columns, self.plan.rest, dtype=torch.float32, device=self.like.device
+        )
+
+    def columns(
+        self, tensors: tuple[Tensor, Tensor, Tensor, Tensor], shape: tuple[int, ...], length: int,
+        origin: int, strides: tuple[int, ...], sums: Tensor | None = None, **has: bool,
+    ) -> None:  # fmt: skip
+        """Of x, its gate and its state to planes; ``shape`` is (channels, rows, first channel, first row)."""
+        plan, (channels, rows, *first) = self.plan, shape
+        x, pre, state, planes = tensors
+        launch(
+            self.kernels.columns,
+            plan.tiles * channels * rows,
+            *(x, pre, state, planes, self.of_columns, x if sums is None else sums, plan.beside(channels)),
+            *(length, rows, plan.blocks, *first, plan.problem.taps, origin, plan.further, plan.behind),
+            *strides,
+            **plan.sizes,
+            PRECISION=plan.precision,
+            **{name: has.get(name, False) for name in ("HAS_PRE", "HAS_STATE", "OF_RESULTS")},
+            HAS_SUMS=sums is not None,
+            FAR=self.far,
+            num_warps=plan.warps,
+        )
+
+    def filters(self, h: Tensor, first: int, count: int) -> Tensor:
+        """Spectra of the filters of some channels, or of their columns alone; the last ones again where they serve."""
+        if self.kept is not None:
+            return self.kept
+        wanted = self.plan.filters_of(first, count)
+        if self._last is None or self._last[0] != wanted:
+            # In the same memory where it has room.
+            memory = None if self._last is None or self._last[1].shape[0] < wanted[1] else self._last[1]
+            self._last = wanted, self.spectra(h, *wanted, self.memory(wanted[1], 1) if memory is None else memory)
+        return self._last[1]
+
+    def spectra(self, h: Tensor, first: int, filters: int, spectrum: Tensor) -> Tensor:
+        """Transforms some filters, but their rows where these are made later."""
+        plan, problem = self.plan, self.plan.problem
+        is_beside = problem.h[1] == 1 and problem.h[0] != 1
+        most = min(filters, 32 // item_bytes(problem.dtype)) if is_beside else 1
+        launch(
+            self.kernels.columns,
+            plan.tiles * filters,
+            *(h, h, h, spectrum, self.of_columns, h, max(n for n in range(1, most + 1) if filters % n == 0)),
+            *(problem.taps, 1, 1, first, 0, 1, 0, 0, 0),
+            *(0, *problem.h, *NO_STRIDES, *NO_STRIDES),
+            **plan.sizes,
+            PRECISION=plan.of_filters,
+            **{name: False for name in ("HAS_PRE", "HAS_STATE", "OF_RESULTS", "HAS_SUMS")},
+            FAR=self.far,
+            num_warps=plan.warps,
+        )
+        if not plan.is_made:
+            launch(
+                self.kernels.filter_rows,
+                filters * plan.columns,
+                *(spectrum, self.of_rows),
+                **plan.row_sizes,
+                OF_FILTERS=plan.of_filters,
+                num_warps=plan.row_warps,
+            )
+        return spectrum
+
+    def rows(self, planes: Tensor, result: Tensor, spectrum: Tensor, shape: tuple[int, ...]) -> None:
+        """Times the filters' transforms."""
+        plan, (channels, rows, first, _) = self.plan, shape
+        begin = 0 if self.kept is not None else plan.filters_of(first, channels)[0]
+        launch(
+            self.kernels.rows,
+            channels * rows * plan.columns,
+            *(planes, result, spectrum, self.of_rows, rows, first, plan.group, begin),
+            **plan.row_sizes,
+            PRECISION=plan.precision,
+            OF_FILTERS=plan.of_filters if plan.is_made else None,
+            num_warps=plan.row_warps,
+        )
+
+    def columns_back(
+        self, planes: Tensor, tensors: tuple[Tensor, Tensor, Tensor], shape: tuple[int, ...],
+        sizes: tuple[int, int, int], strides: tuple[int, ...], **flags: Any,
+    ) -> None:  # fmt: skip
+        """To the result, by bias and gate; ``sizes`` are its length, the steps between blocks and before results."""
+        plan, (channels, rows, *first), (length, *steps) = self.plan, shape, sizes
+        launch(
+            self.kernels.columns_back,
+            plan.tiles * channels * rows,
+            *(planes, *tensors, self.of_columns, plan.beside(channels), length, rows, plan.blocks, *first, *steps),
+            *strides,
+            **plan.sizes,
+            PRECISION=plan.precision,
+            FAR=self.far,
+            num_warps=plan.back_warps,
+            **{name: flags.get(name) for name in ("ACTIVATION", "HAS_BIAS", "HAS_POST")},
+        )
 
 
 def passes_cost(problem: ConvProblem) -> Cost:
-    plan = _Plan(problem)
-    rows, filters = plan.rows * problem.channels, problem.filters
-    complex_bytes = 8.0 * plan.points * rows
-    spectra, made = kept_bytes(FORM, problem, plan.points)
-    per_column = 8.0 * plan.points * plan.columns * plan.passes
-    per_row = fft_flops(plan.rest, plan.passes) * plan.columns
-    signal = bytes_moved(problem) / problem.turns
-    shared = of_sectors(problem, signal)
-    parts = max(1, ceil_div(problem.channels, plan.channels))
-    taps = item_bytes(problem.dtype) * filters * problem.taps
-    once = (
-        Work(taps + made, filters * per_column, plan.unit, filters * plan.columns),
-        Work(2 * made, filters * per_row, plan.unit, filters * plan.columns),
+    plan = PassesPlan(problem)
+    filters, kept = (
+        problem.filters / plan.parts,
+        item_bytes(problem.dtype) * problem.filters * problem.taps / plan.parts,
     )
-    each = (
-        Work((signal / 2 + complex_bytes) / parts, rows * per_column / parts, plan.unit, shared=shared / 2 / parts),
-        Work((2 * complex_bytes + spectra) / parts, 2 * rows * per_row / parts, plan.unit),
-        Work((signal / 2 + complex_bytes) / parts, rows * per_column / parts, plan.unit, shared=shared / 2 / parts),
-    )
-    works = (*(once if made else ()), *each * parts)
-    return cost(problem.device, problem.isa, made + plan.workspace, *works * problem.turns)
+    spectra, made = (one / plan.parts for one in kept_bytes(FORM, problem, plan.points))
+    works = [plan.columns_work(filters, kept, 3)] if made else []
+    if made and not plan.is_made:
+        works.append(plan.rows_work(filters, 1, 2, 3))
+    cuts = ceil_div(plan.rows, plan.rows_at_once)
+    rows = plan.rows * problem.channels / plan.parts / cuts
+    samples = (bytes_moved(problem) / problem.turns / plan.parts - kept) / 2 / cuts
+    side = plan.columns_work(rows, samples, plan.passes)
+    middle = plan.rows_work(rows, 2, 2, plan.passes, spectra)
+    if plan.is_made:
+        middle = middle._replace(flops=middle.flops + plan.rows_work(filters, 1, 0, 3).flops)
+    works += [side, middle, side] * cuts
+    memory = 8.0 * plan.points * plan.channels * plan.rows_at_once
+    return cost(problem.device, problem.isa, made + memory, *works * (plan.parts * problem.turns))
 
 
-def prepare_passes(problem: ConvProblem) -> Run:
-    return _prepare(problem)[1]
+def reaches_far(plan: PassesPlan, steps: tuple[int, ...]) -> bool:
+    """Whether samples of a block lie further apart than 32 bits count."""
+    return 2 * plan.points * max(1, *(abs(step) for step in steps)) >= 1 << 31
 
 
 def passes_spectra(problem: ConvProblem) -> tuple[int, Callable[[Tensor], Tensor]]:
     """The points of the transform that a problem takes, and what makes the filters' spectra for it."""
-    return _points(problem), _prepare(problem)[0]
+    plan = PassesPlan(problem)
+    plan.is_made = False
+
+    def spectra(h: Tensor) -> Tensor:
+        passes = Passes(plan, h, reaches_far(plan, problem.h))
+        return passes.spectra(h, 0, problem.filters, passes.memory(problem.filters, 1).flatten(0, 1))
+
+    return plan.points, spectra
 
 
-def _prepare(problem: ConvProblem) -> tuple[Callable[[Tensor], Tensor], Run]:
-    """What makes the filters' spectra, and what convolves."""
-    from .. import triton_fft_passes as kernels
-
-    plan, arguments = _Plan(problem), Arguments(problem)
-    (xb, xt, xc), steps = arguments.steps[:3], arguments.unpacked_steps
+def prepare_passes(problem: ConvProblem) -> Run:
+    plan, arguments = PassesPlan(problem), Arguments(problem)
+    (xb, xt, xc), steps, flags = arguments.steps[:3], arguments.unpacked_steps, arguments.flags
     bias, state, pre, post, y = steps[6:8], steps[8:11], steps[11:14], steps[14:17], steps[17:20]
-    sizes = {"N": plan.columns, "R": plan.rest}
-    row_sizes = {**sizes, **dict(zip(("N1", "N2", "N3"), plan.factors, strict=True))}
-    precise = "exact" if torch.version.hip else "three"
-    further, behind = 2 * plan.points - problem.taps + 1, problem.taps - 1
-    far = 2 * plan.points * max(1, *(abs(step) for step in steps)) >= 1 << 31
-    group = problem.group if problem.h[1] or problem.filters > 1 else problem.channels
-    tiles, flags = plan.rest // plan.tile, arguments.flags
-
-    def columns(
-        x: Tensor, planes: Tensor, length: int, shape: tuple[int, int, int, int], strides: tuple[int, ...],
-        given: tuple[Tensor, Tensor], reach: tuple[int, int, int], precision: str, **has: bool,
-    ) -> None:  # fmt: skip
-        channels, batch, blocks, first = shape
-        matrix, twiddles = tables_of(x)
-        launch(
-            kernels.columns,
-            tiles * channels * batch * blocks,
-            *(x, *given, planes, matrix, twiddles),
-            *(length, batch, blocks, first, problem.taps, problem.origin if reach[2] else 0, *reach[:2]),
-            *strides,
-            **sizes,
-            COLUMNS=plan.tile,
-            PRECISION=precision,
-            FAR=far,
-            num_warps=plan.warps,
-            **has,
-        )
-
-    def tables_of(like: Tensor) -> tuple[Tensor, Tensor]:
-        if like.is_meta:
-            absent = like.new_empty(1, dtype=torch.float32)
-            return absent, absent
-        return _column_tables(plan.columns, plan.rest, like.device)
-
-    def rows(planes: Tensor, spectrum: Tensor, count: int, each: int, first: int, precision: str) -> None:
-        tables = planes if planes.is_meta else row_tables(plan.rest, planes.device)
-        launch(
-            kernels.rows,
-            count * plan.columns,
-            *(planes, spectrum, tables, each, first, group),
-            **row_sizes,
-            PRECISION=precision,
-            IS_FILTER=spectrum is planes,
-            num_warps=plan.row_warps,
-        )
-
-    def transformed(h: Tensor) -> Tensor:
-        """The filters' spectra."""
-        filters = problem.filters
-        spectrum = torch.empty(filters, 2, plan.columns, plan.rest, dtype=torch.float32, device=h.device)
-        strides = (0, *problem.h, *NO_STRIDES, *NO_STRIDES)
-        shape, no_reach = (filters, 1, 1, 0), (0, 0, 0)
-        columns(h, spectrum, problem.taps, shape, strides, (h, h), no_reach, precise, HAS_PRE=False, HAS_STATE=False)
-        rows(spectrum, spectrum, filters, 1, 0, precise)
-        return spectrum
+    sizes = (problem.length, plan.further, plan.behind)
 
     def run(*given: Tensor | None, spectrum: Tensor | None = None) -> None:
-        precision = fft_precision(problem)
-        for tensors in arguments.tensors(given[:7]):
-            x, h, of_bias, of_state, of_pre, of_post, of_y = tensors
-            of_h = transformed(h) if spectrum is None else spectrum
-            memory = torch.empty(plan.channels, plan.rows, 2, plan.points, dtype=torch.float32, device=x.device)
-            matrix, twiddles = tables_of(x)
-            for first in range(0, problem.channels, plan.channels):
+        for x, h, of_bias, of_state, of_pre, of_post, of_y in arguments.tensors(given[:7]):
+            passes = Passes(plan, x, reaches_far(plan, steps), spectrum)
+            memory = passes.memory(plan.channels, plan.rows_at_once)
+            for first, first_row in plan.starts():
                 count = min(plan.channels, problem.channels - first)
-                shape = (count, problem.batch, plan.blocks, first)
-                columns(
-                    x, memory, problem.length, shape, (xb, xt, xc, *pre, *state), (of_pre, of_state),
-                    (further, behind, 1), precision, HAS_PRE=flags["HAS_PRE"], HAS_STATE=flags["HAS_STATE"],
+                shape = (count, min(plan.rows_at_once, plan.rows - first_row), first, first_row)
+                of_h = passes.filters(h, first, count)
+                passes.columns(
+                    (x, of_pre, of_state, memory), shape, problem.length, problem.origin,
+                    (xb, xt, xc, *pre, *state), HAS_PRE=flags["HAS_PRE"], HAS_STATE=flags["HAS_STATE"],
                 )  # fmt: skip
-                rows(memory, of_h, count * plan.rows, plan.rows, first, precision)
-                launch(
-                    kernels.columns_back,
-                    tiles * count * plan.rows,
-                    *(memory, of_bias, of_post, of_y, matrix, twiddles),
-                    *(problem.length, problem.batch, plan.blocks, first, further, behind),
-                    *(*bias, *post, *y),
-                    **sizes,
-                    COLUMNS=plan.tile,
-                    PRECISION=precision,
-                    ACTIVATION=problem.activation,
-                    HAS_BIAS=flags["HAS_BIAS"],
-                    HAS_POST=flags["HAS_POST"],
-                    FAR=far,
-                    num_warps=plan.warps,
-                )
+                passes.rows(memory, memory, of_h, shape)
+                passes.columns_back(memory, (of_bias, of_post, of_y), shape, sizes, (*bias, *post, *y), **flags)
 
-    return transformed, run
+    return run
