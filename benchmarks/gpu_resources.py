@@ -183,21 +183,24 @@ def linear_attention() -> Iterator[tuple[str, Callable[[], None]]]:
     cases = {
         "Mamba-2": (1, 1, 80, 128, 64, False, torch.float32),
         "Mamba-2 half": (1, 1, 80, 128, 64, False, torch.bfloat16),
+        "Mamba-2 half, batch 8": (8, 1, 80, 128, 64, False, torch.bfloat16),
+        "mLSTM half": (8, 16, 16, 128, 128, False, torch.bfloat16),
         "decay by key": (1, 16, 16, 128, 128, True, torch.float32),
     }
     for case, (batch, groups, heads, keys, values, per_key, dtype) in cases.items():
+        summed = per_key or "mLSTM" in case
         q, v = meta(batch, 4096, groups, keys, dtype=dtype), meta(batch, 4096, heads, values, dtype=dtype)
         w = meta(batch, 4096, heads)
         g = meta(*w.shape, keys) if per_key else w
-        state, total = meta(batch, heads, keys, values), meta(batch, heads, keys)
-        given = (q, q, v, g, w, state, total)
-        problem = attention.describe(q, v, g, None, True)
+        state, total = meta(batch, heads, keys, values), meta(batch, heads, keys) if summed else None
+        given, sums = (q, q, v, g, w, state, total), w if summed else None
+        problem = attention.describe(q, v, g, None, summed)
         for name, run in rows("gated_linear_attention", problem):
-            outputs = (v, w, state, total)
+            outputs = (v, sums, state, total)
             yield f"{name}, {case}", lambda run=run, i=given, o=outputs: run(i, None, o, None, 1.0)
         for name, run in rows("linear_attention_gradient", AttentionGradientProblem(problem)):
-            outputs = (q[None], q[None], v, g, w, state, total)
-            call = lambda run=run, i=given, d=(v, w, state, total), o=outputs: run(i, d, o, None, 1.0)  # noqa: E731
+            outputs, behind = (q[None], q[None], v, g, w, state, total), (v, sums, state, total)
+            call = lambda run=run, i=given, d=behind, o=outputs: run(i, d, o, None, 1.0)  # noqa: E731
             yield f"{name} gradient, {case}", call
 
 

@@ -20,7 +20,8 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 keys and 16 values, the fewest that are multiplied."""
-    monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: {"keys": 16, "values": 16, "warps": 1})
+    chosen = {"keys": 16, "values": 16, "numbers": 512, "summed": 512, "warps": 1}
+    monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: chosen)
 
 
 def sample(
@@ -80,6 +81,19 @@ def check(given: dict[str, Any], *, gradients: bool = True) -> None:
 @pytest.mark.parametrize("form", ["state", "packed weights state", "packed weights state by key"])
 def test_values_and_gradients(form: str) -> None:
     check(sample(form, keys=5 if "by key" in form else 17, values=3 if "packed" in form else 20))
+
+
+@pytest.mark.parametrize("segment", [triton.WHOLE, 16, 32])
+@pytest.mark.parametrize("form", ["state", "packed weights state"])
+def test_segments(form: str, segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that walk over sequences, over one chunk, and over two, of which sequences have up to five."""
+    monkeypatch.setattr(triton, "STEPS", 16)
+    monkeypatch.setattr(triton, "_TIME", 16)
+    monkeypatch.setattr(triton, "_SEGMENTS", (segment,))
+    monkeypatch.setattr(triton, "_WINDOW", 2)
+    monkeypatch.setattr(triton, "_NUMBERS", 128)
+    convscan._dispatch.forget()
+    check(sample(form, values=20), gradients=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -220,7 +220,7 @@ class _Given(NamedTuple):
         )
         return (x, w), (b, wb)
 
-    def scan(self, solved: tuple[Tensor, Tensor], *, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    def scan(self, solved: tuple[Tensor, Tensor], *, backwards: bool = False) -> Tensor:
         """Completes x or b, and carries the state or its gradient; those between chunks, as linear attention has
         them."""
         from . import triton_delta
@@ -255,7 +255,7 @@ class _Given(NamedTuple):
             EXACT=precision["EXACT"],
             **plan.flags(),
         )
-        return between, between
+        return between
 
 
 def _prepare(problem: DeltaRuleProblem) -> Run:

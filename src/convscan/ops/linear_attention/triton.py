@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,14 +11,17 @@ from torch import Tensor
 from ..._dispatch import Cost, Implementation
 from ..._gpu import Chunks, ceil_div, chunks_of, launch, names, power_of_two
 from ..._targets import gpu_refusals
-from ...tuning.gpu import Work, configuration, cost
+from ...tuning.gpu import Work, configuration, cost, peaks, seconds
 from .cpu import Optionals, Run, RunGradient
 from .groups import over_groups
 from .problem import AttentionGradientProblem, AttentionProblem
 
 DTYPES = ("float32", "bfloat16", "float16")
-STEPS = 64  # of a chunk, between states that are stored
-_TIME = 32  # of them that are multiplied at once on the way through a sequence
+STEPS = 64  # of a chunk
+WHOLE = 0  # for a segment: a sequence, however long
+_SEGMENTS = (WHOLE, STEPS, 2 * STEPS, 4 * STEPS, 8 * STEPS, 16 * STEPS)
+_TIME = 32  # steps that a state takes up at once
+_WINDOW, _NUMBERS = 8, 512  # segments and numbers of a state that a program carries at a time
 BLOCK = 16  # steps of a block whose decays differ by key
 # Of products on tensor cores: of two inputs, of an input on the left or the right of what has all bits of float32, and
 # of two of these. See ``_triton.dot``.
@@ -39,41 +43,90 @@ def precisions(dtype: str) -> dict[str, str]:
     return _PRECISIONS["float32" if dtype == "float32" else "half"]
 
 
-class Plan:
-    """Blocks of the keys and values of a state, the chunks of all sequences, and what each kernel does."""
+def _configuration(problem: AttentionProblem, kernel: str) -> Mapping[str, int]:
+    return configuration(problem.isa if problem.device == "cuda" else "default", kernel)
 
-    def __init__(self, problem: AttentionProblem, kernel: str = "attention") -> None:
-        gpu = problem.isa if problem.device == "cuda" else "default"
-        chosen = configuration(gpu, kernel)
-        self.problem, self.warps = problem, chosen["warps"]
+
+def _predicted(problem: AttentionProblem) -> str:
+    """The device that times are predicted for."""
+    return problem.isa if problem.device == "cuda" else "NVIDIA A100"
+
+
+class Plan:
+    """Blocks of the keys and values of a state, where sequences are cut, and what each kernel does.
+
+    ``segment`` is the number of steps between states that are stored: STEPS, or more where programs walk over the
+    chunks of a segment with all keys of a block of values in registers, or WHOLE sequences.
+    """
+
+    def __init__(self, problem: AttentionProblem, kernel: str = "attention", segment: int | None = None) -> None:
+        chosen = _configuration(problem, kernel)
+        self.problem, self.warps, self.segment = problem, chosen["warps"], STEPS if segment is None else segment
+        self.processors = peaks(_predicted(problem))["processors"]
+        self.whole, self.carried = self.segment == WHOLE, self.segment != STEPS
         self.keys = power_of_two(problem.keys, 16, chosen["keys"])
-        self.values = power_of_two(problem.values, 16, chosen["values"])
+        # With sums a state has a column of them, in memory where what lies behind is as aligned as before.
+        columns = problem.values + problem.sums
+        self.columns = problem.values + 16 * problem.sums
+        most = chosen["values"]
+        if self.carried:
+            most = max(16, min(most, _carried(problem, kernel) // power_of_two(problem.keys, 16)))
+        self.values = power_of_two(columns, 16, most)
         self.key_blocks = max(1, ceil_div(problem.keys, self.keys))
-        self.value_blocks = max(1, ceil_div(problem.values, self.values))
-        self.chunks = chunks_of(problem.length, STEPS, problem.sequences)
+        self.value_blocks = max(1, ceil_div(columns, self.values))
+        self.parts = self.key_blocks if self.carried else 1
+        self.chunks = 0 if self.whole else chunks_of(problem.length, self.segment, problem.sequences)
         self.lines = problem.batch * problem.heads
-        self.state = self.lines * self.chunks * problem.keys * problem.values
-        self.state_sum = self.lines * self.chunks * problem.keys
+        self.state = self.lines * self.chunks * problem.keys * self.columns
         self.elements = float(problem.batch * problem.length * problem.heads)
         self.gates = problem.keys if problem.per_key else 1
 
     @property
     def kept(self) -> float:
-        """Bytes of the states at all chunks."""
-        return 4.0 * (self.state + self.state_sum * self.problem.sums)
+        """Bytes of the states at all segments."""
+        return 4.0 * self.state
 
-    def work(self, numbers: float, products: float, gates: float, programs: float, **more: float) -> Work:
-        """``numbers`` read and written, multiply-adds on tensor cores and other operations for each step and head."""
-        exact = torch.version.hip is not None
-        passes = 1 if exact else 3 if self.problem.dtype == "float32" else 2
+    @property
+    def programs(self) -> int:
+        """Parts of all sequences that programs have, by head."""
+        return self.lines * (self.problem.sequences if self.whole else self.chunks)
+
+    def work(
+        self,
+        numbers: float,
+        products: float,
+        gates: float,
+        programs: float,
+        *,
+        keyed: float = 0.0,
+        blocks: int = 1,
+        latency: float = 0.0,
+    ) -> Work:
+        """``numbers`` read and written, multiply-adds on tensor cores and other operations for each step and head;
+        ``keyed`` numbers are a group's, which as many ``blocks`` of all its heads read again."""
+        exact, problem = torch.version.hip is not None, self.problem
         unit = "float32" if exact else "tf32"
         # What other units do, in operations of the tensor cores, which are eight times as fast.
-        core = 2.0 * passes * products + gates * (1 if exact else 8)
-        item = getattr(torch, self.problem.dtype).itemsize
-        moved = item * numbers * self.elements
-        return Work(moved + self.kept, core * self.elements, unit, programs * self.warps / 4, **more)
+        core = 2.0 * self.passes * products + gates * (1 if exact else 8)
+        item = getattr(torch, problem.dtype).itemsize
+        once = keyed * problem.groups / max(1, problem.heads)
+        moved, again = item * (numbers - keyed + once) * self.elements, item * (keyed * blocks - once) * self.elements
+        programs *= self.warps / 4
+        return Work(moved + self.kept, core * self.elements, unit, programs, latency=latency, shared=again)
+
+    @property
+    def passes(self) -> float:
+        """Products of tensor cores that one of a signal with what has all bits of float32 takes."""
+        return 1.0 if torch.version.hip is not None else 3.0 if self.problem.dtype == "float32" else 2.0
+
+    @property
+    def pairs(self) -> float:
+        """Multiply-adds as much as q[t]^T k[s] for all pairs of a chunk, for each step and key: of half types one
+        product at twice the rate."""
+        return STEPS * (1.0 if self.problem.dtype == "float32" or torch.version.hip is not None else 0.25)
 
     def scan_work(self) -> Work:
+        """Of a kernel that goes through sequences and stores the state before every chunk."""
         problem = self.problem
         blocks = self.key_blocks * self.value_blocks
         numbers = problem.keys + problem.values + self.gates
@@ -83,13 +136,41 @@ class Plan:
         products = float(problem.keys * problem.values)
         return self.work(numbers, products, 20.0 * self.gates * self.value_blocks, programs, latency=waits)
 
-    def chunk_work(self, numbers: float, products: float, blocks: int) -> Work:
-        """Of a kernel in which programs have a chunk and one of so many blocks."""
+    def states_work(self) -> list[Work]:
+        """Of what all segments add to the state, and of carrying it over them."""
+        problem = self.problem
+        if self.whole:
+            return []
+        numbers = problem.keys + problem.values + self.gates
+        products = float(problem.keys * problem.values)
+        programs = self.programs * self.value_blocks * (self.key_blocks // self.parts)
+        gates = 20.0 * self.gates * self.value_blocks
+        waits = self._latency(programs) / 2  # there is nothing but one product
+        carried = self.lines * problem.sequences * ceil_div(problem.keys * self.columns, _NUMBERS)
+        steps = 1e-6 * ceil_div(ceil_div(problem.length, self.segment), _WINDOW)
+        return [
+            self.work(numbers, products, gates, programs, keyed=problem.keys, blocks=self.value_blocks, latency=waits),
+            Work(2 * self.kept, 2.0 * self.state, "float32", carried, latency=steps),
+        ]
+
+    def _latency(self, programs: int) -> float:
+        """Seconds that programs take at least that load a chunk, multiply and add before the next one: of four warps,
+        the registers of a multiprocessor hold two."""
+        chunks = ceil_div(self.problem.length if self.whole else self.segment, STEPS)
+        together = max(1, 8 // self.warps) * self.processors
+        return 3e-6 * chunks * max(1, ceil_div(programs, together)) if self.carried else 0.0
+
+    def chunk_work(self, numbers: float, products: float, blocks: int, keyed: float = 0.0) -> Work:
+        """Of a kernel in which programs have a segment and one of so many blocks."""
         problem = self.problem
         # Decays between the steps of a chunk for each block, by key products and decays of a block of steps one by one.
         inside = 3.0 * STEPS + (6.0 * BLOCK * problem.keys + 40.0 * problem.keys if problem.per_key else 0.0)
-        pairs = STEPS * (problem.keys + problem.values / blocks)
-        return self.work(numbers, products + blocks * pairs, blocks * inside, self.lines * self.chunks * blocks)
+        products += blocks * self.pairs * problem.keys + STEPS * problem.values
+        if self.carried:
+            products += problem.keys * problem.values
+        programs, gates = self.programs * blocks, blocks * inside
+        latency = self._latency(programs)
+        return self.work(numbers, products, gates, programs, keyed=keyed, blocks=blocks, latency=latency)
 
     def flags(self) -> dict[str, Any]:
         """What all kernels are compiled for."""
@@ -108,9 +189,9 @@ def one_batch(tensor: Tensor | None, leading: int) -> Tensor | None:
     return None if tensor is None else tensor.reshape(tensor.shape[:leading].numel(), *tensor.shape[leading:])
 
 
-def chunks_in(cu_seqlens: Tensor | None, stand_in: Tensor, length: int) -> Chunks:
-    """Those of packed sequences; of one there is nothing to know."""
-    return Chunks(stand_in, stand_in) if cu_seqlens is None else Chunks.of(cu_seqlens, length, STEPS)
+def chunks_in(cu_seqlens: Tensor | None, stand_in: Tensor, length: int, steps: int = 0) -> Chunks:
+    """Those of packed sequences, of STEPS or as many; of one sequence there is nothing to know."""
+    return Chunks(stand_in, stand_in) if cu_seqlens is None else Chunks.of(cu_seqlens, length, steps or STEPS)
 
 
 def _with_sequences(states: Optionals, packed: bool) -> list[Tensor | None]:
@@ -123,62 +204,96 @@ def strides(tensor: Tensor | None, axes: int) -> tuple[int, ...]:
     return (0,) * axes if tensor is None else (*tensor.stride(), *(0,) * (axes - tensor.ndim))
 
 
-def _states(like: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Memory for the states at all chunks, and the sums of keys."""
-    numbers = (plan.state, plan.state_sum if plan.problem.sums else 0)
-    state, total = (torch.empty(max(1, n), dtype=torch.float32, device=like.device) for n in numbers)
-    return state, total
+class Ends(NamedTuple):
+    """The states of all sequences at the ends of time, with an axis of sequences, and the sums of their keys."""
+
+    start: Tensor | None = None
+    start_sum: Tensor | None = None
+    final: Tensor | None = None
+    final_sum: Tensor | None = None
+
+    def strides(self) -> tuple[int, ...]:
+        return tuple(step for tensor, axes in zip(self, (5, 4, 5, 4), strict=True) for step in strides(tensor, axes))
+
+    def flags(self) -> dict[str, bool]:
+        return {"HAS_START": self.start is not None, "HAS_FINAL": self.final is not None}
 
 
-def _scan(
-    plan: Plan,
-    signals: Optionals,
-    initial: Optionals,
-    final: Optionals,
-    between: tuple[Tensor, Tensor],
-    chunks: Chunks,
-    scale: float,
-    *,
-    backwards: bool,
-    packed: bool,
-) -> None:
-    """Carries states from ``initial`` to ``final``, both with an axis of sequences; ``signals`` are k, v, g, w and
-    sums, with one batch axis."""
+def _between(
+    plan: Plan, signals: Optionals, ends: Ends, chunks: Chunks, scale: float, *, backwards: bool, packed: bool
+) -> Tensor:
+    """The states before all segments, backwards those behind them; ``signals`` are k, v, g, w and sums, with one batch
+    axis. Nothing where segments are whole sequences."""
     from . import triton_chunked
 
     problem = plan.problem
     k, v, g, w, sums = signals
     assert k is not None
+    between = torch.empty(max(1, plan.state), dtype=torch.float32, device=k.device)
+    if plan.whole:
+        return between
+    decays = between.new_empty(max(1, plan.lines * plan.chunks * plan.gates))
+    precision = precisions(problem.dtype)
     launch(
-        triton_chunked.scan,
-        plan.lines * problem.sequences * plan.key_blocks * plan.value_blocks,
-        *names((*signals, *initial, *final, *between), k),
-        chunks.bounds,
+        triton_chunked.states,
+        plan.programs * (plan.key_blocks // plan.parts) * plan.value_blocks,
+        *names((*signals, between), k),
+        decays,
         chunks.table,
         *_sizes(plan, scale),
+        plan.columns,
         plan.chunks,
-        problem.sequences,
-        plan.key_blocks,
+        plan.key_blocks // plan.parts,
         plan.value_blocks,
         *strides(k, 4),
         *strides(v, 4),
         *strides(g, 4),
         *strides(w, 3),
         *strides(sums, 3),
-        *strides(initial[0], 5),
-        *strides(initial[1], 4),
-        *strides(final[0], 5),
-        *strides(final[1], 4),
+        PARTS=plan.parts,
+        SEGMENT=plan.segment,
         TIME=_TIME,
+        KEYS=plan.keys,
+        VALUES=plan.values,
+        PER_KEY=problem.per_key,
         HAS_W=w is not None,
-        HAS_START=initial[0] is not None,
-        HAS_FINAL=final[0] is not None,
         HAS_SUMS=problem.sums,
         PACKED=packed,
         BACKWARDS=backwards,
-        LEFT=precisions(problem.dtype)["LEFT"],
-        **plan.flags(),
+        RIGHT=precision["RIGHT"],
+        LEFT=precision["LEFT"],
+        EXACT=precision["EXACT"],
+        num_warps=plan.warps,
+        num_stages=1,
     )
+    blocks = ceil_div(problem.keys * plan.columns, _NUMBERS)
+    launch(
+        triton_chunked.carry,
+        plan.lines * problem.sequences * blocks,
+        between,
+        decays,
+        *names(ends, k),
+        chunks.bounds,
+        problem.length,
+        problem.heads,
+        problem.keys,
+        problem.values,
+        plan.columns,
+        plan.chunks,
+        problem.sequences,
+        blocks,
+        *ends.strides(),
+        SEGMENT=plan.segment,
+        WINDOW=_WINDOW,
+        NUMBERS=_NUMBERS,
+        PER_KEY=problem.per_key,
+        HAS_SUMS=problem.sums,
+        PACKED=packed,
+        BACKWARDS=backwards,
+        num_warps=4,
+        **ends.flags(),
+    )
+    return between
 
 
 def outputs_of_chunks(
@@ -186,28 +301,33 @@ def outputs_of_chunks(
     signals: Optionals,
     skip: Tensor | None,
     results: Optionals,
-    between: tuple[Tensor, Tensor],
+    between: Tensor,
     chunks: Chunks,
     scale: float,
     *,
+    ends: Ends | None = None,
     backwards: bool = False,
     packed: bool,
     precision: dict[str, str] | None = None,
 ) -> None:
-    """``signals`` are q, k, v, g, w, ``results`` y and sums; backwards the gradient of y for v, and that of v for y."""
+    """``signals`` are q, k, v, g, w, ``results`` y and sums; backwards the gradient of y for v, and that of v for y.
+    Where segments are whole sequences, the states at their ``ends`` instead of those ``between``."""
     from . import triton_chunked
 
     problem = plan.problem
     q, k, v, g, w = signals
     assert q is not None
+    ends = Ends() if ends is None or not plan.whole else ends
     launch(
         triton_chunked.outputs,
-        plan.lines * plan.chunks * plan.value_blocks,
-        *names((*signals, skip, *results, *between), q),
+        plan.programs * plan.value_blocks,
+        *names((*signals, skip, *results, between, *ends), q),
         chunks.bounds,
         chunks.table,
         *_sizes(plan, scale),
+        plan.columns,
         plan.chunks,
+        problem.sequences,
         plan.value_blocks,
         *strides(q, 4),
         *strides(k, 4),
@@ -217,12 +337,18 @@ def outputs_of_chunks(
         *strides(skip, 2),
         *strides(results[0], 4),
         *strides(results[1], 3),
+        *ends.strides(),
+        SEGMENT=STEPS if plan.whole else plan.segment,
+        WHOLE=plan.whole,
+        CARRIED=plan.parts if plan.carried else 0,
+        TIME=_TIME,
         BLOCK=BLOCK,
         HAS_W=w is not None,
         HAS_SKIP=skip is not None,
         HAS_SUMS=problem.sums and not backwards,
         PACKED=packed,
         BACKWARDS=backwards,
+        **ends.flags(),
         **(precision or precisions(problem.dtype)),
         **plan.flags(),
     )
@@ -232,8 +358,8 @@ def gradients_of_chunks(
     plan: Plan,
     signals: Optionals,
     errors: Tensor | None,
-    before: tuple[Tensor, Tensor],
-    behind: tuple[Tensor, Tensor],
+    before: Tensor,
+    behind: Tensor,
     results: Optionals,
     chunks: Chunks,
     scale: float,
@@ -250,10 +376,11 @@ def gradients_of_chunks(
     launch(
         triton_chunked.gradients,
         plan.lines * plan.chunks * plan.key_blocks,
-        *names((*signals, errors, *before, *behind, *results), q),
+        *names((*signals, errors, before, behind, *results), q),
         chunks.bounds,
         chunks.table,
         *_sizes(plan, scale),
+        plan.columns,
         plan.chunks,
         problem.batch,
         plan.key_blocks,
@@ -284,16 +411,39 @@ def _table(problem: AttentionProblem, plan: Plan) -> int:
     return 32 * plan.chunks if problem.sequences > 1 else 0
 
 
-def _cost(problem: AttentionProblem) -> Cost:
-    plan = Plan(problem)
+def _carried(problem: AttentionProblem, kernel: str) -> int:
+    """Numbers of a state that a program carries over chunks. Decays by key take all registers there are: with a state
+    in them too, 128 to 800 bytes of a thread's would spill."""
+    return 0 if problem.per_key else _configuration(problem, kernel)["summed" if problem.sums else "numbers"]
+
+
+def _segments(problem: AttentionProblem, kernel: str) -> list[int]:
+    """Those that programs can have: of a state all keys, for the fewest values that tensor cores multiply."""
+    walks = 16 * power_of_two(problem.keys, 16) <= _carried(problem, kernel) and problem.length > 0
+    return [segment for segment in _SEGMENTS if segment == STEPS or (walks and segment < problem.length)]
+
+
+def _outputs_work(plan: Plan) -> Work:
+    problem = plan.problem
     numbers = 2 * problem.keys + 2 * problem.values + plan.gates
-    outputs = plan.chunk_work(numbers, problem.keys * problem.values, plan.value_blocks)
-    workspace = plan.kept + _table(problem, plan)
-    return cost(problem.device, problem.isa, workspace, plan.scan_work(), outputs)
+    return plan.chunk_work(numbers, problem.keys * problem.values, plan.value_blocks, 2 * problem.keys)
+
+
+def _plan(problem: AttentionProblem) -> Plan:
+    """With the segments that are predicted to be fastest."""
+    kernel = "attention" if problem.dtype == "float32" else "attention.half"
+    plans = [Plan(problem, kernel, segment) for segment in _segments(problem, kernel)]
+    return min(plans, key=lambda plan: seconds(_predicted(problem), *plan.states_work(), _outputs_work(plan)))
+
+
+def _cost(problem: AttentionProblem) -> Cost:
+    plan = _plan(problem)
+    workspace = plan.kept + 4 * plan.lines * plan.chunks * plan.gates + _table(problem, plan)
+    return cost(problem.device, problem.isa, workspace, *plan.states_work(), _outputs_work(plan))
 
 
 def _prepare(problem: AttentionProblem) -> Run:
-    plan = Plan(problem)
+    plan = _plan(problem)
 
     def run(
         inputs: Optionals, skip: Tensor | None, outputs: Optionals, cu_seqlens: Tensor | None, scale: float
@@ -303,12 +453,11 @@ def _prepare(problem: AttentionProblem) -> Run:
         leading, packed = v.ndim - 3, cu_seqlens is not None
         q, k, v, g, w, *initial = (one_batch(tensor, leading) for tensor in inputs)
         y, sums, *final = (one_batch(tensor, leading) for tensor in outputs)
-        initial, final = _with_sequences(initial, packed), _with_sequences(final, packed)
+        ends = Ends(*_with_sequences(initial, packed), *_with_sequences(final, packed))
         assert v is not None
-        chunks = chunks_in(cu_seqlens, v, problem.length)
-        between = _states(v, plan)
-        _scan(plan, (k, v, g, w, None), initial, final, between, chunks, scale, backwards=False, packed=packed)
-        outputs_of_chunks(plan, (q, k, v, g, w), skip, (y, sums), between, chunks, scale, packed=packed)
+        chunks = chunks_in(cu_seqlens, v, problem.length, plan.segment)
+        between = _between(plan, (k, v, g, w, None), ends, chunks, scale, backwards=False, packed=packed)
+        outputs_of_chunks(plan, (q, k, v, g, w), skip, (y, sums), between, chunks, scale, ends=ends, packed=packed)
 
     return run
 
@@ -343,7 +492,7 @@ def _gradient_cost(problem: AttentionGradientProblem) -> Cost:
     of_v = plan.chunk_work(signals, state, plan.value_blocks)
     others = plan.chunk_work(signals, 2 * state, plan.key_blocks)
     others = others._replace(moved=others.moved + plan.kept + sums)
-    works = (plan.scan_work(), plan.scan_work(), of_v, others, Work(1.5 * sums))
+    works = (*2 * plan.states_work(), of_v, others, Work(1.5 * sums))
     return cost(forward.device, forward.isa, 2 * plan.kept + sums + _table(forward, plan), *works)
 
 
@@ -373,11 +522,12 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         if forward.sums and dfinal[0] is not None and dfinal[1] is None:
             dfinal[1] = dfinal[0].new_zeros(dfinal[0].shape[:-1])
         chunks = chunks_in(cu_seqlens, v, forward.length)
-        before, behind = _states(v, plan), _states(v, plan)
-        _scan(plan, (k, v, g, w, None), initial, (None, None), before, chunks, scale, backwards=False, packed=packed)
+        at_ends = Ends(initial[0], initial[1])
+        before = _between(plan, (k, v, g, w, None), at_ends, chunks, scale, backwards=False, packed=packed)
         # With queries for keys and the gradient for values, the state's gradient is a state that time runs back for.
         asked = (q, dy, g, None, dsums)
-        _scan(plan, asked, dfinal, dinitial, behind, chunks, scale, backwards=True, packed=packed)
+        at_ends = Ends(*dfinal, *dinitial)
+        behind = _between(plan, asked, at_ends, chunks, scale, backwards=True, packed=packed)
         signals = (q, k, dy, g, w)
         outputs_of_chunks(plan, signals, None, (dv, None), behind, chunks, scale, backwards=True, packed=packed)
 

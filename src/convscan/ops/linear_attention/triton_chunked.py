@@ -2,16 +2,18 @@
 
     S[t] = diag(a[t]) S[t-1] + w[t] k[t] v[t]^T,   y[t] = S[t]^T q[t],   a = exp(g)
 
-With D[t,s] the product of a over (s, t], a tile of n steps that begins at state S is
+With D[t,s] the product of a over (s, t], a chunk of n steps that begins at state S is
 
     y[t] = S^T (D[t,-1] q[t]) + sum_{s<=t} P[t,s] v[s],   P[t,s] = w[s] q[t]^T D[t,s] k[s]
     S    = D[n-1,-1] S + sum_s w[s] (D[n-1,s] k[s]) v[s]^T
 
-Chunks have 64 steps. ``scan`` carries a part of one head's state through a sequence and stores it before every chunk;
-``outputs`` then computes all chunks at once. Backwards the same kernels, with q for k and the gradient of y for v,
-carry the gradient of the state from the end and give that of v; ``gradients`` computes those of q, k and the decays,
-for a part of the keys of all chunks at once. Nothing needs more of a head at once than a block of its keys and one of
-its values.
+Chunks have 64 steps. A program of ``outputs`` walks over those of a segment with all keys and a block of the values of
+one head's state in registers. Where heads and batch fill a device, the segment is the sequence, and no state is ever in
+memory but the first and the last. Else sequences are cut into segments of some chunks: ``states`` computes what each
+adds to the state, all of them at once, and ``carry`` goes over these and puts the state before each in their place. Of
+states too large for registers a segment is a chunk, whose products with the state are formed a block of keys at a time.
+Backwards the same kernels, with q for k and the gradient of y for v, carry the gradient of the state from the end and
+give that of v; ``gradients`` computes those of q, k and the decays, for a part of the keys of all chunks at once.
 
 Logarithms of decays are summed over what lies between two steps, so that nothing is divided by a product that may have
 underflowed, and a = 0 is a number like any other. Where a is one number a step, D is a matrix and P an ordinary product
@@ -86,19 +88,95 @@ def _from_block(g, t, c, behind, end, in_columns, gt, gk):
 
 
 @triton.jit
-def scan(
+def _columns(v, sums, t, at_v, in_time, values, vt, vc, ut, HAS_SUMS: tl.constexpr, BACKWARDS: tl.constexpr):
+    """Some steps of the values in float32, behind which a column of ones gives sums, or backwards their gradient."""
+    of_v = rows(v, t, at_v, in_time, at_v < values, vt, vc).to(tl.float32)
+    if HAS_SUMS:
+        of_sums = tl.where(in_time, 1.0, 0.0)
+        if BACKWARDS:
+            of_sums = column(sums, t, in_time, ut)
+        of_v = tl.where((at_v == values)[None, :], of_sums[:, None], of_v)
+    return of_v
+
+
+@triton.jit
+def _absorb(
+    state,
+    k,
+    v,
+    g,
+    w,
+    sums,
+    begin,
+    last,
+    first_key,
+    keys,
+    at_v,
+    values,
+    scale,
+    kt,
+    kk,
+    vt,
+    vc,
+    gt,
+    gk,
+    wt,
+    ut,
+    TIME: tl.constexpr,
+    KEYS: tl.constexpr,
+    PER_KEY: tl.constexpr,
+    HAS_W: tl.constexpr,
+    HAS_SUMS: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    RIGHT: tl.constexpr,
+    LEFT: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """The state behind TIME steps from ``begin`` on, or backwards before them: of each block of keys (values, keys)."""
+    end = tl.minimum(begin + TIME, last)
+    t = begin + tl.arange(0, TIME)
+    in_time = t < end
+    of_v = _columns(v, sums, t, at_v, in_time, values, vt, vc, ut, HAS_SUMS, BACKWARDS)
+    weight = tl.zeros([TIME], tl.float32) + 1.0
+    if HAS_W:
+        weight = column(w, t, in_time, wt)
+    if not PER_KEY:
+        of_g = column(g, t, in_time, gt)
+        if BACKWARDS:
+            weight *= tl.exp(tl.cumsum(of_g, 0)) * scale
+        else:
+            weight *= tl.exp(tl.cumsum(column(g, t + 1, t + 1 < end, gt), 0, reverse=True))
+        whole = tl.exp(tl.sum(of_g, 0))
+        of_v *= weight[:, None]  # rather than the keys, which may be more and are exact as they are
+    behind = ()
+    for part in tl.static_range(len(state)):
+        at_k = wide(first_key + part * KEYS) + tl.arange(0, KEYS)
+        in_keys = at_k < keys
+        of_k = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
+        if PER_KEY:
+            of_g = rows(g, t, at_k, in_time, in_keys, gt, gk)
+            if BACKWARDS:
+                decay = tl.exp(tl.cumsum(of_g, 0)) * scale
+            else:
+                following = rows(g, t + 1, at_k, t + 1 < end, in_keys, gt, gk)
+                decay = tl.exp(tl.cumsum(following, 0, reverse=True))
+            of_k *= decay * weight[:, None]
+            decayed = state[part] * tl.exp(tl.sum(of_g, 0))[None, :]
+            behind = behind + (dot(tl.trans(of_v), of_k, decayed, EXACT if HAS_SUMS and BACKWARDS else RIGHT),)
+        else:
+            behind = behind + (dot(tl.trans(of_v), of_k, state[part] * whole, LEFT),)
+    return behind
+
+
+@triton.jit
+def states(
     k,
     v,
     g,
     w,
     sums,  # backwards, in place of the column of ones the gradient of the sums
-    start,
-    start_sum,
-    final,
-    final_sum,
-    between,  # (batch, chunks, heads, keys, values): states before chunks, backwards behind them
-    between_sum,
-    bounds,
+    between,  # (batch, segments, heads, keys, columns): what segments add to the state
+    decays,  # (batch, segments, heads), and keys where they differ: logarithms of decays over segments
     table,
     scale,
     length,
@@ -106,8 +184,8 @@ def scan(
     heads,
     keys,
     values,
-    chunks,
-    sequences,
+    columns,  # of a state in memory: values, and behind them the sums
+    segments,
     key_blocks,
     value_blocks,
     kb,
@@ -128,6 +206,103 @@ def scan(
     ub,
     ut,
     uh,
+    SEGMENT: tl.constexpr,
+    PARTS: tl.constexpr,  # blocks of keys that a program has
+    TIME: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+    PER_KEY: tl.constexpr,
+    HAS_W: tl.constexpr,
+    HAS_SUMS: tl.constexpr,
+    PACKED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    RIGHT: tl.constexpr,
+    LEFT: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    block, head, segment, b = head_of(value_blocks * key_blocks, heads, segments)
+    value_block, key_block = block % value_blocks, block // value_blocks
+    _sequence, first_step, last_step, first, _count = place_of(segment, table, table, length, SEGMENT, False, PACKED)
+    group = head // in_group
+    first_key = key_block * PARTS * KEYS
+    at_v = wide(value_block) * VALUES + tl.arange(0, VALUES)
+    in_columns = at_v < values + HAS_SUMS
+    k += b * kb + group * kg
+    v += b * vb + head * vh
+    g += b * gb + head * gh
+    w += b * wb + head * wh
+    sums += b * ub + head * uh
+    state = ()
+    for _part in tl.static_range(PARTS):
+        state = state + (tl.zeros([VALUES, KEYS], tl.float32),)
+    tiles = (last_step - first_step + TIME - 1) // TIME
+    for index in range(0, tiles):
+        begin = first_step + (tiles - 1 - index if BACKWARDS else index) * TIME
+        state = _absorb(
+            state,
+            k,
+            v,
+            g,
+            w,
+            sums,
+            begin,
+            last_step,
+            first_key,
+            keys,
+            at_v,
+            values,
+            scale,
+            kt,
+            kk,
+            vt,
+            vc,
+            gt,
+            gk,
+            wt,
+            ut,
+            TIME,
+            KEYS,
+            PER_KEY,
+            HAS_W,
+            HAS_SUMS,
+            BACKWARDS,
+            RIGHT,
+            LEFT,
+            EXACT,
+        )
+    at = (b * segments + first) * heads + head
+    for part in tl.static_range(PARTS):
+        at_k = wide(first_key + part * KEYS) + tl.arange(0, KEYS)
+        in_keys = at_k < keys
+        own = at_k[None, :] * wide(columns) + at_v[:, None]
+        tl.store(between + at * keys * columns + own, state[part], mask=in_keys[None, :] & in_columns[:, None])
+        faded = tl.zeros([KEYS] if PER_KEY else [], tl.float32)
+        for index in range(0, tiles):
+            t = first_step + index * TIME + tl.arange(0, TIME)
+            faded += tl.sum(gates_of(g, t, at_k, t < last_step, in_keys, gt, gk, PER_KEY), 0)
+        if PER_KEY:
+            tl.store(decays + at * keys + at_k, faded, mask=in_keys & (value_block == 0))
+        elif part == 0:
+            tl.store(decays + at, faded, mask=block == 0)
+
+
+@triton.jit
+def carry(
+    between,  # what segments add to the state, and then the states before them, backwards behind them
+    decays,
+    start,
+    start_sum,
+    final,
+    final_sum,
+    bounds,
+    length,
+    heads,
+    keys,
+    values,
+    columns,
+    segments,
+    sequences,
+    blocks,
     sb,
     ss,
     sh,
@@ -146,85 +321,54 @@ def scan(
     ms,
     mh,
     mk,
-    STEPS: tl.constexpr,
-    TIME: tl.constexpr,  # of a tile, less than a chunk for the sake of registers
-    KEYS: tl.constexpr,
-    VALUES: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    WINDOW: tl.constexpr,  # segments whose states are on their way at once
+    NUMBERS: tl.constexpr,  # of a state, in a program
     PER_KEY: tl.constexpr,
-    HAS_W: tl.constexpr,
     HAS_START: tl.constexpr,
     HAS_FINAL: tl.constexpr,
     HAS_SUMS: tl.constexpr,
     PACKED: tl.constexpr,
     BACKWARDS: tl.constexpr,
-    LEFT: tl.constexpr,
 ):
-    block, head, line, b = head_of(value_blocks * key_blocks, heads, sequences)
-    value_block, key_block = block % value_blocks, block // value_blocks
-    sequence, first_step, last_step, first, count = place_of(line, bounds, table, length, STEPS, True, PACKED)
-    group = head // in_group
-    at_k, at_v = wide(key_block) * KEYS + tl.arange(0, KEYS), wide(value_block) * VALUES + tl.arange(0, VALUES)
-    in_keys, in_values = at_k < keys, at_v < values
-    in_state = in_keys[:, None] & in_values[None, :]
-    of_sum = in_keys & (value_block == 0)
-    k += b * kb + group * kg
-    v += b * vb + head * vh
-    g += b * gb + head * gh
-    w += b * wb + head * wh
-    sums += b * ub + head * uh
-    own = at_k[:, None] * wide(values) + at_v[None, :]
-    step = wide(keys) * values
-    state = tl.zeros([KEYS, VALUES], tl.float32)
-    total = tl.zeros([KEYS], tl.float32)
+    """Carries some numbers of a head's state over the segments of a sequence; one number is one thread's throughout."""
+    block, head, line, b = head_of(blocks, heads, sequences)
+    sequence, _begin, _end, first, count = place_of(line, bounds, bounds, length, SEGMENT, True, PACKED)
+    e = block * NUMBERS + tl.arange(0, NUMBERS)
+    size = wide(keys) * columns
+    key, value = wide(e // columns), wide(e % columns)
+    of_value = (e < size) & (value < values)
+    of_sum = (e < size) & (value == values) & HAS_SUMS
+    here = of_value | of_sum
+    state = tl.zeros([NUMBERS], tl.float32)
     if HAS_START:
-        at_start = start + b * sb + sequence * ss + head * sh
-        state += tl.load(at_start + at_k[:, None] * sk + at_v[None, :] * sv, mask=in_state, other=0.0)
+        start += b * sb + sequence * ss + head * sh
+        state += tl.load(start + key * sk + value * sv, mask=of_value, other=0.0)
         if HAS_SUMS:
-            total += tl.load(start_sum + b * nb + sequence * ns + head * nh + at_k * nk, mask=in_keys, other=0.0)
-    tiles: tl.constexpr = STEPS // TIME
-    for index in range(0, count * tiles):
-        tile = index
-        if BACKWARDS:
-            tile = count * tiles - 1 - index
-        if index % tiles == 0:
-            at = (b * chunks + first + tile // tiles) * heads + head
-            tl.store(between + at * step + own, state, mask=in_state)
-            if HAS_SUMS:
-                tl.store(between_sum + at * keys + at_k, total, mask=of_sum)
-        begin = first_step + tile * TIME
-        end = tl.minimum(begin + TIME, last_step)
-        t = begin + tl.arange(0, TIME)
-        in_time = t < end
-        written = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
-        of_v = rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
-        of_g = gates_of(g, t, at_k, in_time, in_keys, gt, gk, PER_KEY)
-        if BACKWARDS:
-            decay = tl.exp(tl.cumsum(of_g, 0)) * scale
-        else:
-            following = gates_of(g, t + 1, at_k, t + 1 < end, in_keys, gt, gk, PER_KEY)
-            decay = tl.exp(tl.cumsum(following, 0, reverse=True))
-        if PER_KEY:
-            written *= decay
-        else:
-            written *= decay[:, None]
-        if HAS_W:
-            written *= column(w, t, in_time, wt)[:, None]
-        whole = tl.exp(tl.sum(of_g, 0))
-        if HAS_SUMS:
-            if BACKWARDS:
-                total = total * whole + tl.sum(written * column(sums, t, in_time, ut)[:, None], 0)
+            start_sum += b * nb + sequence * ns + head * nh
+            state += tl.load(start_sum + key * nk, mask=of_sum, other=0.0)
+    for index in range(0, count, WINDOW):
+        added, faded = (), ()
+        for ahead in tl.static_range(WINDOW):
+            segment = first + (count - 1 - index - ahead if BACKWARDS else index + ahead)
+            at = (b * segments + segment) * heads + head
+            there = index + ahead < count
+            added = added + (tl.load(between + at * size + e, mask=here & there, other=0.0),)
+            if PER_KEY:
+                faded = faded + (tl.load(decays + at * keys + key, mask=here & there, other=0.0),)
             else:
-                total = total * whole + tl.sum(written, 0)
-        if PER_KEY:
-            state *= whole[:, None]
-        else:
-            state *= whole
-        state = dot(tl.trans(written), of_v, state, LEFT)
+                faded = faded + (tl.load(decays + at, mask=there, other=0.0),)
+        for ahead in tl.static_range(WINDOW):
+            segment = first + (count - 1 - index - ahead if BACKWARDS else index + ahead)
+            at = (b * segments + segment) * heads + head
+            tl.store(between + at * size + e, state, mask=here & (index + ahead < count))
+            state = state * tl.exp(faded[ahead]) + added[ahead]
     if HAS_FINAL:
-        at_final = final + b * fb + sequence * fs + head * fh
-        tl.store(at_final + at_k[:, None] * fk + at_v[None, :] * fv, state, mask=in_state)
+        final += b * fb + sequence * fs + head * fh
+        tl.store(final + key * fk + value * fv, state, mask=of_value)
         if HAS_SUMS:
-            tl.store(final_sum + b * mb + sequence * ms + head * mh + at_k * mk, total, mask=of_sum)
+            final_sum += b * mb + sequence * ms + head * mh
+            tl.store(final_sum + key * mk, state, mask=of_sum)
 
 
 @triton.jit
@@ -238,7 +382,10 @@ def outputs(
     y,  # backwards that of v
     sums,
     between,
-    between_sum,
+    start,
+    start_sum,
+    final,
+    final_sum,
     bounds,
     table,
     scale,
@@ -247,7 +394,9 @@ def outputs(
     heads,
     keys,
     values,
-    chunks,
+    columns,
+    segments,
+    sequences,
     blocks,
     qb,
     qt,
@@ -277,13 +426,37 @@ def outputs(
     ub,
     ut,
     uh,
+    sb,
+    ss,
+    sh,
+    sk,
+    sv,
+    nb,
+    ns,
+    nh,
+    nk,
+    fb,
+    fs,
+    fh,
+    fk,
+    fv,
+    mb,
+    ms,
+    mh,
+    mk,
+    SEGMENT: tl.constexpr,
+    WHOLE: tl.constexpr,  # a segment is a sequence
+    CARRIED: tl.constexpr,  # as many blocks of keys are in registers; if none, a segment has one chunk
     STEPS: tl.constexpr,
+    TIME: tl.constexpr,  # of a tile that the state takes up at once
     BLOCK: tl.constexpr,  # of steps whose decays differ by key
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
     PER_KEY: tl.constexpr,
     HAS_W: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    HAS_START: tl.constexpr,
+    HAS_FINAL: tl.constexpr,
     HAS_SUMS: tl.constexpr,
     PACKED: tl.constexpr,
     BACKWARDS: tl.constexpr,
@@ -292,11 +465,13 @@ def outputs(
     LEFT: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    block, head, chunk, b = head_of(blocks, heads, chunks)
-    _sequence, begin, end, first, _count = place_of(chunk, bounds, table, length, STEPS, False, PACKED)
+    lines = sequences if WHOLE else segments
+    block, head, line, b = head_of(blocks, heads, lines)
+    sequence, first_step, last_step, first, _count = place_of(line, bounds, table, length, SEGMENT, WHOLE, PACKED)
     group = head // in_group
     at_v = wide(block) * VALUES + tl.arange(0, VALUES)
     in_values = at_v < values
+    of_sum = at_v == values
     q += b * qb + group * qg
     k += b * kb + group * kg
     v += b * vb + head * vh
@@ -304,93 +479,162 @@ def outputs(
     w += b * wb + head * wh
     y += b * yb + head * yh
     sums += b * ub + head * uh
-    at = (b * chunks + first) * heads + head
-    between += at * keys * values
-    between_sum += at * keys
-    t = begin + tl.arange(0, STEPS)
-    in_time = t < end
+    start += b * sb + sequence * ss + head * sh
+    start_sum += b * nb + sequence * ns + head * nh
+    at = (b * segments + first) * heads + head
+    between += at * keys * columns
+    state = ()
+    for part in tl.static_range(CARRIED):
+        at_k = wide(part * KEYS) + tl.arange(0, KEYS)
+        in_keys = at_k < keys
+        first_state = tl.zeros([VALUES, KEYS], tl.float32)
+        if not WHOLE:
+            at_first = between + at_k[None, :] * wide(columns) + at_v[:, None]
+            first_state += tl.load(at_first, mask=in_keys[None, :] & (at_v < values + HAS_SUMS)[:, None], other=0.0)
+        elif HAS_START:
+            at_first = start + at_k[None, :] * sk + at_v[:, None] * sv
+            first_state += tl.load(at_first, mask=in_keys[None, :] & in_values[:, None], other=0.0)
+            if HAS_SUMS:
+                first_sum = tl.load(start_sum + at_k * nk, mask=in_keys, other=0.0)
+                first_state += tl.where(of_sum[:, None], first_sum[None, :], 0.0)
+        state = state + (first_state,)
     of_skip = tl.zeros([VALUES], tl.float32)
     if HAS_SKIP:
         of_skip = tl.load(skip + head * ph + at_v * pc, mask=in_values, other=0.0)
     ROWS: tl.constexpr = BLOCK if PER_KEY else STEPS
-    row_blocks = (end - begin + ROWS - 1) // ROWS if PER_KEY else 1
-    for index in range(0, row_blocks):
-        first_row = begin + index * ROWS
-        row = first_row + tl.arange(0, ROWS)
-        in_rows = row < end
-        behind = first_row + ROWS
-        near = tl.zeros([ROWS, ROWS], tl.float32)  # products with steps of the same rows
-        far = tl.zeros([ROWS, STEPS], tl.float32)  # with those of other blocks
-        read = tl.zeros([ROWS, VALUES], tl.float32)
-        summed = tl.zeros([ROWS], tl.float32)
-        for first_key in range(0, keys, KEYS):
-            at_k = wide(first_key) + tl.arange(0, KEYS)
-            in_keys = at_k < keys
-            of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
-            of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk)
-            at_state = between + at_k[:, None] * wide(values) + at_v[None, :]
-            state = tl.load(at_state, mask=in_keys[:, None] & in_values[None, :], other=0.0)
-            if PER_KEY:
-                of_q = of_q.to(tl.float32)
-                near += products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, ROWS)
-                of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
+    TILES: tl.constexpr = STEPS // TIME
+    chunks = (last_step - first_step + STEPS - 1) // STEPS
+    for chunk in range(0, chunks):
+        begin = first_step + (chunks - 1 - chunk if BACKWARDS else chunk) * STEPS
+        end = tl.minimum(begin + STEPS, last_step)
+        t = begin + tl.arange(0, STEPS)
+        in_time = t < end
+        row_blocks = (end - begin + ROWS - 1) // ROWS if PER_KEY else 1
+        for index in range(0, row_blocks):
+            first_row = begin + index * ROWS
+            row = first_row + tl.arange(0, ROWS)
+            in_rows = row < end
+            behind = first_row + ROWS
+            near = tl.zeros([ROWS, ROWS], tl.float32)  # products with steps of the same rows
+            far = tl.zeros([ROWS, STEPS], tl.float32)  # with those of other blocks
+            read = tl.zeros([ROWS, VALUES], tl.float32)
+            if not PER_KEY:
+                # Before the products with the state, for which registers are few.
+                of_g = column(g, row, in_rows, gt)
+                for first_key in range(0, keys, KEYS):
+                    at_k = wide(first_key) + tl.arange(0, KEYS)
+                    in_keys = at_k < keys
+                    of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
+                    near = dot(of_q, tl.trans(rows(k, row, at_k, in_rows, in_keys, kt, kk)), near, BOTH)
+                near *= between_steps(of_g, ROWS) * scale
+                if HAS_W and not BACKWARDS:
+                    near *= column(w, row, in_rows, wt)[None, :]
+            for part in tl.static_range(CARRIED if CARRIED else 1):
+                for first_key in range(part * KEYS, (part + 1) * KEYS if CARRIED else keys, KEYS):
+                    at_k = wide(first_key) + tl.arange(0, KEYS)
+                    in_keys = at_k < keys
+                    if CARRIED:
+                        of_state = tl.trans(state[part])
+                    else:
+                        at_state = between + at_k[:, None] * wide(columns) + at_v[None, :]
+                        in_state = in_keys[:, None] & (at_v < values + HAS_SUMS)[None, :]
+                        of_state = tl.load(at_state, mask=in_state, other=0.0)
+                    if PER_KEY:
+                        of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
+                        near += products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, ROWS)
+                        of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
+                        if BACKWARDS:
+                            following = rows(g, row + 1, at_k, (row + 1 < behind) & (row + 1 < end), in_keys, gt, gk)
+                            own = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
+                            own *= tl.exp(tl.cumsum(following, 0, reverse=True))
+                            other = rows(q, t, at_k, in_time & (t >= behind), in_keys, qt, qk).to(tl.float32)
+                            other *= _from_block(g, t, at_k, behind, end, in_keys, gt, gk)
+                            rest = rows(g, t, at_k, in_time & (t >= behind), in_keys, gt, gk)
+                        else:
+                            own = of_q * tl.exp(tl.cumsum(of_g, 0))
+                            other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
+                            other *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
+                            rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
+                        far = dot(own, tl.trans(other), far, EXACT)
+                        own *= tl.exp(tl.sum(rest, 0))[None, :]
+                        read = dot(own, of_state, read, EXACT)
+                    else:
+                        if BACKWARDS:
+                            own = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
+                        else:
+                            own = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
+                        read = dot(own, of_state, read, RIGHT)
+            if not PER_KEY:
                 if BACKWARDS:
-                    following = rows(g, row + 1, at_k, (row + 1 < behind) & (row + 1 < end), in_keys, gt, gk)
-                    own = of_k.to(tl.float32) * tl.exp(tl.cumsum(following, 0, reverse=True))
-                    other = rows(q, t, at_k, in_time & (t >= behind), in_keys, qt, qk).to(tl.float32)
-                    other *= _from_block(g, t, at_k, behind, end, in_keys, gt, gk)
-                    rest = rows(g, t, at_k, in_time & (t >= behind), in_keys, gt, gk)
+                    following = column(g, row + 1, row + 1 < end, gt)
+                    read *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
                 else:
-                    own = of_q * tl.exp(tl.cumsum(of_g, 0))
-                    other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
-                    other *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
-                    rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
-                far = dot(own, tl.trans(other), far, EXACT)
-                own *= tl.exp(tl.sum(rest, 0))[None, :]
-                read = dot(own, state, read, EXACT)
-            else:
-                own = of_q.to(tl.float32)
-                near = dot(of_q, tl.trans(of_k), near, BOTH)
-                read = dot(of_k.to(tl.float32) if BACKWARDS else own, state, read, RIGHT)
-            if HAS_SUMS:
-                total = tl.load(between_sum + at_k, mask=in_keys, other=0.0)
-                summed += tl.sum(own * total[None, :], 1)
-        if not PER_KEY:
-            of_g = column(g, row, in_rows, gt)
-            near *= between_steps(of_g, ROWS)
-            if BACKWARDS:
-                following = column(g, row + 1, row + 1 < end, gt)
-                read *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
-            else:
-                from_start = tl.exp(tl.cumsum(of_g, 0))
-                read *= from_start[:, None]
-                summed *= from_start
-        of_v = rows(v, row, at_v, in_rows, in_values, vt, vc).to(tl.float32)
-        if BACKWARDS:
-            near, far = near * scale, far * scale
+                    read *= tl.exp(tl.cumsum(of_g, 0))[:, None]
+            of_v = _columns(v, sums, row, at_v, in_rows, values, vt, vc, ut, HAS_SUMS, False)
             if PER_KEY:
-                all_v = rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
-                read = dot(far, all_v, read, LEFT)
-            read = dot(tl.trans(near), of_v, read, LEFT)
-            if HAS_W:
+                near, far = near * scale, far * scale
+                if HAS_W and not BACKWARDS:
+                    near *= column(w, row, in_rows, wt)[None, :]
+                    far *= column(w, t, in_time, wt)[None, :]
+            if not BACKWARDS:
+                read *= scale
+            if PER_KEY:
+                read = dot(far, _columns(v, sums, t, at_v, in_time, values, vt, vc, ut, HAS_SUMS, False), read, LEFT)
+            read = dot(tl.trans(near) if BACKWARDS else near, of_v, read, LEFT)
+            if BACKWARDS and HAS_W:
                 read *= column(w, row, in_rows, wt)[:, None]
-        else:
-            near, far, read, summed = near * scale, far * scale, read * scale, summed * scale
-            if HAS_W:
-                near *= column(w, row, in_rows, wt)[None, :]
-                far *= column(w, t, in_time, wt)[None, :]
-            if HAS_SUMS:
-                summed += tl.sum(near, 1)
-                if PER_KEY:
-                    summed += tl.sum(far, 1)
-                tl.store(sums + row * ut, summed, mask=in_rows & (block == 0))
-            if PER_KEY:
-                all_v = rows(v, t, at_v, in_time, in_values, vt, vc).to(tl.float32)
-                read = dot(far, all_v, read, LEFT)
-            read = dot(near, of_v, read, LEFT)
             if HAS_SKIP:
                 read += of_skip[None, :] * of_v
-        tl.store(y + row[:, None] * yt + at_v[None, :] * yc, read, mask=in_rows[:, None] & in_values[None, :])
+            tl.store(y + row[:, None] * yt + at_v[None, :] * yc, read, mask=in_rows[:, None] & in_values[None, :])
+            if HAS_SUMS:
+                summed = tl.sum(tl.where(of_sum[None, :], read, 0.0), 1)
+                tl.store(sums + row * ut, summed, mask=in_rows & (block == values // VALUES))
+        if CARRIED:
+            if HAS_FINAL | (chunk + 1 < chunks):
+                for tile in tl.static_range(TILES):
+                    state = _absorb(
+                        state,
+                        q if BACKWARDS else k,
+                        v,
+                        g,
+                        w,
+                        sums,
+                        begin + (TILES - 1 - tile if BACKWARDS else tile) * TIME,
+                        end,
+                        0,
+                        keys,
+                        at_v,
+                        values,
+                        scale,
+                        qt if BACKWARDS else kt,
+                        qk if BACKWARDS else kk,
+                        vt,
+                        vc,
+                        gt,
+                        gk,
+                        wt,
+                        ut,
+                        TIME,
+                        KEYS,
+                        PER_KEY,
+                        HAS_W and not BACKWARDS,
+                        HAS_SUMS,
+                        BACKWARDS,
+                        RIGHT,
+                        LEFT,
+                        EXACT,
+                    )
+    if HAS_FINAL:
+        final += b * fb + sequence * fs + head * fh
+        final_sum += b * mb + sequence * ms + head * mh
+        for part in tl.static_range(CARRIED):
+            at_k = wide(part * KEYS) + tl.arange(0, KEYS)
+            in_keys = at_k < keys
+            at_final = final + at_k[None, :] * fk + at_v[:, None] * fv
+            tl.store(at_final, state[part], mask=in_keys[None, :] & in_values[:, None])
+            if HAS_SUMS:
+                last_sum = tl.sum(tl.where(of_sum[:, None], state[part], 0.0), 0)
+                tl.store(final_sum + at_k * mk, last_sum, mask=in_keys & (block == values // VALUES))
 
 
 @triton.jit
@@ -403,10 +647,8 @@ def gradients(
     dy,
     dsums,
     errors,  # (batch, length, heads, values): gradients of what v is less the answer of the decayed state to k
-    before,
-    before_sum,
+    before,  # (batch, segments, heads, keys, columns)
     behind,
-    behind_sum,
     dq,  # (batch, length, heads, keys), as dk; dg where it is by key
     dk,
     dg,  # (key blocks, batch, length, heads), as dw
@@ -419,6 +661,7 @@ def gradients(
     heads,
     keys,
     values,
+    columns,
     chunks,
     batch,
     blocks,
@@ -480,12 +723,12 @@ def gradients(
     errors += (b * length * heads + head) * values
     next_errors = wide(heads) * values
     at = (b * chunks + first) * heads + head
-    before += at * keys * values
-    behind += at * keys * values
+    before += at * keys * columns
+    behind += at * keys * columns
     total, total_behind = tl.zeros([KEYS], tl.float32), tl.zeros([KEYS], tl.float32)
     if HAS_SUMS:
-        total += tl.load(before_sum + at * keys + at_k, mask=in_keys, other=0.0)
-        total_behind += tl.load(behind_sum + at * keys + at_k, mask=in_keys, other=0.0)
+        total += tl.load(before + at_k * wide(columns) + values, mask=in_keys, other=0.0)
+        total_behind += tl.load(behind + at_k * wide(columns) + values, mask=in_keys, other=0.0)
     kept = total * total_behind  # what the decay of the whole chunk multiplies
     t = begin + tl.arange(0, STEPS)
     in_time = t < end
@@ -496,7 +739,7 @@ def gradients(
     through = tl.zeros([KEYS], tl.float32)  # of blocks behind this one, what reaches their queries less their keys
     for first_value in range(0, values, VALUES):
         at_v = wide(first_value) + tl.arange(0, VALUES)
-        own = at_k[:, None] * wide(values) + at_v[None, :]
+        own = at_k[:, None] * wide(columns) + at_v[None, :]
         in_state = in_keys[:, None] & (at_v < values)[None, :]
         state = tl.load(before + own, mask=in_state, other=0.0)
         kept += tl.sum(state * tl.load(behind + own, mask=in_state, other=0.0), 1)
@@ -515,7 +758,7 @@ def gradients(
         for first_value in range(0, values, VALUES):
             at_v = wide(first_value) + tl.arange(0, VALUES)
             in_values = at_v < values
-            own = at_k[:, None] * wide(values) + at_v[None, :]
+            own = at_k[:, None] * wide(columns) + at_v[None, :]
             in_state = in_keys[:, None] & in_values[None, :]
             of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
             of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc).to(of_v.dtype)
@@ -633,7 +876,7 @@ def gradients(
                 near = dot(of_dy, tl.trans(of_v), near, OF_VALUES)
                 all_v = rows(v, t, at_v, in_time & (t < first_row), in_values, vt, vc)
                 far = dot(of_dy, tl.trans(all_v), far, OF_VALUES)
-                own = at_k[:, None] * wide(values) + at_v[None, :]
+                own = at_k[:, None] * wide(columns) + at_v[None, :]
                 state = tl.load(before + own, mask=in_keys[:, None] & in_values[None, :], other=0.0)
                 read = dot(of_dy.to(tl.float32), tl.trans(state), read, RIGHT)
                 if HAS_ERRORS:
