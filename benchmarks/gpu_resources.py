@@ -23,6 +23,7 @@ from convscan import _dispatch, _gpu
 from convscan.ops.causal_conv import arguments as conv
 from convscan.ops.causal_conv import backward
 from convscan.ops.causal_conv import step as conv_step
+from convscan.ops.causal_conv.triton import fft_part
 from convscan.ops.gated_delta_rule import api as delta
 from convscan.ops.gated_linear_attention import api as gla_api
 from convscan.ops.linear_attention import api as attention
@@ -124,6 +125,25 @@ def long_convolutions() -> Iterator[tuple[str, Callable[[], None]]]:
         for row, run in rows("causal_conv", conv.problem_of(conv.Operands(x, h), x, kept=kept)):
             if row == name:
                 yield f"{name}, time contiguous, spectrum kept", lambda run=run, given=given: run(*given)
+
+
+def parts_of_spectra() -> Iterator[tuple[str, Callable[[], None]]]:
+    """What it launches where a part of the frequencies is kept: classes of residues, the lowest quarter."""
+    for length, kind in ((4096, "one class of 16"), (4096, "one class of 4"), (2048, "lowest quarter")):
+        flags = torch.zeros(length, dtype=torch.bool)
+        if kind == "lowest quarter":
+            flags[: length // 8 + 1] = flags[1 - length // 8 :] = True
+        else:
+            flags[:: int(kind.split()[-1])] = True
+        x, h = meta(8, length, 256, time_contiguous=True), meta(length, 256)
+        problem = conv.problem_of(conv.Operands(x, h), x)
+        kept, make = fft_part.part_spectra(on_device(problem), flags, False)
+        for row, run in rows("causal_conv", problem._replace(kept=kept)):
+            if row == "triton_fft":
+                spectrum = meta(256, 2, len(fft_part.frequencies_of(kept.part, length)))
+                given = (x, h, None, None, None, None, spectrum, x)
+                yield f"{row}, {kind} of {length} kept", lambda run=run, given=given: run(*given)
+                yield f"{row}, {kind} of {length} kept, its filters", lambda make=make, h=h: make(h)
 
 
 def recurrences() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -246,6 +266,7 @@ def attention_steps() -> Iterator[tuple[str, Callable[[], None]]]:
 SPECIMENS = (
     convolutions,
     long_convolutions,
+    parts_of_spectra,
     recurrences,
     steps,
     selective_scans,

@@ -567,3 +567,20 @@ SELECTIVE_IMPOSTORS: dict[str, Callable[[Selective], Tensor]] = {
     "C conjugated": lambda p: replace(p, C=p.C.conj()).truth(),
     "one state dropped": lambda p: replace(p, C=torch.cat([p.C[..., :-1], 0 * p.C[..., -1:]], -1)).truth(),
 }
+
+
+def masked(x: Tensor, h: Tensor, keep: Tensor) -> Tensor:
+    """A convolution with a part of the filters' spectra: evaluation at the roots of X^2M + 1 above the real axis, a
+    product with what is kept, and interpolation."""
+    x, h = x.double(), h.double()
+    count = keep.shape[0]
+    odd = 2 * torch.arange(count) + 1
+
+    def waves(length: int) -> Tensor:
+        turns = odd[:, None] * torch.arange(length) % (4 * count)  # of 1 / 4M each, whole ones left out
+        angles = -2 * math.pi * turns.double() / (4 * count)
+        return torch.polar(torch.ones_like(angles), angles)
+
+    spectra = (waves(h.shape[0]) @ h.to(torch.complex128)) * keep[:, None]
+    y: Tensor = (waves(x.shape[-2]).conj().T @ (waves(x.shape[-2]) @ x.to(torch.complex128) * spectra)).real / count
+    return y

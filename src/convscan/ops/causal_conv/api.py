@@ -202,8 +202,9 @@ def _describe(
     """The problem of a call of ``causal_conv``."""
     filters, h = (h, h.h) if isinstance(h, FilterSpectrum) else (None, h)
     if filters is not None and filters.keep is not None:
-        expectation = "h must have its whole spectrum: there is one implementation for a part of it, fft"
-        raise ValueError(message("explain", expectation, f"{filters.kept_part:.3g} of it"))
+        remedy = 'Ask for "causal_conv_sparse", with the FilterSpectrum and x'
+        expectation = "h must have its whole spectrum"
+        raise ValueError(message("explain", expectation, f"{filters.kept_part:.3g} of it", remedy))
     rest = (bias, initial_state, pre_gate, post_gate, cu_seqlens, activation, 0, False, precision)
     return describe_call(Operands(x, h, *rest), out, filters=filters)
 

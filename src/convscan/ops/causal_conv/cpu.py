@@ -217,10 +217,10 @@ def prepare_sparse(problem: ConvProblem) -> Callable[[Tensor, Tensor, Tensor], N
         pattern_offset=kept.pattern_offset,
     )
     item = item_bytes(problem.dtype)
-    offsets = problem.offsets or ((0, 0, 0),)
+    offsets = problem.offsets or ((0,) * 7,)
 
     def run(x: Tensor, spectra: Tensor, y: Tensor) -> None:
-        for at_x, _, at_y in offsets:
+        for at_x, *_, at_y in offsets:
             call(x.data_ptr() + item * at_x, spectra.data_ptr(), 0, 0, 0, 0, y.data_ptr() + item * at_y)
 
     return run

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..._dispatch import Implementation, prepared_cache, settings
 from ..._targets import interprets, processor
 from . import torch_fft, triton
-from .problem import ConvProblem, Kept
-from .triton import fft, fft_passes
+from .negacyclic import ascending, transform
+from .problem import ConvProblem, Kept, compute_bytes
+from .triton import fft, fft_part, fft_passes
 
 Make = Callable[[Tensor], Tensor]
 _SPECTRA: dict[str, Callable[[ConvProblem], tuple[int, Make]]] = {
@@ -31,14 +33,15 @@ _CHANNELS = 1024  # that share a filter, for the prediction
 _made: dict[Any, tuple[Kept, Make] | None] = prepared_cache()
 
 
-def _forced() -> str | None:
+def forced() -> str | None:
+    """The one of these implementations that the surrounding settings ask for."""
     now = settings()
     return None if now is None or now.forced not in _SPECTRA else now.forced
 
 
 def is_foreign(h: Tensor) -> bool:
     """Whether spectra of h are kept in one of these forms: on a GPU, or where one is interpreted."""
-    return h.is_cuda or (h.is_cpu and _forced() is not None and interprets())
+    return h.is_cuda or (h.is_cpu and forced() is not None and interprets())
 
 
 def _problem(h: Tensor, length: int, native_dtype: str) -> ConvProblem:
@@ -70,10 +73,25 @@ def plan(h: Tensor, length: int, native_dtype: str, is_bfloat16: bool) -> tuple[
 
     What makes it takes the first ``length`` taps of h, with the strides of h, in the type of a call.
     """
-    key = (h.device, h.shape, h.stride(), length, native_dtype, is_bfloat16, _forced())
+    key = (h.device, h.shape, h.stride(), length, native_dtype, is_bfloat16, forced())
     if key not in _made:
         _made[key] = _plan(h, length, native_dtype, is_bfloat16)
     return _made[key]
+
+
+def plan_part(h: Tensor, length: int, keep: Tensor, native_dtype: str, is_bfloat16: bool) -> tuple[Kept, Make]:
+    """The same where only frequencies with a flag are kept; ``keep`` is on the host."""
+    count, problem = len(keep), _problem(h, length, native_dtype)
+    flags = keep[ascending(count)]
+    if forced() != torch_fft.FORM and not fft_part.part_refusals(problem, count):
+        return fft_part.part_spectra(problem, flags, is_bfloat16)
+    wide = torch.float64 if compute_bytes(problem) == 8 else torch.float32
+
+    def make(h: Tensor) -> Tensor:
+        spectra = transform(h.to(wide), count).mT * flags.to(wide).to(h.device)
+        return torch.view_as_real(spectra.contiguous())
+
+    return Kept(count, is_bfloat16, form=torch_fft.FORM), make
 
 
 def _plan(h: Tensor, length: int, native_dtype: str, is_bfloat16: bool) -> tuple[Kept, Make] | None:
@@ -83,7 +101,7 @@ def _plan(h: Tensor, length: int, native_dtype: str, is_bfloat16: bool) -> tuple
             continue
         points, make = _SPECTRA[row.name](problem)
         kept = Kept(points, is_bfloat16, form=row.name)
-        found.append((row.name != _forced(), row.cost(problem._replace(kept=kept)).seconds, kept, make))
+        found.append((row.name != forced(), row.cost(problem._replace(kept=kept)).seconds, kept, make))
     if not found:
         return None
     _, _, kept, make = min(found, key=lambda one: one[:2])

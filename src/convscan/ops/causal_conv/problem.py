@@ -9,17 +9,26 @@ import torch
 from ..._layout import Triple, order
 
 
+class Part(NamedTuple):
+    """What the transform of a part of the frequencies computes: k = f + N1 (m + N2 l) for first digits f, last digits l
+    and every m between them. N1 and, where there are three factors, N2 and N3 are those of the transform."""
+
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+
+
 class Kept(NamedTuple):
     """Spectra of the filters that were made before: complex points of each, and whether rounded to bfloat16.
 
-    Where a part of them is kept, its pattern lies ``pattern_offset`` bytes behind the first of them. ``form`` is the
-    implementation that reads them, each in an order of its own (forms.py).
+    Where a part of them is kept, its pattern lies ``pattern_offset`` bytes behind the first of them, or it is ``part``.
+    ``form`` is the implementation that reads them, each in an order of its own (forms.py).
     """
 
     points: int
     is_bfloat16: bool
     pattern_offset: int = 0
     form: str = "fft"
+    part: Part | None = None
 
 
 def arithmetic(dtype: str, precision: str) -> str:

@@ -1,12 +1,12 @@
 """Convolutions with filters of which only a part of the spectrum is kept: natively, and by PyTorch's own transforms.
 
-Everything is modulo X^2M + 1: the transform of 2M real samples x is that of the M complex numbers
-(x[n] + i x[n+M]) exp(iπ n / 2M), whose frequencies (k - 1/4) / M stand for themselves and their conjugates.
+Everything is modulo X^2M + 1 (negacyclic.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,32 +15,25 @@ from torch import Tensor
 from ... import _native
 from ..._calls import Calls, empty_like
 from ..._dispatch import Cost, Implementation, register
-from ..._layout import Triple, dtype_name, fold
+from ..._layout import dtype_name, fold
 from ..._library import is_watched
-from . import cpu
-from .problem import ConvProblem, arithmetic
-from .spectrum import FilterSpectrum, ascending, first_taps
+from ..._targets import processor
+from ...tuning.gpu import Work, cost
+from . import cpu, torch_fft
+from .arguments import Run
+from .derivatives import reduce_filter
+from .negacyclic import ascending, inverse, transform
+from .problem import ConvProblem, arithmetic, compute_bytes
+from .spectrum import FilterSpectrum, first_taps
+from .triton import fft
+from .triton.arguments import unit
 
 # ---- by PyTorch ----
 
 
-def _turns(count: int, like: Tensor) -> Tensor:
-    kind = torch.complex128 if like.dtype == torch.float64 else torch.complex64
-    angle = torch.arange(count, dtype=torch.float64, device=like.device) * (math.pi / (2 * count))
-    turns: Tensor = torch.polar(torch.ones_like(angle), angle).to(kind)[:, None]
-    return turns
-
-
-def _transform(x: Tensor, count: int) -> Tensor:
-    """(..., L, D) to (..., M, D), in the order of k."""
-    x = torch.nn.functional.pad(x, (0, 0, 0, 2 * count - x.shape[-2]))
-    z: Tensor = torch.fft.fft(torch.complex(x[..., :count, :], x[..., count:, :]) * _turns(count, x), dim=-2)
-    return z
-
-
-def _inverse(z: Tensor, count: int, length: int) -> Tensor:
-    z = torch.fft.ifft(z, dim=-2) * _turns(count, z.real).conj()
-    return torch.cat([z.real, z.imag], -2)[..., :length, :]
+def _for_each(h: Tensor, x: Tensor) -> Tensor:
+    """The filter of each channel, or the one for all."""
+    return h if h.shape[-1] == 1 else h.repeat_interleave(x.shape[-1] // h.shape[-1], -1)
 
 
 def _product(a: Tensor, b: Tensor, keep: Tensor, length: int, precision: str) -> Tensor:
@@ -48,26 +41,25 @@ def _product(a: Tensor, b: Tensor, keep: Tensor, length: int, precision: str) ->
     count, dtype = keep.shape[0], a.dtype
     wide = torch.float64 if dtype == torch.float64 or precision == "high" else torch.float32
     part = keep[ascending(count).to(keep.device)].to(wide)[:, None]
-    z = _transform(a.to(wide), count) * _transform(b.to(wide), count).conj() * part
-    return _inverse(z, count, length)
+    z = transform(a.to(wide), count) * transform(b.to(wide), count).conj() * part
+    return inverse(z, count, length)
 
 
 def _convolve(x: Tensor, h: Tensor, keep: Tensor, transposed: bool, precision: str) -> Tensor:
     count, length = keep.shape[0], x.shape[-2]
     if transposed:
-        return _product(x, h, keep, length, precision).to(x.dtype)
+        return _product(x, _for_each(h, x), keep, length, precision).to(x.dtype)
     wide = torch.float64 if x.dtype == torch.float64 or precision == "high" else torch.float32
     part = keep[ascending(count).to(keep.device)].to(wide)[:, None]
-    z = _transform(x.to(wide), count) * (_transform(h.to(wide), count) * part)
-    return _inverse(z, count, length).to(x.dtype)
+    z = transform(x.to(wide), count) * (transform(_for_each(h, x).to(wide), count) * part)
+    return inverse(z, count, length).to(x.dtype)
 
 
 def _filter_gradient(x: Tensor, dz: Tensor, h: Tensor, keep: Tensor, precision: str) -> Tensor:
-    dh = _product(dz, x, keep, h.shape[0], precision).sum_to_size(h.shape[0], h.shape[1])
-    return dh.to(h.dtype)
+    return reduce_filter(_product(dz, x, keep, h.shape[0], precision), h)
 
 
-# ---- natively ----
+# ---- with spectra that are kept ----
 
 
 class SparseProblem(NamedTuple):
@@ -80,21 +72,71 @@ class SparseProblem(NamedTuple):
         return f"{self.conv}, of frequencies about {self.eighths} in 8 kept"
 
 
-def _cost(problem: SparseProblem) -> Cost:
-    whole = cpu.ROWS[[row.name for row in cpu.ROWS].index("fft")].cost(problem.conv)
+def _order_refusals(form: str) -> Callable[[SparseProblem], list[str]]:
+    def why_not(problem: SparseProblem) -> list[str]:
+        kept = problem.conv.kept
+        return [] if kept is None or kept.form == form else ["reads spectra in an order of its own"]
+
+    return why_not
+
+
+def _native_cost(problem: SparseProblem) -> Cost:
+    whole = next(row for row in cpu.ROWS if row.name == "fft").cost(problem.conv)
     return Cost(whole.seconds * (4 + problem.eighths) / 12, whole.workspace_bytes)
 
 
-ROWS = (Implementation("fft", "cpu", lambda problem: [], _cost, lambda problem: cpu.prepare_sparse(problem.conv)),)
+def _prepare_triton(problem: SparseProblem) -> Run:
+    run = fft.prepare_fft(problem.conv)
+    return lambda x, spectra, y: run(x, spectra, None, None, None, None, y, spectrum=spectra)
+
+
+def _torch_cost(problem: SparseProblem) -> Cost:
+    conv = problem.conv
+    assert conv.kept is not None
+    item, points, rows = 2.0 * compute_bytes(conv), conv.kept.points, conv.batch * conv.turns * conv.channels
+    # Two transforms in two passes each, four products and two copies, of complex numbers.
+    moved, flops = item * points * rows * 2 * (4 + 4 + 2), 10 * points * rows * math.log2(points)
+    steps = (Work(moved / 8, flops / 8, unit(conv)),) * 8
+    return cost(conv.device, conv.isa, 4 * item * points * rows, *steps)
+
+
+def _prepare_torch(problem: SparseProblem) -> Run:
+    conv = problem.conv
+    wide = torch.float64 if compute_bytes(conv) == 8 else torch.float32
+
+    def run(x: Tensor, spectra: Tensor, y: Tensor) -> None:
+        count, length = spectra.shape[1], x.shape[-2]
+        factors = _for_each(torch.view_as_complex(spectra.to(wide)).mT, x)
+        z = transform(x.to(wide), count) * (factors.conj() if conv.transposed else factors)
+        y.copy_(inverse(z, count, length))
+
+    return run
+
+
+ROWS = (
+    Implementation(
+        "fft", "cpu", _order_refusals("fft"), _native_cost, lambda problem: cpu.prepare_sparse(problem.conv)
+    ),
+    Implementation(
+        "triton_fft", "triton", _order_refusals(fft.FORM), lambda problem: fft.fft_cost(problem.conv), _prepare_triton
+    ),
+    Implementation("torch_fft", "any", _order_refusals(torch_fft.FORM), _torch_cost, _prepare_torch),
+)
 _calls = Calls("causal_conv_sparse")
 
 
-def _problem(filters: FilterSpectrum, x: Tensor, transposed: bool, precision: str, y: Tensor) -> SparseProblem:
-    leading = fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in (x, x, y)])
+def _problem(
+    filters: FilterSpectrum,
+    x: Tensor,
+    transposed: bool = False,
+    precision: str = "default",
+    y: Tensor | None = None,
+) -> SparseProblem:
+    y = torch.empty_like(x) if y is None else y
+    # In the order of what a convolution takes; of what is not there, nothing moves.
+    absent = (0,) * (x.ndim - 2)
+    leading = fold(x.shape[:-2], [x.stride()[:-2], *(absent,) * 5, y.stride()[:-2]])
     (length, channels), h = x.shape[-2:], filters.h
-    steps: list[Triple] = [
-        (batch, t.stride(-2), t.stride(-1)) for batch, t in zip(leading.strides, (x, x, y), strict=True)
-    ]
     conv = ConvProblem(
         device=x.device.type,
         dtype=dtype_name(x.dtype),
@@ -102,16 +144,16 @@ def _problem(filters: FilterSpectrum, x: Tensor, transposed: bool, precision: st
         length=length,
         channels=channels,
         taps=min(h.shape[0], filters.length),
-        x=steps[0],
+        x=(leading.strides[0], x.stride(-2), x.stride(-1)),
         h=(1, 1 if h.shape[1] > 1 else 0),
-        y=steps[2],
+        y=(leading.strides[6], y.stride(-2), y.stride(-1)),
         bias=None,
         state=None,
         activation=None,
         transposed=transposed,
         offsets=leading.offsets,
         threads=_native.thread_count(),
-        isa=_native.isa(),
+        isa=processor(x.device),
         precision=precision,
         kept=filters.plan(arithmetic(dtype_name(x.dtype), precision)),
         group=channels // h.shape[1] if h.shape[1] > 1 else 1,
@@ -121,7 +163,8 @@ def _problem(filters: FilterSpectrum, x: Tensor, transposed: bool, precision: st
 
 def _run(filters: FilterSpectrum, x: Tensor, spectra: Tensor, transposed: bool, precision: str) -> Tensor:
     y = empty_like(x)
-    variant = (transposed, precision, filters.h.shape, filters.length, filters.storage)
+    place = filters.form(arithmetic(dtype_name(x.dtype), precision))
+    variant = (transposed, precision, filters.h.shape, filters.length, filters.storage, place)
     _calls.run(variant, x, spectra, y, problem=lambda: _problem(filters, x, transposed, precision, y), strict=False)
     return y
 
@@ -171,7 +214,7 @@ def convolve(filters: FilterSpectrum, x: Tensor, h: Tensor, precision: str) -> T
     assert keep is not None
     if x.numel() == 0:
         return x * h.sum()  # nothing, but with the gradients that nothing has
-    if is_watched() or not x.is_cpu:
+    if is_watched() or not (x.is_cpu or x.is_cuda):
         return _convolve(x, h, keep, False, precision)
     spectra = filters.spectrum(h, arithmetic(dtype_name(x.dtype), precision))
     assert spectra is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,29 +13,12 @@ from ..._checks import shape_text
 from ..._errors import message
 from ..._gpu import Shared, is_capturing
 from . import forms
+from .negacyclic import ascending, points
 from .problem import Kept
 from .transforms import kept_transform_length
 
 STORAGES = (None, torch.bfloat16)
-_UNIT = 512  # a multiple of every instruction set's unit, so that frequencies are the same on all
-
 Keep = float | tuple[float, float] | Tensor
-
-
-@lru_cache
-def points(taps: int, length: int) -> int:
-    """M, the complex points of transforms of which a part is kept."""
-    least = math.ceil((length + min(taps, length) - 1) / 2 / _UNIT)
-    sizes = (2**a * 3**b * 5**c for a in range(40) for b in range(6) for c in range(4))
-    smallest: int = min(size for size in sizes if size >= least)
-    return _UNIT * smallest
-
-
-def ascending(count: int) -> Tensor:
-    """The place in ascending order of each frequency (k - 1/4) / M of a transform: those of the upper half stand for
-    their conjugates."""
-    k = torch.arange(count)
-    return torch.where(2 * k - 1 < count, (2 * k - 1).clamp(min=0), 2 * (count - k))
 
 
 def first_taps(filters: FilterSpectrum, h: Tensor) -> Tensor:
@@ -117,6 +98,8 @@ class FilterSpectrum(torch.nn.Module):
         self.register_buffer("keep", None if keep is None else self._flags(keep), persistent=False)
         # What it was made for and of, the spectrum, and the memory of h, so that no other h gets the same address.
         self._kept: tuple[Any, Tensor, Shared, Tensor] | None = None
+        # The flags that plans of a part were made for, and these.
+        self._parts: tuple[Any, dict[Any, tuple[Kept, forms.Make]]] | None = None
         self._captured: list[Tensor] = []  # what CUDA graphs read, which do not own it
 
     @staticmethod
@@ -163,7 +146,7 @@ class FilterSpectrum(torch.nn.Module):
         return 1.0 if self.keep is None else float(self.keep.float().mean())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "_captured": []}
+        return {**self.__dict__, "_kept": None, "_parts": None, "_captured": []}
 
     @property
     def nbytes(self) -> int:
@@ -173,14 +156,18 @@ class FilterSpectrum(torch.nn.Module):
     def plan(self, native_dtype: str) -> Kept | None:
         """The transform for calls with this arithmetic; None where none is long enough."""
         is_rounded = self.storage is not None
+        if forms.is_foreign(self.h):
+            found = self._foreign(self.h, native_dtype)
+            return None if found is None else found[0]
         if self.keep is not None:
             count = self.keep.shape[0]
             return Kept(count, is_rounded, self.h.shape[1] * _native.spectrum_bytes(count, native_dtype, is_rounded))
-        if forms.is_foreign(self.h):
-            found = forms.plan(self.h, self.length, native_dtype, is_rounded)
-            return None if found is None else found[0]
         count = kept_transform_length(self.length, min(self.h.shape[0], self.length), native_dtype)
         return None if count == 0 else Kept(count, is_rounded)
+
+    def form(self, native_dtype: str) -> Kept | str | None:
+        """What the spectrum depends on of the place that makes it."""
+        return self.plan(native_dtype) if forms.is_foreign(self.h) else _native.isa()
 
     def ready(self, length: int, native_dtype: str) -> Tensor | None:
         """The spectrum for signals of that length where it has been made, of all taps and for all frequencies."""
@@ -194,8 +181,15 @@ class FilterSpectrum(torch.nn.Module):
         if source.is_inference() or (keep is not None and keep.is_inference()):
             return None
         part = None if keep is None else (keep._version, keep.data_ptr())
-        place = self.plan(native_dtype) if keep is None and forms.is_foreign(source) else _native.isa()
-        return native_dtype, place, source._version, source.data_ptr(), self.length, self.storage, part
+        return (
+            native_dtype,
+            self.form(native_dtype),
+            source._version,
+            source.data_ptr(),
+            self.length,
+            self.storage,
+            part,
+        )
 
     def _made(self, key: Any) -> Tensor | None:
         kept = self._kept
@@ -216,8 +210,11 @@ class FilterSpectrum(torch.nn.Module):
         made_before = self._made(key)
         if made_before is not None:
             return made_before
-        if keep is None and forms.is_foreign(source):
-            return self._keep(key, self._foreign(h.detach().resolve_neg(), native_dtype))
+        if forms.is_foreign(source):
+            h = h.detach().resolve_neg()
+            found = self._foreign(h, native_dtype)
+            made = None if found is None else found[1](h)
+            return self._keep(key, made if made is None or self.storage is None else made.to(self.storage))
         plan = self.plan(native_dtype)
         if plan is None:
             return None
@@ -246,13 +243,19 @@ class FilterSpectrum(torch.nn.Module):
         )
         return self._keep(key, made)
 
-    def _foreign(self, h: Tensor, native_dtype: str) -> Tensor | None:
-        """The spectra in the form of a GPU's implementation."""
-        found = forms.plan(h, self.length, native_dtype, self.storage is not None)
-        if found is None:
-            return None
-        made = found[1](h)
-        return made if self.storage is None else made.to(self.storage)
+    def _foreign(self, h: Tensor, native_dtype: str) -> tuple[Kept, forms.Make] | None:
+        """What is kept in the form of a GPU's implementation, and what makes it of h."""
+        keep, is_rounded = self.keep, self.storage is not None
+        if keep is None:
+            return forms.plan(h, self.length, native_dtype, is_rounded)
+        flags = None if keep.is_inference() else (keep._version, keep.data_ptr())
+        key = (h.device, h.shape, h.stride(), self.length, native_dtype, is_rounded, forms.forced())
+        if flags is None or self._parts is None or self._parts[0] != flags:
+            self._parts = (flags, {})
+        plans = self._parts[1]
+        if key not in plans:  # looking at the flags waits for the device, once
+            plans[key] = forms.plan_part(h, self.length, keep.cpu(), native_dtype, is_rounded)
+        return plans[key]
 
     def _keep(self, key: Any, made: Tensor | None) -> Tensor | None:
         # What is captured has not been computed, so that no other call may read it.

@@ -73,98 +73,156 @@ def _levelled(re, im):
 
 @triton.jit
 def _step(
-    matrix, twiddles, re, im, N: tl.constexpr, REST: tl.constexpr, TWIDDLED: tl.constexpr, PRECISION: tl.constexpr
-):
-    """One factor forwards: (N, REST) to (REST, N)."""
-    k, n, rest = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, REST)[None, :]
-    f, g = tl.load(matrix + k * N + n), tl.load(matrix + N * N + k * N + n)
-    re, im = _product(f, g, re, im, PRECISION)
+    matrix, twiddles, re, im, ROWS: tl.constexpr, N: tl.constexpr, REST: tl.constexpr, TWIDDLED: tl.constexpr,
+    IS_REAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One factor forwards, of its N frequencies ROWS: (N, REST) to (REST, ROWS). IS_REAL says that im is zero."""
+    k, n, rest = tl.arange(0, ROWS)[:, None], tl.arange(0, N)[None, :], tl.arange(0, REST)[None, :]
+    f, g = tl.load(matrix + k * N + n), tl.load(matrix + ROWS * N + k * N + n)
+    if IS_REAL:
+        zeros = tl.zeros([ROWS, REST], tl.float32)
+        re, im = dot(f, re, zeros, PRECISION), dot(g, re, zeros, PRECISION)
+    else:
+        re, im = _product(f, g, re, im, PRECISION)
     if TWIDDLED:
-        c, s = tl.load(twiddles + k * REST + rest), tl.load(twiddles + N * REST + k * REST + rest)
+        c, s = tl.load(twiddles + k * REST + rest), tl.load(twiddles + ROWS * REST + k * REST + rest)
         re, im = re * c - im * s, re * s + im * c
     return tl.trans(re), tl.trans(im)
 
 
 @triton.jit
-def _step_back(
-    matrix, twiddles, re, im, N: tl.constexpr, REST: tl.constexpr, TWIDDLED: tl.constexpr, PRECISION: tl.constexpr
-):
-    """The conjugate transpose of ``_step``: (REST, N) to (N, REST)."""
-    re, im = tl.trans(re), tl.trans(im)
-    k, n, rest = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, REST)[None, :]
-    if TWIDDLED:
-        c, s = tl.load(twiddles + k * REST + rest), tl.load(twiddles + N * REST + k * REST + rest)
-        re, im = re * c + im * s, im * c - re * s
-    # Transposed by its addresses, conjugated by its sign.
-    f, g = tl.load(matrix + n * N + k), -tl.load(matrix + N * N + n * N + k)
-    return _product(f, g, re, im, PRECISION)
+def _repeated(x, ROWS: tl.constexpr, REST: tl.constexpr):
+    """(ROWS, REST) as often as makes 16 rows, the least that a product sums over."""
+    return tl.reshape(tl.broadcast_to(x[None, :, :], [16 // ROWS, ROWS, REST]), [16, REST])
 
 
 @triton.jit
-def _zero(tables, N1: tl.constexpr):
+def _step_back(
+    matrix, twiddles, re, im, ROWS: tl.constexpr, N: tl.constexpr, REST: tl.constexpr, TWIDDLED: tl.constexpr,
+    IS_REAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The conjugate transpose of ``_step``: (REST, ROWS) to (N, REST). IS_REAL says that nobody needs im."""
+    re, im = tl.trans(re), tl.trans(im)
+    SUMMED: tl.constexpr = ROWS if ROWS > 16 else 16
+    row, rest = tl.arange(0, ROWS)[:, None], tl.arange(0, REST)[None, :]
+    k, n = tl.arange(0, N)[:, None], tl.arange(0, SUMMED)[None, :]
+    if TWIDDLED:
+        c, s = tl.load(twiddles + row * REST + rest), tl.load(twiddles + ROWS * REST + row * REST + rest)
+        re, im = re * c + im * s, im * c - re * s
+    # Transposed by its addresses, conjugated by its sign.
+    if ROWS < 16:
+        re, im = _repeated(re, ROWS, REST), _repeated(im, ROWS, REST)
+        f, g = tl.load(matrix + n * N + k, mask=n < ROWS, other=0.0), -tl.load(
+            matrix + ROWS * N + n * N + k, mask=n < ROWS, other=0.0)  # fmt: skip
+    else:
+        f, g = tl.load(matrix + n * N + k), -tl.load(matrix + ROWS * N + n * N + k)
+    if IS_REAL:
+        re = dot(f, re, tl.zeros([N, REST], tl.float32), PRECISION)
+        re = dot(-g, im, re, PRECISION)
+        im = re
+    else:
+        re, im = _product(f, g, re, im, PRECISION)
+    return re, im
+
+
+@triton.jit
+def _zero(tables, ROWS: tl.constexpr, N1: tl.constexpr):
     """Zero, which the compiler does not know: the sine of the first table's first angle.
 
     With it added, what is computed from places is computed anew. Offsets, masks and twiddles would else be kept from
     one use to the next, or from before a loop, in registers that the transforms need: 1264 bytes of a thread's were
     spilled in ``convolution`` with every option, where none are now."""
-    return tl.load(tables + N1 * N1, volatile=True).to(tl.int32)
+    return tl.load(tables + ROWS * N1, volatile=True).to(tl.int32)
+
+
+# A frequency k = k1 + N1 (k2 + N2 k3) is what the steps leave of it, digit after digit. A transform of a part of the
+# frequencies has FIRST of the digits of the first step and LAST of those of the last one: their tables have no others.
+# What FIRST leaves out is out of every step behind the first, what LAST leaves out is out of the last.
 
 
 @triton.jit
-def _forward(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
-    """(N1, N2 N3) to frequencies, as (N1 N2, N3) or (N1, N2)."""
-    M: tl.constexpr = N1 * N2 * N3
-    tables += _zero(tables, N1)
-    second = tables + 2 * N1 * N1 + 2 * M
-    re, im = _step(tables, tables + 2 * N1 * N1, re, im, N1, N2 * N3, True, PRECISION)
-    re, im = tl.reshape(re, [N2, N3 * N1]), tl.reshape(im, [N2, N3 * N1])
-    re, im = _step(second, second + 2 * N2 * N2, re, im, N2, N3 * N1, N3 > 1, PRECISION)
+def _forward_part(
+    tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    IS_REAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(N1, N2 N3), with IS_REAL real ones, to frequencies, as (FIRST N2, LAST) or (FIRST, LAST)."""
+    tables += _zero(tables, FIRST, N1)
+    second = tables + 2 * FIRST * N1 + 2 * FIRST * N2 * N3
+    re, im = _step(tables, tables + 2 * FIRST * N1, re, im, FIRST, N1, N2 * N3, True, IS_REAL, PRECISION)
+    re, im = tl.reshape(re, [N2, N3 * FIRST]), tl.reshape(im, [N2, N3 * FIRST])
+    ROWS: tl.constexpr = N2 if N3 > 1 else LAST
+    re, im = _step(second, second + 2 * ROWS * N2, re, im, ROWS, N2, N3 * FIRST, N3 > 1, False, PRECISION)
     if N3 > 1:
-        third = second + 2 * N2 * N2 + 2 * M
-        re, im = tl.reshape(re, [N3, N1 * N2]), tl.reshape(im, [N3, N1 * N2])
-        re, im = _step(third, third, re, im, N3, N1 * N2, False, PRECISION)
+        third = second + 2 * N2 * N2 + 2 * FIRST * N2 * N3
+        re, im = tl.reshape(re, [N3, FIRST * N2]), tl.reshape(im, [N3, FIRST * N2])
+        re, im = _step(third, third, re, im, LAST, N3, FIRST * N2, False, False, PRECISION)
     return re, im
 
 
 @triton.jit
-def _back(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
-    M: tl.constexpr = N1 * N2 * N3
-    tables += _zero(tables, N1)
-    second = tables + 2 * N1 * N1 + 2 * M
+def _back_part(
+    tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    IS_REAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The way back, with IS_REAL of the real parts alone."""
+    tables += _zero(tables, FIRST, N1)
+    second = tables + 2 * FIRST * N1 + 2 * FIRST * N2 * N3
     if N3 > 1:
-        third = second + 2 * N2 * N2 + 2 * M
-        re, im = _step_back(third, third, re, im, N3, N1 * N2, False, PRECISION)
-        re, im = tl.reshape(re, [N3 * N1, N2]), tl.reshape(im, [N3 * N1, N2])
-    re, im = _step_back(second, second + 2 * N2 * N2, re, im, N2, N3 * N1, N3 > 1, PRECISION)
-    re, im = tl.reshape(re, [N2 * N3, N1]), tl.reshape(im, [N2 * N3, N1])
-    return _step_back(tables, tables + 2 * N1 * N1, re, im, N1, N2 * N3, True, PRECISION)
+        third = second + 2 * N2 * N2 + 2 * FIRST * N2 * N3
+        re, im = _step_back(third, third, re, im, LAST, N3, FIRST * N2, False, False, PRECISION)
+        re, im = tl.reshape(re, [N3 * FIRST, N2]), tl.reshape(im, [N3 * FIRST, N2])
+    ROWS: tl.constexpr = N2 if N3 > 1 else LAST
+    re, im = _step_back(second, second + 2 * ROWS * N2, re, im, ROWS, N2, N3 * FIRST, N3 > 1, False, PRECISION)
+    re, im = tl.reshape(re, [N2 * N3, FIRST]), tl.reshape(im, [N2 * N3, FIRST])
+    return _step_back(tables, tables + 2 * FIRST * N1, re, im, FIRST, N1, N2 * N3, True, IS_REAL, PRECISION)
+
+
+@triton.jit
+def _forward(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
+    """(N1, N2 N3) to all frequencies, as (N1 N2, N3) or (N1, N2)."""
+    return _forward_part(tables, re, im, N1, N2, N3, N1, N3 if N3 > 1 else N2, False, PRECISION)
+
+
+@triton.jit
+def _back(tables, re, im, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
+    return _back_part(tables, re, im, N1, N2, N3, N1, N3 if N3 > 1 else N2, False, PRECISION)
 
 
 @triton.jit
 def _frequencies(N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr):
     """Where each frequency of ``_forward`` is stored."""
     COLUMNS: tl.constexpr = N3 if N3 > 1 else N2
-    M: tl.constexpr = N1 * N2 * N3
-    return tl.arange(0, M // COLUMNS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return _grid(N1 * N2 * N3 // COLUMNS, COLUMNS)
+
+
+@triton.jit
+def _grid(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Places of a matrix that is stored by rows."""
+    return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
 def spectra(
     h, tables, spectrum, taps, channels, batch_stride, hk, hc,
-    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    IS_REAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The transform of a filter in each program, over M: real parts, then imaginary ones."""
+    """The transform of a filter in each program, over M: real parts, then imaginary ones. IS_REAL says that no filter
+    has more than M taps."""
     program = tl.program_id(0)
     c, b = program % channels, program // channels
     M: tl.constexpr = N1 * N2 * N3
     n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
     h += wide(b) * batch_stride + wide(c) * hc
     re = tl.load(h + wide(n) * hk, mask=n < taps, other=0.0).to(tl.float32)
-    im = tl.load(h + wide(n + M) * hk, mask=n + M < taps, other=0.0).to(tl.float32)
-    re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
-    at = spectrum + wide(program) * (2 * M) + _frequencies(N1, N2, N3)
+    im = re
+    if not IS_REAL:
+        im = tl.load(h + wide(n + M) * hk, mask=n + M < taps, other=0.0).to(tl.float32)
+    re, im = _forward_part(tables, re, im, N1, N2, N3, FIRST, LAST, IS_REAL, PRECISION)
+    ROWS: tl.constexpr = FIRST * N2 if N3 > 1 else FIRST
+    at = spectrum + wide(program) * (2 * ROWS * LAST) + _grid(ROWS, LAST)
     tl.store(at, re * (1.0 / M))
-    tl.store(at + M, im * (1.0 / M))
+    tl.store(at + ROWS * LAST, im * (1.0 / M))
 
 
 @triton.jit
@@ -174,10 +232,15 @@ def _index(first, MOST: tl.constexpr):
 
 
 @triton.jit
-def _places(tables, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, FAR: tl.constexpr):
+def _places_part(tables, FIRST: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, FAR: tl.constexpr):
     """The places of a block's samples, as 64 bits where strides carry them further than 32 bits reach."""
-    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :] + _zero(tables, N1)
+    n = _grid(N1, N2 * N3) + _zero(tables, FIRST, N1)
     return n.to(tl.int64) if FAR else n
+
+
+@triton.jit
+def _places(tables, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, FAR: tl.constexpr):
+    return _places_part(tables, N1, N1, N2, N3, FAR)
 
 
 @triton.jit
@@ -245,6 +308,9 @@ def convolution(
     N1: tl.constexpr,
     N2: tl.constexpr,
     N3: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    IS_REAL: tl.constexpr,  # one block of no more than M samples, which begins with the first
     CHANNELS: tl.constexpr,  # one after another
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -257,6 +323,7 @@ def convolution(
 ):
     program = tl.program_id(0)
     M: tl.constexpr = N1 * N2 * N3
+    ROWS: tl.constexpr = FIRST * N2 if N3 > 1 else FIRST
     ct = program % channel_tiles
     block = (program // channel_tiles) % blocks
     b = wide(program // (channel_tiles * blocks))
@@ -268,21 +335,24 @@ def convolution(
         if c < channels:
             of_x, of_pre, of_state = x + b * xb + c * xc, pre + b * pb + c * pc, state + b * sb + c * sc
             start = t + origin
-            n = _places(tables, N1, N2, N3, FAR)
+            n = _places_part(tables, FIRST, N1, N2, N3, FAR)
             re = _samples(of_x, of_pre, of_state, n, start, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
-            im = _samples(of_x, of_pre, of_state, n + M, start, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
-            re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
-            at = spectrum + (b * filters + c // group) * (2 * M) + _frequencies(N1, N2, N3)
-            p, q = tl.load(at).to(tl.float32), tl.load(at + M).to(tl.float32)
+            im = re
+            if not IS_REAL:
+                im = _samples(of_x, of_pre, of_state, n + M, start, length, taps, xt, pt, st, 2 * M, HAS_PRE, HAS_STATE)
+            re, im = _forward_part(tables, re, im, N1, N2, N3, FIRST, LAST, IS_REAL, PRECISION)
+            at = spectrum + (b * filters + c // group) * (2 * ROWS * LAST) + _grid(ROWS, LAST)
+            p, q = tl.load(at).to(tl.float32), tl.load(at + ROWS * LAST).to(tl.float32)
             re, im = re * p - im * q, re * q + im * p
-            re, im = _back(tables, re, im, N1, N2, N3, PRECISION)
+            re, im = _back_part(tables, re, im, N1, N2, N3, FIRST, LAST, IS_REAL, PRECISION)
             shift = 0.0
             if HAS_BIAS:
                 shift = tl.load(bias + b * bb + c * bc).to(tl.float32)
-            n = _places(tables, N1, N2, N3, FAR)
+            n = _places_part(tables, FIRST, N1, N2, N3, FAR)
             of_post, of_y = post + b * qb + t * qt + c * qc, y + b * yb + t * yt + c * yc
             _write(re, n, taps - 1, high, shift, of_post, of_y, qt, yt, ACTIVATION, HAS_BIAS, HAS_POST)
-            _write(im, n + M, taps - 1, high, shift, of_post, of_y, qt, yt, ACTIVATION, HAS_BIAS, HAS_POST)
+            if not IS_REAL:
+                _write(im, n + M, taps - 1, high, shift, of_post, of_y, qt, yt, ACTIVATION, HAS_BIAS, HAS_POST)
 
 
 @triton.jit

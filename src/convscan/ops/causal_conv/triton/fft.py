@@ -14,7 +14,7 @@ from ...._gpu import ceil_div, launch, power_of_two
 from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
-from ..problem import ConvProblem, FilterGradientProblem, item_bytes, kept_for, samples_of
+from ..problem import ConvProblem, FilterGradientProblem, Part, item_bytes, kept_for, samples_of
 from .arguments import Arguments, GradientArguments, bytes_moved, filter_gradient, gpu_of
 from .toeplitz import toeplitz_refusals
 
@@ -30,16 +30,25 @@ def factors(points: int) -> tuple[int, int, int]:
     return first, points // first, 1
 
 
+def whole(points: int) -> Part:
+    """All frequencies."""
+    first, second, third = factors(points)
+    return Part(tuple(range(first)), tuple(range(third if third > 1 else second)))
+
+
 @lru_cache(maxsize=32)
-def _tables(points: int, device: torch.device, is_weighted: bool = True) -> Tensor:
+def _tables(points: int, device: torch.device, is_weighted: bool = True, part: Part | None = None) -> Tensor:
     """For each factor N of ``triton_fft`` its matrix (N, N) and, but for the last, its twiddles (N, points / N), each
-    as real and imaginary parts. Angles are exact before they are rounded."""
+    as real and imaginary parts; of a part of the frequencies with the rows of its digits, and the columns that are left
+    by them. Angles are exact before they are rounded."""
     sizes = [n for n in factors(points) if n > 1]
     parts: list[Tensor] = []
     left, before = points, 1
-    for index, n in enumerate(sizes):
-        k, rest = torch.arange(n)[:, None], left // n
-        columns = torch.arange(points // n)[None, :] // before
+    first, last = part or whole(points)
+    digits = [first, *(tuple(range(n)) for n in sizes[1:-1]), last]
+    for index, (n, rows) in enumerate(zip(sizes, digits, strict=True)):
+        k, rest = torch.tensor(rows)[:, None], left // n
+        columns = torch.arange(rest * before)[None, :] // before
         # In units of a quarter turn divided by the points, modulo a whole one.
         matrix = -4 * k * torch.arange(n)[None, :] * (points // n)
         twiddles = -4 * k * columns * (points // left)
@@ -49,7 +58,7 @@ def _tables(points: int, device: torch.device, is_weighted: bool = True) -> Tens
         for table in (matrix, twiddles) if index + 1 < len(sizes) else (matrix,):
             angle = (table % (4 * points)).double() * (math.pi / (2 * points))
             parts += [angle.cos().flatten(), angle.sin().flatten()]
-        left, before = rest, before * n
+        left, before = rest, before * len(rows)
     return torch.cat(parts).float().to(device)
 
 
@@ -101,6 +110,16 @@ class FftPlan:
         self.factors = factors(self.points)
         self.warps = max(1, min(configuration(gpu_of(problem), "conv.fft")["warps"], self.points // 256))
         self.blocks = ceil_div(problem.length, 2 * self.points - problem.taps + 1)
+        # Of one block that nothing comes before, the first sample may be the first of the transform: then all of a
+        # signal of up to half its samples are real parts, and so is the result.
+        kept = kept_for(FORM, problem)
+        state, origin = problem.state, problem.origin
+        self.is_first = isinstance(problem, ConvProblem) and self.blocks == 1 and state is None and origin == 0
+        self.is_real = self.is_first and problem.length <= self.points
+        self.part = None if kept is None else kept.part
+        if self.part is not None:
+            # A tile of eight columns is the least that a warp multiplies: what is left of them is for fewer warps.
+            self.warps = min(self.warps, max(4, self.frequencies // 128))
         self.channels = 1
         if order(problem.x) == "channel":
             self.channels = max(1, min(problem.channels, 32 // item_bytes(problem.dtype)))
@@ -115,13 +134,38 @@ class FftPlan:
         """The factors, as kernels take them."""
         return dict(zip(("N1", "N2", "N3"), self.factors, strict=True))
 
+    @property
+    def digits(self) -> dict[str, int]:
+        """How many digits of the first and of the last step are computed."""
+        first, last = self.part or whole(self.points)
+        return {"FIRST": len(first), "LAST": len(last)}
+
+    def flops(self, *, is_real: bool) -> float:
+        """Of one transform by products of matrices, of which 16 rows are the least; with real samples the first step
+        has half of them."""
+        digits, done = self.digits, 1
+        sizes, total = [n for n in self.factors if n > 1], 0.0
+        for index, n in enumerate(sizes):
+            rows = digits["FIRST"] if index == 0 else digits["LAST"] if index + 1 == len(sizes) else n
+            columns = done * math.prod(sizes[index + 1 :])
+            total += (4.0 if index == 0 and is_real else 8.0) * max(16, rows) * n * columns
+            done *= rows
+        return total * self.passes
+
+    @property
+    def frequencies(self) -> int:
+        """How many frequencies are computed."""
+        return math.prod(self.digits.values()) * (self.factors[1] if self.factors[2] > 1 else 1)
+
     def reaches_far(self, steps: tuple[int, ...]) -> bool:
         """Whether samples of a block lie further apart than 32 bits count."""
         return 2 * self.points * max(map(abs, steps)) >= 1 << 31
 
     def tables(self, like: Tensor) -> Tensor:
         """Matrices and twiddles on the device of a tensor."""
-        return like.new_empty(1, dtype=torch.float32) if like.is_meta else _tables(self.points, like.device)
+        if like.is_meta:
+            return like.new_empty(1, dtype=torch.float32)
+        return _tables(self.points, like.device, True, self.part)
 
     def group(self, problem: ConvProblem) -> int:
         """How many channels share a filter."""
@@ -132,7 +176,7 @@ class FftPlan:
         from .. import triton_fft
 
         filters = problem.filters * (problem.batch if problem.h_batch else 1)
-        spectrum = torch.empty(filters, 2, self.points, dtype=torch.float32, device=h.device)
+        spectrum = torch.empty(filters, 2, self.frequencies, dtype=torch.float32, device=h.device)
         launch(
             triton_fft.spectra,
             filters,
@@ -143,9 +187,11 @@ class FftPlan:
             problem.filters,
             problem.h_batch,
             *problem.h,
+            IS_REAL=problem.taps <= self.points,
             PRECISION="exact" if torch.version.hip else "three",
             num_warps=self.warps,
             **self.constants,
+            **self.digits,
         )
         return spectrum
 
@@ -173,11 +219,11 @@ def of_sectors(problem: ConvProblem | FilterGradientProblem, moved: float) -> fl
 def fft_cost(problem: ConvProblem) -> Cost:
     plan = FftPlan(problem)
     filters = problem.filters * (problem.batch if problem.h_batch else 1)
-    spectra, made = kept_bytes(FORM, problem, plan.points)
-    transform = fft_flops(plan.points, plan.passes)
+    spectra, made = kept_bytes(FORM, problem, plan.frequencies)
+    transform = plan.flops(is_real=plan.is_real)
     overlap = item_bytes(problem.dtype) * problem.batch * problem.channels * (problem.taps - 1) * (plan.blocks - 1)
     taps = item_bytes(problem.dtype) * filters * problem.taps
-    of_filters = Work(made + taps, filters * transform, plan.unit, filters)
+    of_filters = Work(made + taps, filters * plan.flops(is_real=problem.taps <= plan.points), plan.unit, filters)
     works = (
         *((of_filters,) if made else ()),
         Work(
@@ -213,7 +259,7 @@ def prepare_fft(problem: ConvProblem) -> Run:
                 tables,
                 problem.length,
                 problem.channels,
-                problem.taps,
+                1 if plan.is_first else problem.taps,
                 problem.origin,
                 plan.group(problem),
                 filters if problem.h_batch else 0,
@@ -221,11 +267,13 @@ def prepare_fft(problem: ConvProblem) -> Run:
                 plan.channel_tiles,
                 *steps[:3],
                 *steps[6:],
+                IS_REAL=plan.is_real,
                 CHANNELS=plan.channels,
                 PRECISION=precision,
                 num_warps=plan.warps,
                 FAR=plan.reaches_far(steps),
                 **plan.constants,
+                **plan.digits,
                 **arguments.flags,
             )
 
