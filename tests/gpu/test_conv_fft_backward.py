@@ -1,4 +1,5 @@
-"""Every gradient of a long convolution by transforms in registers, against its definition and autograd."""
+"""Every gradient of a long convolution by transforms in registers or in passes over memory, against its definition and
+autograd."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import convscan
 import oracle
 from convscan.ops.causal_conv.arguments import Operands
-from convscan.ops.causal_conv.triton import fft, fft_backward
+from convscan.ops.causal_conv.triton import fft, fft_backward, fft_passes, fft_passes_backward
 
 # Of what a product of transforms is computed in: float32's, and of bfloat16 the 11 bits that tensor cores take.
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-12}
@@ -70,15 +71,15 @@ def given_to(p: Operands, dy: Tensor, needs: tuple[bool, ...] = (True,) * 6) -> 
     return (dy, *p[:7], None, p.activation, p.origin, "default", needs)
 
 
-def refusals(*given: object) -> tuple[str, ...]:
+def refusals(*given: object, name: str = "triton_fft") -> tuple[str, ...]:
     candidates = convscan.explain("causal_conv_backward", *given).candidates
-    return next(row for row in candidates if row.name == "triton_fft").reasons
+    return next(row for row in candidates if row.name == name).reasons
 
 
-def together(p: Operands, dy: Tensor) -> tuple[Tensor | None, ...]:
+def together(p: Operands, dy: Tensor, name: str = "triton_fft") -> tuple[Tensor | None, ...]:
     given = given_to(p, dy)
-    assert not refusals(*given)
-    with convscan.force("triton_fft"):
+    assert not refusals(*given, name=name)
+    with convscan.force(name):
         results = torch.ops.convscan.causal_conv_backward.default(*given)
     return tuple(None if of is None else one for of, one in zip(p.floats, results, strict=True))
 
@@ -189,3 +190,80 @@ def test_chosen_for_long_filters_on_a_device() -> None:
     assert explanation.chosen == "triton_fft"
     assert costs["triton_fft"].seconds < 0.7 * costs["composed"].seconds
     assert costs["triton_fft"].workspace_bytes < 2 * x.nbytes
+
+
+# ---- in passes ----
+
+PASSES = "triton_fft_passes"
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest transforms that products of 16 allow: 16 columns of 256 rows."""
+    monkeypatch.setattr(fft_passes, "LONGEST", 256)
+    monkeypatch.setattr(fft_passes, "_points", lambda problem: 4096)
+
+
+def passes_plan(p: Operands, dy: Tensor) -> fft_passes_backward._BackwardPlan:
+    return fft_passes_backward._BackwardPlan(convscan.explain("causal_conv_backward", *given_to(p, dy)).problem)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("has_z", [True, False])
+@pytest.mark.parametrize(
+    ("length", "taps", "origin", "dtype"),
+    [
+        (2000, 2100, 0, torch.float32),
+        (9000, 600, 0, torch.float32),
+        (9000, 300, 200, torch.float16),
+        (600, 500, 0, torch.bfloat16),
+    ],
+)
+def test_every_gradient_in_passes(length: int, taps: int, origin: int, dtype: torch.dtype, has_z: bool) -> None:
+    """One block and two, whose last samples the next one adds to; with all that there is, and without a sum to
+    compute again."""
+    p, dy = problem(length, length, taps, dtype, taps != 600, channels=1)
+    p = p._replace(origin=origin, state=None if origin else p.state)
+    if not has_z:
+        p = p._replace(activation=None, post_gate=None, pre_gate=None)
+    plan = passes_plan(p, dy)
+    assert (plan.blocks > 1) == (length == 9000)
+    assert plan.needs_z == has_z
+    found = together(p, dy, PASSES)
+    check(p, dy, found)
+    if length == 600:
+        for one, again in zip(found, together(p, dy, PASSES), strict=True):
+            assert one is None or again is None or torch.equal(one, again)
+
+
+@pytest.mark.usefixtures("small")
+def test_passes_of_parts_of_channels_and_a_shared_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fft_passes, "_PART_BYTES", 8 * 4096 * 5)
+    p, dy = problem(6, 90, 70, batch=2)
+    p = p._replace(h=p.h[:, :1], pre_gate=None, activation=None, state=None)
+    whole = p._replace(h=p.h.expand(-1, 2))
+    assert passes_plan(p, dy).parts == 2
+    found, truth = together(p, dy, PASSES), exact(whole, dy)
+    assert found[1] is not None
+    assert truth[1] is not None
+    check(whole, dy, (found[0], truth[1], *found[2:]))
+    summed = truth[1].sum(1, keepdim=True)
+    assert (found[1] - summed).abs().max() <= 2e-6 * (1 + summed.abs().max())
+
+
+def test_passes_are_chosen_for_longer_filters_on_a_device() -> None:
+    """By their prediction."""
+    needs = (True, True, True, False, True, True)
+    for length, channels in ((1 << 15, 64), (1 << 20, 4), (1 << 22, 1)):
+        with FakeTensorMode():
+            x = torch.empty(4, channels, length, device="cuda").mT
+            h, bias = torch.empty(length, channels, device="cuda"), torch.empty(channels, device="cuda")
+            given = (x, x, h, bias, None, x, x, None, None, "silu", 0, "default", needs)
+            explanation = convscan.explain("causal_conv_backward", *given)
+        costs = {row.name: row.cost for row in explanation.candidates if row.cost is not None}
+        assert explanation.chosen == PASSES
+        assert costs[PASSES].seconds < 0.8 * costs["composed"].seconds
+    p, dy = problem(8, 60, 50)
+    assert refusals(*given_to(p, dy, (False, True, True, True, True, True)), name=PASSES) == (
+        "computes the gradients of x and h together",
+    )

@@ -184,34 +184,36 @@ def columns(
 
 
 @triton.jit
-def _row(tables, at, M: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
-    """The transform of a row."""
-    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
+def _row(
+    tables, at, zero, M: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The transform of a row; ``zero`` is added to places."""
+    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :] + zero
     re, im, level = _levelled(tl.load(at + n), tl.load(at + M + n))
     re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
     return re * level, im * level
 
 
 @triton.jit
-def _row_back(tables, at, re, im, M: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
+def _row_back(tables, at, zero, re, im, M: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
     """Stores what a row's transform goes back to."""
     re, im, level = _levelled(re, im)
     re, im = _back(tables, re, im, N1, N2, N3, PRECISION)
-    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
+    n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :] + zero
     tl.debug_barrier()  # others of the program may still read what is written here
     tl.store(at + n, re * level)
     tl.store(at + M + n, im * level)
 
 
 @triton.jit
-def _of_filter(tables, at, M: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
+def _of_filter(tables, at, zero, M: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
                PRECISION: tl.constexpr):  # fmt: skip
     """A row of a filter's transform, divided by M: made of that of its columns, or read where PRECISION is None."""
     if PRECISION is not None:
-        re, im = _row(tables, at, M, N1, N2, N3, PRECISION)
+        re, im = _row(tables, at, zero, M, N1, N2, N3, PRECISION)
         return re * (1.0 / M), im * (1.0 / M)
-    frequencies = _frequencies(N1, N2, N3)
+    frequencies = _frequencies(N1, N2, N3) + zero
     return tl.load(at + frequencies).to(tl.float32), tl.load(at + M + frequencies).to(tl.float32)
 
 
@@ -230,7 +232,7 @@ def filter_rows(
     program = tl.program_id(0)
     M: tl.constexpr = N * R
     at = planes + wide(program // N) * (2 * M) + (program % N) * R
-    re, im = _of_filter(tables, at, M, N1, N2, N3, OF_FILTERS)
+    re, im = _of_filter(tables, at, 0, M, N1, N2, N3, OF_FILTERS)
     frequencies = _frequencies(N1, N2, N3)
     tl.debug_barrier()  # others of the program still read what is written here
     tl.store(at + frequencies, re)
@@ -262,12 +264,12 @@ def rows(
     at = (wide(channel) * each + program % each) * (2 * M) + k * R
     of_h = spectrum + wide((channel + first_channel) // group - first_filter) * (2 * M) + k * R
     if OF_FILTERS is not None:
-        p, q = _of_filter(tables, of_h, M, N1, N2, N3, OF_FILTERS)
-        re, im = _row(tables, planes + at, M, N1, N2, N3, PRECISION)
+        p, q = _of_filter(tables, of_h, 0, M, N1, N2, N3, OF_FILTERS)
+        re, im = _row(tables, planes + at, 0, M, N1, N2, N3, PRECISION)
     else:
-        re, im = _row(tables, planes + at, M, N1, N2, N3, PRECISION)
-        p, q = _of_filter(tables, of_h, M, N1, N2, N3, None)
-    _row_back(tables, result + at, re * p - im * q, re * q + im * p, M, N1, N2, N3, PRECISION)
+        re, im = _row(tables, planes + at, 0, M, N1, N2, N3, PRECISION)
+        p, q = _of_filter(tables, of_h, 0, M, N1, N2, N3, None)
+    _row_back(tables, result + at, 0, re * p - im * q, re * q + im * p, M, N1, N2, N3, PRECISION)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from .direct import direct_cost, prepare_direct, prepare_rolling, rolling_cost, 
 from .fft import fft_cost, fft_gradient_cost, fft_refusals, prepare_fft, prepare_fft_gradient
 from .fft_backward import fft_backward_cost, fft_backward_refusals, prepare_fft_backward
 from .fft_passes import passes_cost, passes_refusals, prepare_passes
+from .fft_passes_backward import passes_backward_cost, passes_backward_refusals, prepare_passes_backward
 from .gradient import gradient_cost, prepare_gradient
 from .toeplitz import correlation_cost, prepare_correlation, prepare_toeplitz, toeplitz_cost, toeplitz_refusals
 
@@ -34,4 +35,7 @@ BACKWARD_ROWS: tuple[Implementation, ...] = (
     ),
     Implementation("triton_direct", "triton", backward_tile_refusals, backward_cost("tile"), prepare_backward("tile")),
     Implementation("triton_fft", "triton", fft_backward_refusals, fft_backward_cost, prepare_fft_backward),
+    Implementation(
+        "triton_fft_passes", "triton", passes_backward_refusals, passes_backward_cost, prepare_passes_backward
+    ),
 )

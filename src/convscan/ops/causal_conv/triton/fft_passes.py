@@ -112,13 +112,13 @@ def passes_precision(problem: ConvProblem) -> str:
 class PassesPlan:
     """N columns and rows of R points, and how many channels are under way at a time."""
 
-    def __init__(self, problem: ConvProblem, planes: int = 1) -> None:
+    def __init__(self, problem: ConvProblem, planes: int = 1, least: int = _LEAST_COLUMNS) -> None:
         self.problem = problem
         self.points = _points(problem)
         self.columns = _columns(self.points)
         self.rest = self.points // self.columns
         chosen = configuration(gpu_of(problem), "conv.fft.passes")
-        self.tile = min(self.rest, max(_LEAST_COLUMNS, chosen["points"] // self.columns))
+        self.tile = min(self.rest, max(least, chosen["points"] // self.columns))
         self.tiles = self.rest // self.tile
         most = max(1, self.columns * self.tile // 256)
         self.warps, self.back_warps = min(chosen["warps"], most), min(chosen["back.warps"], most)
@@ -267,16 +267,29 @@ class Passes:
 
     def rows(self, planes: Tensor, result: Tensor, spectrum: Tensor, shape: tuple[int, ...]) -> None:
         """Times the filters' transforms."""
+        self._launch_rows(self.kernels.rows, (planes, result, spectrum), shape, shape[0] * shape[1])
+
+    def rows_backward(self, tensors: tuple[Tensor, Tensor, Tensor, Tensor], shape: tuple[int, ...]) -> None:
+        """Of planes of u and dz to those of du and dh, by the filters' transforms."""
+        from .. import triton_fft_passes_backward
+
+        kernel = triton_fft_passes_backward.rows_backward
+        self._launch_rows(kernel, tensors, shape, shape[0], SEVERAL=shape[1] > 1)
+
+    def _launch_rows(
+        self, kernel: Any, tensors: tuple[Tensor, ...], shape: tuple[int, ...], count: int, **constants: Any
+    ) -> None:
         plan, (channels, rows, first, _) = self.plan, shape
         begin = 0 if self.kept is not None else plan.filters_of(first, channels)[0]
         launch(
-            self.kernels.rows,
-            channels * rows * plan.columns,
-            *(planes, result, spectrum, self.of_rows, rows, first, plan.group, begin),
+            kernel,
+            count * plan.columns,
+            *(*tensors, self.of_rows, rows, first, plan.group, begin),
             **plan.row_sizes,
             PRECISION=plan.precision,
             OF_FILTERS=plan.of_filters if plan.is_made else None,
             num_warps=plan.row_warps,
+            **constants,
         )
 
     def columns_back(
