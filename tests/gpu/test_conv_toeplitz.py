@@ -17,7 +17,7 @@ NAME = "triton_toeplitz"
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks make short filters reach over several."""
-    chosen = {"n": 16, "rows": 16, "warps": 1, "stages": 1}
+    chosen = {"n": 16, "rows": 16, "taps": 64, "warps": 1, "stages": 1}
     monkeypatch.setattr(toeplitz, "configuration", lambda gpu, kernel: chosen)
 
 

@@ -84,8 +84,6 @@ def test_tuning_finds_the_fastest_configuration() -> None:
 
     found = measure_gpu.search("scan.channel", seconds)
     assert found == {"channels": 128, "numbers": 2048, "warps": gpu.configuration_in_use("scan.channel")["warps"]}
-    for kernel in measure_gpu.MEASURED:
-        assert gpu.candidates(kernel).keys() <= gpu.configuration_in_use(kernel).keys()
     with gpu.trying("scan.channel", found):
         assert gpu.configuration_in_use("scan.channel") == found
     assert gpu.configuration_in_use("scan.channel") != found

@@ -24,9 +24,8 @@ SERIAL = pytest.mark.parametrize("serial", [True, False], ids=["serial", "in chu
 @pytest.fixture
 def serial(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether programs go through all chunks of their channels, whatever would be faster; with small tiles."""
-    monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: {"channels": 8, "warps": 1})
-    monkeypatch.setattr(triton, "_WINDOW", 2)
-    monkeypatch.setattr(triton, "_NUMBERS", 8)
+    sizes = {"channels": 8, "window": 2, "numbers": 8, "warps": 1}
+    monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: sizes)
     monkeypatch.setattr(triton._Plan, "is_serial", lambda plan, *work: request.param or plan.problem.in_place)
     convscan._dispatch.forget()
     return bool(request.param)

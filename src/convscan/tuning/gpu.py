@@ -50,11 +50,13 @@ _tried: dict[str, Mapping[str, int]] = {}
 @contextmanager
 def trying(kernel: str, chosen: Mapping[str, int]) -> Iterator[None]:
     """A configuration that rows are prepared with inside the ``with`` block."""
+    before = dict(_tried)
     _tried[kernel] = chosen
     try:
         yield
     finally:
-        del _tried[kernel]
+        _tried.clear()
+        _tried.update(before)
 
 
 def candidates(kernel: str) -> Mapping[str, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,12 +12,10 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from ..ops.causal_conv import arguments as conv
-from ..ops.linear_recurrence import api as scan
 from . import gpu
+from .workloads_gpu import WORKLOADS, Make, Workload
 
 Run = Callable[[], object]
-_LONG, _SHORT = (8, 4096, 2048), (8, 4096, 256)  # (B, L, D): past the caches, and for what multiplies more
 
 
 def search(kernel: str, seconds: Callable[[Mapping[str, int]], float]) -> dict[str, int]:
@@ -60,62 +59,46 @@ def _peaks() -> dict[str, float]:
     return found
 
 
-def _row(op: str, name: str) -> _dispatch.Implementation:
-    return next(row for row in _dispatch.implementations(op) if row.name == name)
+def _normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device="cuda", dtype=dtype)
 
 
-def _conv(name: str, taps: int, time_contiguous: bool) -> Run:
-    batch, length, channels = _LONG if taps <= 32 else _SHORT
-    x = _signal((batch, length, channels), time_contiguous)
-    h, y = torch.randn(taps, channels, device="cuda"), torch.empty_like(x)
-    problem = conv.problem_of(conv.Operands(x, h), y)
-    return partial(_row("causal_conv", name).prepare(problem), x, h, None, None, None, None, y)
+def prepared(workload: Workload) -> Run:
+    """The call of a workload, with the configurations of now."""
+    row = next(row for row in _dispatch.implementations(workload.op) if row.name == workload.row)
+    return partial(row.prepare(workload.problem), *workload.arguments)
 
 
-def _scan(time_contiguous: bool) -> Run:
-    x = _signal(_LONG, time_contiguous)
-    a, y = torch.sigmoid(x), torch.empty_like(x)
-    problem = scan._problem(x, None, a, None, False, y)
-    return partial(_row("linear_recurrence", "triton_scan").prepare(problem), x, None, a, None, y)
+def measure(
+    progress: Callable[[str, float], None] | None = None,
+    *,
+    make: Make = _normal,
+    seconds: Callable[[Run], float] = _seconds,
+    peaks: Callable[[], dict[str, float]] = _peaks,
+) -> dict[str, Any]:
+    """What ``tune`` stores under the name of the GPU: peaks, and the fastest configurations.
 
+    Kernels are prepared anew with each configuration, which the rows look up; those that are measured later have the
+    ones that were found before.
+    """
+    configurations: dict[str, dict[str, int]] = {}
+    with ExitStack() as found:
+        for index, (kernel, workload) in enumerate(WORKLOADS.items()):
+            if progress is not None:
+                progress(f"{kernel} on the GPU", index / (len(WORKLOADS) + 1))
+            call = workload(make)
 
-def _signal(size: tuple[int, int, int], time_contiguous: bool) -> Tensor:
-    batch, length, channels = size
-    if time_contiguous:
-        return torch.randn(batch, channels, length, device="cuda").mT
-    return torch.randn(size, device="cuda")
+            def taken(tried: Mapping[str, int], kernel: str = kernel, call: Workload = call) -> float:
+                with gpu.trying(kernel, tried):
+                    try:
+                        return seconds(prepared(call))
+                    except Exception as reason:  # more registers or shared memory than there are
+                        if type(reason).__name__ not in ("OutOfResources", "PTXASError", "CompilationError"):
+                            raise
+                        return float("inf")
 
-
-# Prepared anew with each configuration, which the rows look up.
-MEASURED: dict[str, Callable[[], Run]] = {
-    "conv.direct.channel": lambda: _conv("triton_direct", 4, False),
-    "conv.direct.time": lambda: _conv("triton_direct", 4, True),
-    "conv.rolling": lambda: _conv("triton_rolling", 4, False),
-    "conv.toeplitz": lambda: _conv("triton_toeplitz", 128, True),
-    "conv.fft": lambda: _conv("triton_fft", 4096, True),
-    "conv.fft.passes": lambda: _conv("triton_fft_passes", 4096, True),
-    "scan.channel": lambda: _scan(False),
-    "scan.time": lambda: _scan(True),
-}
-
-
-def measure(progress: Callable[[str, float], None] | None = None) -> dict[str, Any]:
-    """What ``tune`` stores under the name of the GPU: peaks, and the fastest configurations."""
-    configurations = {}
-    for index, (kernel, make) in enumerate(MEASURED.items()):
-        if progress is not None:
-            progress(f"{kernel} on the GPU", index / (len(MEASURED) + 1))
-
-        def seconds(tried: Mapping[str, int], kernel: str = kernel, make: Callable[[], Run] = make) -> float:
-            with gpu.trying(kernel, tried):
-                try:
-                    return _seconds(make())
-                except Exception as reason:  # more registers or shared memory than there are
-                    if type(reason).__name__ not in ("OutOfResources", "PTXASError", "CompilationError"):
-                        raise
-                    return float("inf")
-
-        configurations[kernel] = search(kernel, seconds)
+            configurations[kernel] = search(kernel, taken)
+            found.enter_context(gpu.trying(kernel, configurations[kernel]))
     if progress is not None:
-        progress("copies and products on the GPU", len(MEASURED) / (len(MEASURED) + 1))
-    return {"peaks": {name: float(f"{rate:.4g}") for name, rate in _peaks().items()}, "configurations": configurations}
+        progress("copies and products on the GPU", len(WORKLOADS) / (len(WORKLOADS) + 1))
+    return {"peaks": {name: float(f"{rate:.4g}") for name, rate in peaks().items()}, "configurations": configurations}

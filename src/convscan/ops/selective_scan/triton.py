@@ -17,7 +17,6 @@ from . import cpu
 from .problem import Quadruple, SelectiveGradientProblem, SelectiveProblem
 
 STEPS = 64  # of a chunk: the states that the gradient begins with are as far apart
-_WINDOW, _NUMBERS = 16, 64  # chunks and numbers of the state that a program carries at a time
 _NO_STATE: Quadruple = (0, 0, 0, 0)
 _BOUNDARIES, _FINAL, _CHECKPOINTS, _Y = 9, 10, 11, 12
 
@@ -32,6 +31,8 @@ class _Plan:
     def __init__(self, problem: SelectiveProblem, kernel: str = "selective") -> None:
         gpu = problem.isa if problem.device == "cuda" else "default"
         chosen = configuration(gpu, kernel)
+        # Chunks and numbers of the state that a program carries at a time.
+        self.carry = configuration(gpu, "selective.carry")
         self.problem, self.warps, self.gpu = problem, chosen["warps"], gpu
         self.parts = 2 if problem.complex else 1
         self.item = cpu.part_bytes(problem)
@@ -70,8 +71,8 @@ class _Plan:
             steps = ceil_div(self.problem.length, STEPS)
             return [main._replace(latency=steps * (1e-6 + 1e-7 * self.problem.states))]
         chunked = self.programs(serial=False) * self.warps / 4
-        carried = self.problem.batch * self.sequences * ceil_div(self.state, _NUMBERS)
-        waits = 1e-6 * ceil_div(ceil_div(self.problem.length, STEPS), _WINDOW)
+        carried = self.problem.batch * self.sequences * ceil_div(self.state, self.carry["numbers"])
+        waits = 1e-6 * ceil_div(ceil_div(self.problem.length, STEPS), self.carry["window"])
         return [
             Work(local * self.signal + kept, 22 * each, unit, chunked),
             Work(2 * kept, 20.0 * self.kept, unit, carried, latency=waits),
@@ -274,7 +275,7 @@ def _carry(
     """From the state that a sequence begins with to the one that it ends with; each with its strides."""
     problem = plan.problem
     (start, has_start, of_start), (final, has_final, of_final) = ends
-    blocks = ceil_div(problem.states * problem.channels, _NUMBERS)
+    blocks = ceil_div(problem.states * problem.channels, plan.carry["numbers"])
     launch(
         kernels.between_chunks,
         problem.batch * plan.sequences * blocks,
@@ -294,12 +295,12 @@ def _carry(
         *_doubled(problem.a, problem),
         *of_start,
         *of_final,
-        WINDOW=_WINDOW,
-        NUMBERS=_NUMBERS,
+        WINDOW=plan.carry["window"],
+        NUMBERS=plan.carry["numbers"],
         HAS_START=has_start,
         HAS_FINAL=has_final,
         GRADIENT=gradient,
-        num_warps=4,
+        num_warps=plan.carry["warps"],
         **plan.flags(),
     )
 

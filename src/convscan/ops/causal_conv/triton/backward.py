@@ -61,7 +61,9 @@ class _BackwardPlan:
     """How the kernels of all gradients cut a problem up."""
 
     def __init__(self, forward: ConvProblem, kernel: str) -> None:
-        chosen = configuration(gpu_of(forward), f"conv.backward.{kernel}")
+        along = "time" if order(forward.x) == "time" else "channel"
+        name = "rolling" if kernel == "rolling" else f"tile.{along}"
+        chosen = configuration(gpu_of(forward), f"conv.backward.{name}")
         self.warps = chosen["warps"]
         wide = 2 if unit(forward) == "float64" else 1
         if kernel == "rolling":
@@ -70,9 +72,8 @@ class _BackwardPlan:
             self.channels = power_of_two(forward.channels, 32, most)
             self.warps = min(self.warps, max(1, self.channels // 32))
         else:
-            along = "time" if order(forward.x) == "time" else "channel"
-            self.channels = power_of_two(forward.channels, 1, chosen[f"{along}.channels"])
-            self.time = power_of_two(forward.length, 1, chosen["elements"] // self.channels // wide)
+            self.channels = power_of_two(forward.channels, 1, chosen["channels"])
+            self.time = power_of_two(forward.length, 1, max(1, chosen["numbers"] // self.channels // wide))
             self.steps = self.time * chosen["tiles"]
         self.channel_tiles = ceil_div(forward.channels, self.channels)
         self.chunks = ceil_div(forward.length, self.steps)

@@ -321,7 +321,7 @@ def passes_cost(problem: ConvProblem) -> Cost:
     works = [plan.columns_work(filters, kept, 3)] if made else []
     if made and not plan.is_made:
         works.append(plan.rows_work(filters, 1, 2, 3))
-    cuts = ceil_div(plan.rows, plan.rows_at_once)
+    cuts = max(1, ceil_div(plan.rows, plan.rows_at_once))
     rows = plan.rows * problem.channels / plan.parts / cuts
     samples = (bytes_moved(problem) / problem.turns / plan.parts - kept) / 2 / cuts
     side = plan.columns_work(rows, samples, plan.passes)

@@ -16,19 +16,16 @@ from ..arguments import Run
 from ..problem import FilterGradientProblem, compute_bytes, item_bytes, samples_of
 from .arguments import GradientArguments, filter_gradient, gpu_of, packing, unit, wide
 
-# Taps of which one program sums up the gradient.
-_GRADIENT_TAPS = 4
-
 
 class _GradientPlan:
     """How ``filter_gradient_tile`` cuts a problem up: partial sums of chunks of time."""
 
     def __init__(self, problem: FilterGradientProblem) -> None:
-        chosen = configuration(gpu_of(problem), f"conv.direct.{order(problem.x)}")
+        chosen = configuration(gpu_of(problem), f"conv.gradient.{order(problem.x)}")
         self.warps = chosen["warps"]
         self.channels = power_of_two(problem.channels, 1, chosen["channels"])
-        self.taps = power_of_two(problem.taps, 1, _GRADIENT_TAPS)
-        tile = 16 * 32 * self.warps // (2 if unit(problem) == "float64" else 1) // self.taps
+        self.taps = power_of_two(problem.taps, 1, chosen["taps"])
+        tile = chosen["numbers"] // (2 if unit(problem) == "float64" else 1) // self.taps
         self.time = power_of_two(problem.length, 1, max(1, tile // self.channels))
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         # Enough programs to fill a device, and no more partial sums than that takes.

@@ -107,6 +107,7 @@ class _CorrelationPlan:
     def __init__(self, problem: FilterGradientProblem) -> None:
         chosen = configuration(gpu_of(problem), "conv.toeplitz.gradient")
         self.n, self.warps = chosen["n"], chosen["warps"]
+        self.diagonals = configuration(gpu_of(problem), "conv.toeplitz.diagonals")
         rows = ceil_div(max(1, problem.length), self.n)
         self.rows = power_of_two(rows, 16, chosen["rows"])
         self.matrices = ceil_div(problem.taps - 1, self.n) + 1
@@ -174,15 +175,15 @@ def prepare_correlation(problem: FilterGradientProblem) -> Run:
             summed = blocks.sum(0) if plan.chunks > 1 else blocks
             launch(
                 triton_toeplitz.diagonals,
-                problem.batch * problem.channels * ceil_div(problem.taps, 64),
+                problem.batch * problem.channels * ceil_div(problem.taps, plan.diagonals["taps"]),
                 summed,
                 gradients,
                 problem.taps,
                 problem.channels,
                 plan.matrices,
                 N=plan.n,
-                TAPS=64,
-                num_warps=4,
+                TAPS=plan.diagonals["taps"],
+                num_warps=plan.diagonals["warps"],
             )
             return gradients
 
