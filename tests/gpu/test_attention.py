@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 keys and 16 values, the fewest that are multiplied."""
-    chosen = {"keys": 16, "values": 16, "numbers": 512, "summed": 512, "warps": 1}
+    chosen = {"keys": 16, "values": 16, "numbers": 512, "summed": 512, "steps": 16, "warps": 1}
     monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: chosen)
 
 
@@ -44,7 +44,7 @@ def sample(
         "k": normal(*lead, 1, keys).to(dtype),
         "v": normal(*lead, 2, values).mT.contiguous().mT.to(dtype),
         "g": g,
-        "w": torch.rand(*lead, 2, generator=generator) if "weights" in form else None,
+        "w": torch.rand(*lead, 2, generator=generator) if "weight" in form else None,
         "state": state if "state" in form else None,
         "sum_state": total if "state" in form and "weights" in form else None,
         "cu_seqlens": torch.tensor(BOUNDS) if "packed" in form else None,
@@ -83,17 +83,33 @@ def test_values_and_gradients(form: str) -> None:
     check(sample(form, keys=5 if "by key" in form else 17, values=3 if "packed" in form else 20))
 
 
-@pytest.mark.parametrize("segment", [triton.WHOLE, 16, 32])
-@pytest.mark.parametrize("form", ["state", "packed weights state"])
+@pytest.mark.parametrize("segment", [triton.WHOLE, 32])
+@pytest.mark.parametrize("form", ["state", "packed weight state", "packed weights state"])
 def test_segments(form: str, segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that walk over sequences, over one chunk, and over two, of which sequences have up to five."""
+    """Programs that walk over sequences, and over segments of two chunks, of which sequences have up to three."""
     monkeypatch.setattr(triton, "STEPS", 16)
-    monkeypatch.setattr(triton, "_TIME", 16)
     monkeypatch.setattr(triton, "_SEGMENTS", (segment,))
     monkeypatch.setattr(triton, "_WINDOW", 2)
     monkeypatch.setattr(triton, "_NUMBERS", 128)
     convscan._dispatch.forget()
-    check(sample(form, values=20), gradients=False)
+    sizes = {"keys": 5} if "packed" in form else {"length": 40}
+    check(sample(form, values=20, **sizes), gradients="weights" not in form)  # those of sums do not walk
+
+
+def test_gradients_behind_what_has_faded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of decays where the state is a million times smaller than before a gate that lets almost nothing pass."""
+    monkeypatch.setattr(triton, "STEPS", 16)
+    monkeypatch.setattr(triton, "_SEGMENTS", (triton.WHOLE,))
+    convscan._dispatch.forget()
+    given = sample("state", length=40, keys=3, values=3)
+    given["g"] = torch.full_like(given["g"], -0.1)
+    given["g"][:, 20] = -45.0
+    given["v"][:, :12] *= 1e6
+    exact = {name: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for name, t in given.items()}
+    # Behind the outputs and the last state come the gradients of q, k, v and g.
+    one, truth = (answers(*call, gradients=True)[5] for call in ((NAME, given), ("reference", exact)))
+    for part in (slice(21), slice(21, None)):
+        assert (one[:, part].double() - truth[:, part]).abs().max() <= 3e-6 * truth[:, part].abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

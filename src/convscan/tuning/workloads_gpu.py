@@ -103,9 +103,13 @@ def _selective(make: Make, *, is_gradient: bool = False) -> Workload:
     return Workload("selective_scan_gradient", "triton_by_state", gradient, (*given, None, kept, None, u, *results[1:]))
 
 
-def _attention(make: Make, dtype: torch.dtype = torch.float32, *, is_gradient: bool = False) -> Workload:
-    q, v = make(2, 4096, 1, 128, dtype=dtype), make(2, 4096, 80, 64, dtype=dtype)
-    g, state = -make(2, 4096, 80).abs(), make(2, 80, 128, 64)
+def _attention(
+    make: Make, dtype: torch.dtype = torch.float32, *, is_gradient: bool = False, per_key: bool = False
+) -> Workload:
+    """Of Mamba-2; gradients with as many groups as heads, where programs walk over chunks, or all chunks at once."""
+    batch, groups, heads, values = (1 if per_key else 8, 16, 16, 128) if is_gradient else (2, 1, 80, 64)
+    q, v = make(batch, 4096, groups, 128, dtype=dtype), make(batch, 4096, heads, values, dtype=dtype)
+    g, state = -make(batch, 4096, heads, *((128,) if per_key else ())).abs(), make(batch, heads, 128, values)
     problem = attention.describe(q, v, g, None, False)
     given, ends = (q, q, v, g, None, state, None), (torch.empty_like(v), None, torch.empty_like(state), None)
     if not is_gradient:
@@ -164,8 +168,10 @@ WORKLOADS: Mapping[str, Callable[[Make], Workload]] = {
     "attention": _attention,
     "attention.half": partial(_attention, dtype=torch.bfloat16),
     "attention.step": _attention_step,
-    "attention.gradient": partial(_attention, is_gradient=True),
-    "attention.gradient.half": partial(_attention, dtype=torch.bfloat16, is_gradient=True),
+    "attention.gradient": partial(_attention, is_gradient=True, per_key=True),
+    "attention.gradient.half": partial(_attention, dtype=torch.bfloat16, is_gradient=True, per_key=True),
+    "attention.walk": partial(_attention, is_gradient=True),
+    "attention.walk.half": partial(_attention, dtype=torch.bfloat16, is_gradient=True),
     "delta": _delta,
     "delta.gradient": partial(_delta, is_gradient=True),
     "delta.gradient.by_key": partial(_delta, is_gradient=True, per_key=True),

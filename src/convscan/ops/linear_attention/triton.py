@@ -47,6 +47,11 @@ def _configuration(problem: AttentionProblem, kernel: str) -> Mapping[str, int]:
     return configuration(problem.isa if problem.device == "cuda" else "default", kernel)
 
 
+def _kernel(problem: AttentionProblem, name: str) -> str:
+    """Configurations are of a kernel and the type that it multiplies: three products of float32 take more registers."""
+    return name if problem.dtype == "float32" else name + ".half"
+
+
 def _predicted(problem: AttentionProblem) -> str:
     """The device that times are predicted for."""
     return problem.isa if problem.device == "cuda" else "NVIDIA A100"
@@ -64,6 +69,7 @@ class Plan:
         self.problem, self.warps, self.segment = problem, chosen["warps"], STEPS if segment is None else segment
         self.processors = peaks(_predicted(problem))["processors"]
         self.whole, self.carried = self.segment == WHOLE, self.segment != STEPS
+        self.steps = chosen["steps"] if self.carried else STEPS
         self.keys = power_of_two(problem.keys, 16, chosen["keys"])
         # With sums a state has a column of them, in memory where what lies behind is as aligned as before.
         columns = problem.values + problem.sums
@@ -123,7 +129,7 @@ class Plan:
     def pairs(self) -> float:
         """Multiply-adds as much as q[t]^T k[s] for all pairs of a chunk, for each step and key: of half types one
         product at twice the rate."""
-        return STEPS * (1.0 if self.problem.dtype == "float32" or torch.version.hip is not None else 0.25)
+        return self.steps * (1.0 if self.problem.dtype == "float32" or torch.version.hip is not None else 0.25)
 
     def scan_work(self) -> Work:
         """Of a kernel that goes through sequences and stores the state before every chunk."""
@@ -156,16 +162,17 @@ class Plan:
     def _latency(self, programs: int) -> float:
         """Seconds that programs take at least that load a chunk, multiply and add before the next one: of four warps,
         the registers of a multiprocessor hold two."""
-        chunks = ceil_div(self.problem.length if self.whole else self.segment, STEPS)
+        chunks = ceil_div(self.problem.length if self.whole else self.segment, self.steps)
         together = max(1, 8 // self.warps) * self.processors
-        return 3e-6 * chunks * max(1, ceil_div(programs, together)) if self.carried else 0.0
+        each = 1e-6 + 2e-6 * self.steps / STEPS
+        return each * chunks * max(1, ceil_div(programs, together)) if self.carried else 0.0
 
     def chunk_work(self, numbers: float, products: float, blocks: int, keyed: float = 0.0) -> Work:
         """Of a kernel in which programs have a segment and one of so many blocks."""
         problem = self.problem
         # Decays between the steps of a chunk for each block, by key products and decays of a block of steps one by one.
         inside = 3.0 * STEPS + (6.0 * BLOCK * problem.keys + 40.0 * problem.keys if problem.per_key else 0.0)
-        products += blocks * self.pairs * problem.keys + STEPS * problem.values
+        products += blocks * self.pairs * problem.keys + self.steps * problem.values
         if self.carried:
             products += problem.keys * problem.values
         programs, gates = self.programs * blocks, blocks * inside
@@ -175,7 +182,7 @@ class Plan:
     def flags(self) -> dict[str, Any]:
         """What all kernels are compiled for."""
         return {
-            "STEPS": STEPS,
+            "STEPS": self.steps,
             "KEYS": self.keys,
             "VALUES": self.values,
             "PER_KEY": self.problem.per_key,
@@ -341,7 +348,7 @@ def outputs_of_chunks(
         SEGMENT=STEPS if plan.whole else plan.segment,
         WHOLE=plan.whole,
         CARRIED=plan.parts if plan.carried else 0,
-        TIME=_TIME,
+        TIME=min(_TIME, plan.steps),
         BLOCK=BLOCK,
         HAS_W=w is not None,
         HAS_SKIP=skip is not None,
@@ -431,7 +438,7 @@ def _outputs_work(plan: Plan) -> Work:
 
 def _plan(problem: AttentionProblem) -> Plan:
     """With the segments that are predicted to be fastest."""
-    kernel = "attention" if problem.dtype == "float32" else "attention.half"
+    kernel = _kernel(problem, "attention")
     plans = [Plan(problem, kernel, segment) for segment in _segments(problem, kernel)]
     return min(plans, key=lambda plan: seconds(_predicted(problem), *plan.states_work(), _outputs_work(plan)))
 
@@ -472,9 +479,61 @@ def _gradient_refusals(problem: AttentionGradientProblem) -> list[str]:
     return _refusals(problem.forward)
 
 
-def _gradient_plan(forward: AttentionProblem) -> Plan:
-    # Three products in place of each take more registers.
-    return Plan(forward, "attention.gradient" if forward.dtype == "float32" else "attention.gradient.half")
+class _Walk(Plan):
+    """Of gradients of keys and queries by programs that walk over chunks with a block of keys and all values."""
+
+    def __init__(self, forward: AttentionProblem, segment: int) -> None:
+        super().__init__(forward, _kernel(forward, "attention.walk"), segment)
+        chosen = _configuration(forward, _kernel(forward, "attention.walk"))
+        most = chosen["numbers"] // power_of_two(forward.values, 16)
+        self.keys = power_of_two(forward.keys, 16, max(16, min(chosen["keys"], most)))
+        self.values = power_of_two(forward.values, 16, chosen["values"])
+        self.key_blocks = max(1, ceil_div(forward.keys, self.keys))
+        self.value_blocks = max(1, ceil_div(forward.values, self.values))
+        # Where every chunk has a place, of packed sequences too.
+        self.places = chunks_of(forward.length, self.steps, forward.sequences)
+
+    def side(self, pairs: float, results: float) -> Work:
+        """Of the kernel of keys or of queries: ``pairs`` of products of those, besides those of values."""
+        problem = self.problem
+        products = 2.0 * problem.keys * problem.values + self.key_blocks * self.pairs * problem.values
+        products += self.steps * problem.keys + pairs * self.pairs * problem.keys
+        numbers, programs = 2 * problem.keys + 2 * problem.values + 1, self.programs * self.key_blocks
+        gates, latency = self.key_blocks * 3.0 * STEPS, self._latency(programs)
+        keyed, blocks = 2.0 * problem.keys, self.key_blocks
+        found = self.work(numbers, products, gates, programs, keyed=keyed, blocks=blocks, latency=latency)
+        return found._replace(moved=found.moved + 4.0 * self.elements * results)
+
+
+def _gradient_plan(forward: AttentionProblem) -> tuple[Plan, _Walk | None]:
+    """Of the states and the gradient of v, and of those of the keys and queries if they walk over chunks too."""
+    kernel, at_once = _kernel(forward, "attention"), _kernel(forward, "attention.gradient")
+    # Sums of keys would be one more value of the state.
+    numbers = _configuration(forward, _kernel(forward, "attention.walk"))["numbers"]
+    walks = not forward.sums and 16 * power_of_two(forward.values, 16) <= numbers
+    plans: list[tuple[Plan, _Walk | None]] = [
+        (Plan(forward, at_once), None)
+        if segment == STEPS
+        else (Plan(forward, kernel, segment), _Walk(forward, segment))
+        for segment in (_segments(forward, kernel) if walks else (STEPS,))
+    ]
+    return min(plans, key=lambda pair: seconds(_predicted(forward), *_gradient_works(*pair)))
+
+
+def _gradient_works(plan: Plan, walk: _Walk | None) -> list[Work]:
+    forward = plan.problem
+    sums = sums_of_parts(walk or plan)
+    state, keyed = float(forward.keys * forward.values), 2.0 * forward.keys
+    signals = 2 * forward.keys + 2 * forward.values + plan.gates
+    of_v = plan.chunk_work(signals, state, plan.value_blocks, keyed)
+    before = [*2 * plan.states_work(), of_v]
+    if walk is None:
+        others = plan.chunk_work(signals, 2 * state, plan.key_blocks, keyed)
+        before.append(others._replace(moved=others.moved + plan.kept + sums))
+    else:
+        blocks = walk.key_blocks
+        before += [walk.side(0.0, forward.keys + 2 * blocks), walk.side(1.0, forward.keys + 2 * blocks)]
+    return [*before, Work(1.5 * sums)]
 
 
 def sums_of_parts(plan: Plan) -> float:
@@ -485,20 +544,15 @@ def sums_of_parts(plan: Plan) -> float:
 
 def _gradient_cost(problem: AttentionGradientProblem) -> Cost:
     forward = problem.forward
-    plan = _gradient_plan(forward)
-    sums = sums_of_parts(plan)
-    state = float(forward.keys * forward.values)
-    signals = 2 * forward.keys + 2 * forward.values + plan.gates
-    of_v = plan.chunk_work(signals, state, plan.value_blocks)
-    others = plan.chunk_work(signals, 2 * state, plan.key_blocks)
-    others = others._replace(moved=others.moved + plan.kept + sums)
-    works = (*2 * plan.states_work(), of_v, others, Work(1.5 * sums))
-    return cost(forward.device, forward.isa, 2 * plan.kept + sums + _table(forward, plan), *works)
+    plan, walk = _gradient_plan(forward)
+    workspace = 2 * plan.kept + sums_of_parts(walk or plan) + _table(forward, plan)
+    return cost(forward.device, forward.isa, workspace, *_gradient_works(plan, walk))
 
 
 def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
     forward = problem.forward
-    plan = _gradient_plan(forward)
+    plan, walk = _gradient_plan(forward)
+    key_blocks = (walk or plan).key_blocks
 
     def run(
         inputs: Optionals,
@@ -521,25 +575,30 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
             dsums = v.new_zeros(v.shape[:-1], dtype=torch.float32)
         if forward.sums and dfinal[0] is not None and dfinal[1] is None:
             dfinal[1] = dfinal[0].new_zeros(dfinal[0].shape[:-1])
-        chunks = chunks_in(cu_seqlens, v, forward.length)
-        at_ends = Ends(initial[0], initial[1])
-        before = _between(plan, (k, v, g, w, None), at_ends, chunks, scale, backwards=False, packed=packed)
+        chunks = chunks_in(cu_seqlens, v, forward.length, plan.segment)
+        forward_ends, ends = Ends(initial[0], initial[1]), Ends(*dfinal, *dinitial)
+        before = _between(plan, (k, v, g, w, None), forward_ends, chunks, scale, backwards=False, packed=packed)
         # With queries for keys and the gradient for values, the state's gradient is a state that time runs back for.
         asked = (q, dy, g, None, dsums)
-        at_ends = Ends(*dfinal, *dinitial)
-        behind = _between(plan, asked, at_ends, chunks, scale, backwards=True, packed=packed)
-        signals = (q, k, dy, g, w)
-        outputs_of_chunks(plan, signals, None, (dv, None), behind, chunks, scale, backwards=True, packed=packed)
+        behind = _between(plan, asked, ends, chunks, scale, backwards=True, packed=packed)
+        signals, at_ends = (q, k, dy, g, w), Ends(ends.start)
+        outputs_of_chunks(
+            plan, signals, None, (dv, None), behind, chunks, scale, ends=at_ends, backwards=True, packed=packed
+        )
 
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.float32, device=v.device)
 
-        by_key, by_block = (*v.shape[:-1], forward.keys), (plan.key_blocks, *v.shape[:-1])
+        by_key, by_block = (*v.shape[:-1], forward.keys), (key_blocks, *v.shape[:-1])
         dq, dk = empty(*by_key), empty(*by_key)
         dg = empty(*(by_key if forward.per_key else by_block))
         dw = None if w is None else empty(*by_block)
-        taken, found = (q, k, v, g, w, dy, dsums), (dq, dk, dg, dw)
-        gradients_of_chunks(plan, taken, None, before, behind, found, chunks, scale, packed=packed)
+        taken, found = (q, k, v, g, w, dy), (dq, dk, dg, dw)
+        if walk is None:
+            gradients_of_chunks(plan, (*taken, dsums), None, before, behind, found, chunks, scale, packed=packed)
+        else:
+            states = (before, behind, initial[0], dfinal[0], dinitial[0])
+            _walked_gradients(walk, taken, states, found, chunks, scale, packed=packed)
         for result, by_head in ((outputs[0], dq), (outputs[1], dk)):
             assert result is not None
             result.copy_(over_groups(by_head, forward.groups).reshape(result.shape))
@@ -549,6 +608,71 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
                 result.copy_(total.reshape(result.shape))
 
     return run
+
+
+def _walked_gradients(
+    walk: _Walk,
+    signals: Optionals,
+    states: Optionals,
+    results: Optionals,
+    chunks: Chunks,
+    scale: float,
+    *,
+    packed: bool,
+) -> None:
+    """``signals`` are q, k, v, g, w and the gradient of y, ``states`` those before and behind segments, the initial
+    one, the gradient of the final one and where that of the initial one goes, ``results`` as of all chunks at once."""
+    from . import triton_walked
+
+    problem = walk.problem
+    q, k, v, g, w, dy = signals
+    before, behind, start, dfinal, dinitial = states
+    dq, dk, dg, dw = results
+    assert q is not None
+    assert dg is not None
+    if not walk.whole:  # known between segments
+        start = dfinal = dinitial = None
+    products = dg.new_empty(walk.key_blocks * walk.programs)
+    largest = dg.new_empty(walk.key_blocks * walk.lines * walk.places)
+    sizes = (*_sizes(walk, scale), walk.chunks, problem.sequences, problem.batch, walk.places, walk.key_blocks)
+    of_signals = (*strides(q, 4), *strides(k, 4), *strides(v, 4), *strides(g, 3), *strides(w, 3), *strides(dy, 4))
+    flags = {
+        "SEGMENT": walk.segment or STEPS,
+        "WHOLE": walk.whole,
+        "PARTS": walk.value_blocks,
+        "TIME": min(_TIME, walk.steps),
+        "HAS_W": w is not None,
+        "HAS_START": start is not None,
+        "PACKED": packed,
+        **precisions(problem.dtype),
+        **{name: flag for name, flag in walk.flags().items() if name != "PER_KEY"},
+    }
+    launch(
+        triton_walked.of_keys,
+        walk.programs * walk.key_blocks,
+        *names((*signals, before, behind, start, dfinal, dinitial, dk, dg, dw, products, largest), q),
+        chunks.bounds,
+        chunks.table,
+        *sizes,
+        *of_signals,
+        *strides(start, 5),
+        *strides(dfinal, 5),
+        *strides(dinitial, 5),
+        HAS_DFINAL=dfinal is not None,
+        HAS_DINITIAL=dinitial is not None,
+        **flags,
+    )
+    launch(
+        triton_walked.of_queries,
+        walk.programs * walk.key_blocks,
+        *names((*signals, before, start, dq, dg, products, largest), q),
+        chunks.bounds,
+        chunks.table,
+        *sizes,
+        *of_signals,
+        *strides(start, 5),
+        **flags,
+    )
 
 
 GRADIENT_ROWS: tuple[Implementation, ...] = (

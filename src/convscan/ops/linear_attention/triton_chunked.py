@@ -100,7 +100,7 @@ def _columns(v, sums, t, at_v, in_time, values, vt, vc, ut, HAS_SUMS: tl.constex
 
 
 @triton.jit
-def _absorb(
+def absorb(
     state,
     k,
     v,
@@ -238,7 +238,7 @@ def states(
     tiles = (last_step - first_step + TIME - 1) // TIME
     for index in range(0, tiles):
         begin = first_step + (tiles - 1 - index if BACKWARDS else index) * TIME
-        state = _absorb(
+        state = absorb(
             state,
             k,
             v,
@@ -590,40 +590,39 @@ def outputs(
                 summed = tl.sum(tl.where(of_sum[None, :], read, 0.0), 1)
                 tl.store(sums + row * ut, summed, mask=in_rows & (block == values // VALUES))
         if CARRIED:
-            if HAS_FINAL | (chunk + 1 < chunks):
-                for tile in tl.static_range(TILES):
-                    state = _absorb(
-                        state,
-                        q if BACKWARDS else k,
-                        v,
-                        g,
-                        w,
-                        sums,
-                        begin + (TILES - 1 - tile if BACKWARDS else tile) * TIME,
-                        end,
-                        0,
-                        keys,
-                        at_v,
-                        values,
-                        scale,
-                        qt if BACKWARDS else kt,
-                        qk if BACKWARDS else kk,
-                        vt,
-                        vc,
-                        gt,
-                        gk,
-                        wt,
-                        ut,
-                        TIME,
-                        KEYS,
-                        PER_KEY,
-                        HAS_W and not BACKWARDS,
-                        HAS_SUMS,
-                        BACKWARDS,
-                        RIGHT,
-                        LEFT,
-                        EXACT,
-                    )
+            for tile in tl.static_range(TILES):
+                state = absorb(
+                    state,
+                    q if BACKWARDS else k,
+                    v,
+                    g,
+                    w,
+                    sums,
+                    begin + (TILES - 1 - tile if BACKWARDS else tile) * TIME,
+                    end,
+                    0,
+                    keys,
+                    at_v,
+                    values,
+                    scale,
+                    qt if BACKWARDS else kt,
+                    qk if BACKWARDS else kk,
+                    vt,
+                    vc,
+                    gt,
+                    gk,
+                    wt,
+                    ut,
+                    TIME,
+                    KEYS,
+                    PER_KEY,
+                    HAS_W and not BACKWARDS,
+                    HAS_SUMS,
+                    BACKWARDS,
+                    RIGHT,
+                    LEFT,
+                    EXACT,
+                )
     if HAS_FINAL:
         final += b * fb + sequence * fs + head * fh
         final_sum += b * mb + sequence * ms + head * mh
