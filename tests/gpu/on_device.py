@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 import convscan
 import oracle
+from convscan.profiler import gpu as profiler
 
 CONVOLUTIONS = [row.name for row in convscan.implementations("causal_conv") if row.target == "triton"]
 
@@ -125,6 +129,74 @@ def test_steps_in_a_graph() -> None:
         scanned = h[0] * scanned + exact
     assert torch.equal(state, twin)
     torch.testing.assert_close(sums, scanned, rtol=1e-4, atol=1e-4)
+
+
+def _steps() -> dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...], dict[str, Any]]]:
+    """Every step with states: the function, its states and the rest of its arguments."""
+    generator = torch.Generator().manual_seed(6)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).cuda()
+
+    q, v, g = normal(8, 4, 64), normal(8, 4, 32), -normal(8, 4).abs()
+    k, beta = torch.nn.functional.normalize(q, dim=-1), torch.sigmoid(g)
+    state, u, rows = normal(8, 4, 64, 32), normal(8, 128), normal(8, 1, 16)
+    attended = {"q": q, "k": k, "v": v, "g": g}
+    scanned = {"u": u, "delta": u.abs(), "A": -normal(128, 16).exp(), "B": rows, "C": rows, "D": u[0]}
+    dual = {"x": v, "dt": -g, "A": -normal(4).exp(), "B": normal(8, 1, 64), "C": normal(8, 1, 64), "D": normal(4)}
+    sums = (state, normal(8, 4, 64), normal(8, 4))
+    return {
+        "causal_conv": (convscan.causal_conv_step, (normal(8, 3, 128),), {"x": u, "h": normal(4, 128)}),
+        "linear_recurrence": (convscan.linear_recurrence_step, (normal(8, 128),), {"x": u, "a": torch.sigmoid(u[0])}),
+        "selective_scan": (convscan.selective_scan_step, (normal(8, 128, 16),), scanned),
+        "gated_linear_attention": (convscan.gated_linear_attention_step, (state,), attended),
+        "gated_delta_rule": (convscan.gated_delta_rule_step, (state,), {**attended, "beta": beta}),
+        "ssd_scan": (convscan.ssd_scan_step, (normal(8, 4, 32, 64),), dual),
+        "mlstm": (convscan.mlstm_step, sums, {"q": q, "k": k, "v": v, "i": g, "f": -g}),
+    }
+
+
+@pytest.mark.parametrize("name", ["causal_conv", "linear_recurrence", "selective_scan", "gated_linear_attention",
+                                  "gated_delta_rule", "ssd_scan", "mlstm"])  # fmt: skip
+def test_every_step_in_a_graph(name: str) -> None:
+    """Replays leave the states, and return the results, of as many calls."""
+    function, states, rest = _steps()[name]
+
+    def step(own: list[torch.Tensor]) -> torch.Tensor:
+        return function(tuple(own) if len(own) > 1 else own[0], **rest)
+
+    called, replayed = ([one.clone() for one in states] for _ in range(2))
+    with torch.no_grad():
+        step([one.clone() for one in states])  # compiles outside the capture
+        expected = [step(called).clone() for _ in range(3)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = step(replayed)
+    for exact in expected:
+        graph.replay()
+        assert torch.equal(y, exact)
+    for one, other in zip(replayed, called, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(replayed[0], states[0])
+
+
+def test_the_profiler_replays_what_it_times() -> None:
+    """Graphs of short calls give their answers; what waits for the device is not captured."""
+    device = profiler.Cuda()
+    x = torch.ones(1 << 20, device="cuda")
+    captured = device.capture([lambda: x * 2, lambda: x + 1] * 4)
+    assert captured is not None
+    replay, answer = captured
+    x.fill_(3)
+    replay()
+    torch.cuda.synchronize()
+    assert float(answer[0]) == 6
+    assert device.capture([lambda: x.sum().item()]) is None
+    assert float((x + 1).sum()) == 4 * (1 << 20)  # the device goes on
+    short = [profiler.Prepared(lambda: x * 2, lambda y: (y,))]
+    replays = profiler.GpuMeter(device).replays(short, 1e-5)
+    assert replays is not None
+    assert all(0 < seconds < 1e-4 for seconds in replays.burst(5))
 
 
 @pytest.mark.parametrize("dtype", oracle.REAL, ids=str)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from convscan.ops.causal_conv.cases import Case as ConvCase
 from convscan.ops.linear_recurrence.cases import Case as RecurrenceCase
-from convscan.profiler import cli, gpu, machine, ours, peers, runner, session
+from convscan.profiler import cli, gpu, machine, measure, ours, peers, runner, session
 from convscan.profiler.operators import operator
 from convscan.profiler.peer import Peer, Prepared
 from convscan.profiler.problem import Problem
@@ -55,6 +56,7 @@ class FakeGpu:
     live: int = 0
     most: int = 0
     tick: float = 0.0  # passes at every event
+    captures: bool = True
     log: list[str] = field(default_factory=list)
 
     def place(self, tensor: Tensor) -> Tensor:
@@ -69,6 +71,19 @@ class FakeGpu:
 
     def hold(self, seconds: float) -> None:
         self.log.append(f"hold {seconds:.1e}")
+
+    def capture(self, calls: Sequence[Callable[[], Any]]) -> tuple[Callable[[], None], Any] | None:
+        self.log.append(f"capture {len(calls)}")
+        if not self.captures:
+            return None
+        first, *_ = [call() for call in calls]
+
+        def replay() -> None:
+            self.log.append("replay")
+            for call in calls:
+                call()
+
+        return replay, first
 
     def allocated(self) -> int:
         return self.live
@@ -117,6 +132,65 @@ def test_a_single_call_begins_and_ends_with_an_idle_device() -> None:
     assert device.log == ["synchronize", "record", "run", "record", "synchronize"]
 
 
+def test_short_calls_are_replayed_as_a_graph_of_all_copies_in_turn() -> None:
+    device = FakeGpu(tick=1e-6)
+    turns = [prepared(device.takes(each)) for each in (1e-5, 3e-5)]
+    meter = gpu.GpuMeter(device)
+    replays = meter.replays(turns, 2e-5)
+    assert replays is not None
+    assert device.log[0] == "capture 50"  # a millisecond of calls, as many of each copy
+    assert isinstance(replays.answer, Tensor)
+    device.log.clear()
+    # What passes between two events is shared by all.
+    assert replays.burst(3) == pytest.approx([2e-5 + 1e-6 / 50] * 3)
+    ran = [entry for entry in device.log if entry in ("record", "replay", "synchronize")]
+    assert ran == [*["record", "replay", "record"] * 3, "synchronize"]
+    assert meter.replays(turns, gpu.SHORT) is None
+    many = meter.replays(turns, 1e-9)
+    assert many is not None
+    assert device.log[-1 - gpu.MOST_CAPTURED] == f"capture {gpu.MOST_CAPTURED}"
+    device.captures = False
+    assert meter.replays(turns, 2e-5) is None
+    assert measure.Meter().replays(turns, 2e-5) is None
+
+
+def test_replays_are_recorded_beside_events_where_they_are_right(tmp_path: Path) -> None:
+    device = FakeGpu(tick=1e-5)
+    problem = session.problem_of("causal_conv", ConvCase("few", "test", 1, 20, 3, 4), 1)
+    exact = torch.nn.functional.pad(problem["x"], (0, 0, 3, 0)).unfold(1, 4, 1) @ torch.eye(4)
+    exact = (exact * problem["h"].flip(0).T).sum(-1)
+
+    def wrong_in_a_graph() -> Tensor:
+        return exact if not any(entry.startswith("capture") for entry in device.log) else torch.zeros_like(exact)
+
+    rivals = [
+        Peer("right", "causal_conv", "", lambda p: [], lambda p: prepared(lambda: exact), ours=True),
+        Peer("not in graphs", "causal_conv", "", lambda p: [], lambda p: prepared(wrong_in_a_graph), ours=True),
+    ]
+    budget = runner.Budget(case=0.2, call=1e6, setup=1.0)
+    records = []
+    for rival in rivals:
+        device.log.clear()
+        records += runner.run_case(problem, [rival], LIMITS, budget, meter=gpu.GpuMeter(device))
+    right, broken = records
+    assert right.latency is not None
+    assert right.replay is not None
+    assert right.replay.median < right.latency.median  # of which each has its own two ticks
+    assert right.roofline == pytest.approx(
+        LIMITS.limit_seconds("triad", right.bytes, right.flops) * 1e6 / right.replay.median
+    )
+    assert (broken.status, broken.replay) == ("ok", None)
+    assert broken.reason.startswith("as a graph ")
+    report = Report(LIMITS, records, session.Options(device="cuda").to_json())
+    json_report.write(report, tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())["records"]
+    assert written[0]["replay_us"].keys() == written[0]["latency_us"].keys()
+    assert written[1]["replay_us"] is None
+    console = Console(file=StringIO(), width=120)
+    console.print(table.block_table(records))
+    assert "in a graph" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("layout", ["BLD", "BDL"])
 def test_copies_fill_the_cache_twice(layout: str) -> None:
     device, problem = FakeGpu(cache_bytes=1 << 12), small(layout=layout)
@@ -163,7 +237,7 @@ LIMITS = machine.Machine(
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_case_from_truth_to_report(direction: str, tmp_path: Path) -> None:
     """Interpreted kernels among rivals, timed by a clock that moves as much for each."""
-    device = FakeGpu(tick=1e-5)
+    device = FakeGpu(tick=1e-5, cache_bytes=1 << 9, captures=False)
     problem = session.problem_of("causal_conv", ConvCase("few", "test", 1, 20, 3, 4), 1, direction)
     wrong = Peer("wrong", "causal_conv", "", lambda p: [], lambda p: prepared(lambda: torch.zeros_like(p["x"])))
     entered = (*session.select_peers("causal_conv", ["triton_direct", "conv1d"], "cuda"), wrong)

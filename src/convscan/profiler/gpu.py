@@ -2,7 +2,9 @@
 
 Inputs are copied as often as fills the second-level cache twice, and calls take them in turn, so that none finds its
 own in the cache. Each call lies between two events of the stream. The device is kept busy while the host hands it a
-burst of calls, so that a small kernel's time is its own and not the host's. Peak memory is the allocator's.
+burst of calls, so that a small kernel's time is its own and not the host's. Short calls are also captured, all copies
+in turn, in a CUDA graph: what lies between two events beside a small kernel is then shared by many of them. Peak memory
+is the allocator's.
 """
 
 from __future__ import annotations
@@ -19,13 +21,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .machine import Machine
-from .measure import Meter
+from .measure import Meter, Replays
 from .peer import Prepared
 from .problem import Problem
 
 # Host time of a call through autograd, generously: the device waits so long for each call of a burst.
 HANDED_OVER = 100e-6
-MOST_COPIES = 8
+MOST_COPIES = 64
+# Calls that take less, their way through the host included, are captured too: so many as take that long together, of
+# which a launch and two events are less than a hundredth.
+SHORT, REPLAYED = 1e-3, 1e-3
+MOST_CAPTURED = 256
 
 
 class Event(Protocol):
@@ -53,6 +59,10 @@ class Device(Protocol):
 
     def hold(self, seconds: float) -> None:
         """Keeps the device busy for about so long."""
+
+    def capture(self, calls: Sequence[Callable[[], Any]]) -> tuple[Callable[[], None], Any] | None:
+        """What launches them again as one graph, and what the first of them then returns; None where a call does
+        anything that cannot be captured."""
 
     def allocated(self) -> int:
         """Bytes that tensors have now."""
@@ -89,6 +99,26 @@ class Cuda:
 
     def hold(self, seconds: float) -> None:
         torch.cuda._sleep(int(seconds * self._cycles))  # type: ignore[no-untyped-call]
+
+    def capture(self, calls: Sequence[Callable[[], Any]]) -> tuple[Callable[[], None], Any] | None:
+        current, other = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # What is made by a first call on a stream is made outside of the graph.
+            other.wait_stream(current)
+            with torch.cuda.stream(other):
+                calls[0]()
+            current.wait_stream(other)
+            with torch.cuda.graph(graph, stream=other):
+                first = calls[0]()
+                for call in calls[1:]:
+                    call()
+            graph.replay()
+            torch.cuda.synchronize()
+        except RuntimeError:  # the host waited for the device, or asked it for memory of its own
+            torch.cuda.synchronize()
+            return None
+        return graph.replay, first
 
     def allocated(self) -> int:
         return torch.cuda.memory_allocated()
@@ -159,6 +189,28 @@ class GpuMeter(Meter):
             return [start.elapsed_time(end) / 1e3 for start, end in events]
 
         return burst
+
+    def replays(self, turns: Sequence[Prepared], seconds: float) -> Replays | None:
+        if seconds >= SHORT:
+            return None
+        rounds = max(1, min(MOST_CAPTURED, round(REPLAYED / max(seconds, 1e-7))) // len(turns))
+        calls = [turn.run for turn in turns] * rounds
+        captured = self.gpu.capture(calls)
+        if captured is None:
+            return None
+        replay, answer = captured
+
+        def burst(times: int) -> list[float]:
+            events = [(self.gpu.event(), self.gpu.event()) for _ in range(times)]
+            self.gpu.hold(times * HANDED_OVER)
+            for start, end in events:
+                start.record()
+                replay()
+                end.record()
+            self.gpu.synchronize()
+            return [start.elapsed_time(end) / 1e3 / len(calls) for start, end in events]
+
+        return Replays(burst, answer)
 
     def peak_bytes(self, prepared: Prepared, output_bytes: int, repeats: int = 2) -> int | None:
         self.gpu.synchronize()

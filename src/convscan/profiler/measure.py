@@ -151,6 +151,15 @@ def peak_bytes(prepared: Prepared, output_bytes: int, repeats: int = 2) -> int |
     return transient + prepared.kept_bytes
 
 
+@dataclass
+class Replays:
+    """A graph of calls: ``burst(n)`` replays it n times and returns the seconds of a call in each, ``answer`` is what
+    the first of its calls returned in the last replay."""
+
+    burst: Callable[[int], list[float]]
+    answer: Any
+
+
 class Meter:
     """How the calls of a problem are timed and weighed: here, on the CPU."""
 
@@ -174,6 +183,10 @@ class Meter:
     def bursts(self, turns: Sequence[Prepared]) -> Callable[[int], list[float]]:
         """Makes calls and returns the seconds of each."""
         return bursts(turns[0])
+
+    def replays(self, turns: Sequence[Prepared], seconds: float) -> Replays | None:
+        """The same calls as a graph of the device, where these take about so many seconds; None where there is none."""
+        return None
 
     def peak_bytes(self, prepared: Prepared, output_bytes: int, repeats: int = 2) -> int | None:
         """Most memory during a call beyond inputs and output, with what preparation keeps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .machine import Machine
@@ -36,6 +36,7 @@ class Record:
     status: str
     reason: str = ""
     latency: Latency | None = None
+    replay: Latency | None = None
     peak_bytes: int | None = None
     workspace_bytes: int | None = None
     relative_rms: float | None = None
@@ -70,9 +71,8 @@ class Record:
             "ours": self.ours,
             "status": self.status,
             "reason": self.reason,
-            "latency_us": None
-            if latency is None
-            else {"p10": latency.p10, "median": latency.median, "p90": latency.p90, "samples": latency.samples},
+            "latency_us": None if latency is None else asdict(latency),
+            "replay_us": None if self.replay is None else asdict(self.replay),
             "peak_bytes": self.peak_bytes,
             "workspace_bytes": self.workspace_bytes,
             "error": None

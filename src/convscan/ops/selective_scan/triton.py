@@ -177,8 +177,12 @@ def _launch(kernels: Any, plan: _Plan, serial: bool, tensors: list[Tensor], ther
         _doubled(strides or _NO_STATE, problem)
         for strides in (problem.final_state if problem.in_place else problem.initial_state, problem.final_state)
     )
-    slots = 2 * plan.sequences if serial else plan.chunks
-    before = kept if there[_CHECKPOINTS] else _empty(u, plan, problem.batch, slots, plan.state)
+    if there[_CHECKPOINTS]:
+        before = kept
+    elif serial and plan.chunks == 1:
+        before = final if has_final else u  # which no state between chunks is read from or written to
+    else:
+        before = _empty(u, plan, problem.batch, 2 * plan.sequences if serial else plan.chunks, plan.state)
     flags, sizes = plan.flags(), (problem.length, problem.channels, problem.states)
     options = {"SOFTPLUS": problem.softplus, "HAS_Z": has_z, "HAS_BIAS": has_bias, "num_warps": plan.warps}
     if not serial:

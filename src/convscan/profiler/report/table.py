@@ -55,13 +55,15 @@ def block_table(block: Sequence[Record]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     table.add_column("", no_wrap=True, width=len(MARKS) + 2)
     table.add_column("implementation", no_wrap=True, min_width=30)
-    for name in ("median", "p10 – p90", "speed-up", "memory", "error", "limit"):
+    has_replays = any(record.replay is not None for record in block)
+    replayed = ("in a graph",) if has_replays else ()
+    for name in ("median", "p10 – p90", *replayed, "speed-up", "memory", "error", "limit"):
         table.add_column(name, justify="right", no_wrap=True)
     ranked = sorted(block, key=lambda r: (ORDER[r.status], r.latency.median if r.latency else 0.0))
     for record in ranked:
         if record.latency is None:
             continue
-        table.add_row(*_cells(record), style=_style(record))
+        table.add_row(*_cells(record, has_replays=has_replays), style=_style(record))
     parts: list[RenderableType] = [title, Text(first.source, style="dim"), table]
     note = next((r.reason for r in block if r.implementation == "convscan" and r.status == "ok"), "")
     if note:
@@ -89,7 +91,7 @@ def _style(record: Record) -> str:
     return "default" if record.status == "ok" else "dim"
 
 
-def _cells(record: Record) -> tuple[str, ...]:
+def _cells(record: Record, *, has_replays: bool) -> tuple[str, ...]:
     marks = " ".join(MARKS[t] for t in record.titles)
     latency = record.latency
     assert latency is not None
@@ -100,6 +102,7 @@ def _cells(record: Record) -> tuple[str, ...]:
         record.implementation,
         about + duration(latency.median),
         spread,
+        *(("" if record.replay is None else duration(record.replay.median),) if has_replays else ()),
         "" if record.speedup is None else factor(record.speedup),
         "" if record.peak_bytes is None else size(record.peak_bytes),
         _error(record),
