@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import convscan
-from convscan import _calls, _library, _native, causal_conv, linear_recurrence
+from convscan import _dispatch, _library, _native, causal_conv, linear_recurrence
 
 # DLPack's table is what PyTorch 2.10 and later have; older ones are asked for attributes.
 TABLES = [getattr(torch.Tensor, "__dlpack_c_exchange_api__", None), None]
@@ -238,7 +238,7 @@ def test_nothing_leaks(function: Callable[..., Tensor], exchange: object) -> Non
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_calls, "_LIMIT", 10)
+    monkeypatch.setattr(_dispatch, "_MOST_PREPARED", 10)
     for length in range(1, 50):
         causal_conv(torch.ones(length, 1), torch.ones(1, 1))
     assert len(convscan.ops.causal_conv.api.calls.prepared) <= 11

@@ -17,7 +17,6 @@ from . import _native
 from ._dispatch import choose, prepared_cache, settings
 
 _HUGE_PAGE = 2 << 20  # bytes
-_LIMIT = 4096
 
 PreparedCall = tuple[Callable[..., None], Callable[[Tensor], Tensor] | None]
 run_prepared = _native.run_prepared
@@ -65,8 +64,6 @@ class Calls:
         run(*tensors)
         if key is None:
             return None
-        if len(self.prepared) >= _LIMIT:
-            self.prepared.clear()
         self.prepared[key] = (run, None)
         x, y = tensors[0], tensors[-1]
         assert x is not None

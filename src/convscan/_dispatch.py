@@ -87,12 +87,23 @@ def register(
     _operators[op] = _Operator(implementations, describe, asks)
 
 
+_MOST_PREPARED = 4096
 _caches: list[dict[Any, Any]] = []
 
 
+class _Prepared(dict[Any, Any]):
+    """Empties itself where it would grow without end."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= _MOST_PREPARED:
+            self.clear()
+        super().__setitem__(key, value)
+
+
 def prepared_cache() -> dict[Any, Any]:
-    """A dictionary for calls that an operator has prepared; emptied whenever selection may change its mind."""
-    cache: dict[Any, Any] = {}
+    """A dictionary for calls that an operator has prepared; emptied whenever selection may change its mind, and when it
+    is full."""
+    cache = _Prepared()
     _caches.append(cache)
     return cache
 

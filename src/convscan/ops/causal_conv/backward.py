@@ -12,14 +12,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..._dispatch import Implementation, Settings, choose, implementations, register, settings
-from ..._library import below_autograd, define, is_recorded, is_watched, needs_gradient
+from ... import _native
+from ..._dispatch import Implementation, Settings, choose, implementations, prepared_cache, register, settings
+from ..._library import below_autograd, define, is_plain, is_recorded, is_watched, needs_gradient
 from . import cpu_gradient, triton
 from .arguments import Operands, kept_of, memory_like, packed_boundaries, problem_of
-from .derivatives import composed_gradients, reduce_filter
+from .composed import composed_gradients, reduce_filter
 from .problem import BackwardProblem
 
 Gradients = tuple[Tensor | None, ...]
+_NAME = "causal_conv_backward"
+_prepared: dict[Any, cpu_gradient.RunBackward | None] = prepared_cache()
 
 
 class _Given(NamedTuple):
@@ -86,23 +89,55 @@ def fused(p: Operands, dy: Tensor, needs: Sequence[bool]) -> Gradients | None:
     """Gradients of x, h, bias, initial_state, pre_gate and post_gate, of which some are needed."""
     if not _may_fuse(p, needs):
         return None
-    rest = (p.spectrum, p.activation, p.origin, p.precision, [bool(one) for one in needs[:6]])
+    rest = (p.spectrum, p.activation, p.origin, p.precision, tuple(bool(one) for one in needs[:6]))
     given = _Given(dy, *p[:7], *rest)  # type: ignore[arg-type]
+    if is_plain(*given[:9]):  # type: ignore[arg-type]
+        return _run_plain(given)
     tensors = given[:7]
     if needs_gradient(*tensors) or not _is_fixed(*tensors):  # type: ignore[arg-type]
         return None
     sequences = 0 if p.cu_seqlens is None else p.cu_seqlens.shape[0] - 1
     bounds = [0] + [p.x.shape[-2]] * sequences if sequences else None
-    problem = _describe(given, bounds)
-    rows = [row for row in implementations("causal_conv_backward") if not row.why_not(problem)]
-    forced = _asks(problem).within(settings()).forced
-    if rows == [_COMPOSED] or (forced is not None and forced not in [row.name for row in rows]):
+    if not _has_one(_describe(given, bounds)):
         return None
     with below_autograd():
         results = _operator(*given)
     return tuple(
         result if needed and of is not None else None for needed, of, result in zip(needs, p[:6], results, strict=False)
     )
+
+
+def _has_one(problem: BackwardProblem) -> bool:
+    """Whether something runs all of them together, and nothing else is asked for."""
+    able = [row.name for row in implementations(_NAME) if not row.why_not(problem)]
+    return able != [_COMPOSED.name] and (problem.forced is None or problem.forced in able)
+
+
+def _run_plain(given: _Given) -> Gradients | None:
+    """Past PyTorch's dispatcher, prepared once; None where gradients are faster one after the other."""
+    key = None
+    if given.cu_seqlens is None:
+        key = _native.call_key(given[9:], *given[:7], given.spectrum)
+    if key in _prepared:
+        run, packed = _prepared[key], None
+    else:
+        boundaries, packed = packed_boundaries(given.cu_seqlens, given.x.shape[-2])
+        problem = _describe(given, boundaries)
+        row = choose(_NAME, problem, strict=False) if _has_one(problem) else _COMPOSED
+        run = None if row is _COMPOSED else row.prepare(problem)
+        if key is not None:
+            _prepared[key] = run
+    return None if run is None else _as_given(given, run(*given[:7], packed, given.spectrum))
+
+
+def _as_given(given: _Given, gradients: Gradients) -> Gradients:
+    """In the shape and dtype of what each is the gradient of; None for those that are not there."""
+    dx, dh, *others = gradients
+    shaped = (
+        None if of is None or one is None else one.sum_to_size(of.shape).to(given.x.dtype)
+        for of, one in zip(given[3:7], others, strict=True)
+    )
+    return dx, None if dh is None else reduce_filter(dh, given.h), *shaped
 
 
 def _fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -122,24 +157,11 @@ def _fake(*inputs: Any) -> tuple[Tensor, ...]:
 
 def _kernel(*inputs: Any) -> tuple[Tensor, ...]:
     given = _Given(*inputs)
-    length = given.x.shape[-2]
-    boundaries, packed = packed_boundaries(given.cu_seqlens, length)
+    boundaries, packed = packed_boundaries(given.cu_seqlens, given.x.shape[-2])
     problem = _describe(given, boundaries)
-    run = choose("causal_conv_backward", problem, strict=False).prepare(problem)
-    dx, dh, dbias, dstate, dpre, dpost = run(*given[:7], packed, given.spectrum)
-    x, absent = given.x, given.x.new_empty(0)
-
-    def of(given: Tensor | None, gradient: Tensor | None) -> Tensor:
-        return absent if given is None or gradient is None else gradient.sum_to_size(given.shape).to(x.dtype)
-
-    return (
-        absent if dx is None else dx,
-        absent if dh is None else reduce_filter(dh, given.h),
-        of(given.bias, dbias),
-        of(given.state, dstate),
-        of(given.pre_gate, dpre),
-        of(given.post_gate, dpost),
-    )
+    run = choose(_NAME, problem, strict=False).prepare(problem)
+    gradients = _as_given(given, run(*given[:7], packed, given.spectrum))
+    return tuple(given.x.new_empty(0) if one is None else one for one in gradients)
 
 
 def _autograd(*inputs: Any) -> tuple[Tensor, ...]:
@@ -194,4 +216,4 @@ _COMPOSED = Implementation(
 )
 ROWS = (*cpu_gradient.BACKWARD_ROWS, *triton.BACKWARD_ROWS, _COMPOSED)
 
-register("causal_conv_backward", ROWS, lambda *given: _describe(_Given(*given), None), _asks)
+register(_NAME, ROWS, lambda *given: _describe(_Given(*given), None), _asks)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..._errors import message
 from .arguments import Operands
-from .derivatives import apply, filter_gradient
+from .composed import apply, filter_gradient
 
 
 def _with_leading(tensor: Tensor | None, axis: int | None, size: int, own: int, leading: int) -> Tensor | None:

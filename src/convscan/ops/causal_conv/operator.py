@@ -26,6 +26,7 @@ from .arguments import (
 from .problem import ConvProblem, FilterGradientProblem, GradientProblem, samples_of
 
 calls = Calls("causal_conv")
+_filter_gradient_calls, _gradients_calls = Calls("causal_conv_filter_gradient"), Calls("causal_conv_gradients")
 
 
 def run(operands: Operands, y: Tensor) -> None:
@@ -67,6 +68,14 @@ def _filter_gradient_kernel(
 ) -> Tensor:
     shape = (x, dz, state, x_gate, dz_gate, cu_seqlens, taps, origin, per_batch, precision)
     dh = in_huge_pages(empty_filter_gradient(*shape))
+    if cu_seqlens is None:
+        _filter_gradient_calls.run(
+            (origin, precision),
+            *(x, dz, state, x_gate, dz_gate, dh),
+            problem=lambda: filter_gradient_problem(x, dz, state, x_gate, dz_gate, dh, origin, None, precision),
+            strict=False,
+        )
+        return dh
     boundaries, packed = packed_boundaries(cu_seqlens, x.shape[-2])
     problem = filter_gradient_problem(x, dz, state, x_gate, dz_gate, dh, origin, boundaries, precision)
     run = choose("causal_conv_filter_gradient", problem, strict=False).prepare(problem)
@@ -85,8 +94,12 @@ def _gradients_kernel(
     dx, dh = _gradients_fake(x, h, dz, state, precision, spectrum)
     in_huge_pages(dx)
     in_huge_pages(dh)
-    problem = gradients_problem(x, h, dz, state, precision, kept_of(spectrum), dx, dh)
-    choose("causal_conv_gradients", problem, strict=False).prepare(problem)(x, h, dz, state, spectrum, dx, dh)
+    _gradients_calls.run(
+        precision,
+        *(x, h, dz, state, spectrum, dx, dh),
+        problem=lambda: gradients_problem(x, h, dz, state, precision, kept_of(spectrum), dx, dh),
+        strict=False,
+    )
     return dx, dh
 
 

@@ -19,7 +19,6 @@ from .methods import ROWS, Run
 from .problem import EinsumProblem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_PREPARED_LIMIT = 4096
 
 _configuration = _native.configuration
 _prepared: dict[Any, Run] = prepared_cache()
@@ -86,8 +85,6 @@ def _compute(equation: str, x: Tensor, args: Sequence[Tensor]) -> Tensor:
         if 0 in (problem.length, problem.taps) or any(size == 0 for _, size in problem.sizes):
             return _empty_sum(problem, x, args)
         run = choose("fft_conv", problem).prepare(problem)
-        if len(_prepared) >= _PREPARED_LIMIT:
-            _prepared.clear()
         if key is not None:
             _prepared[key] = run
     return run(x, args)

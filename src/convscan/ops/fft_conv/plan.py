@@ -24,7 +24,6 @@ from .equation import TIME, Equation
 from .problem import EinsumProblem
 
 METHODS = ("channelwise", "direct", "spectral")
-_PLANS_LIMIT = 4096
 
 
 class Term(NamedTuple):
@@ -294,8 +293,6 @@ def cheapest(problem: EinsumProblem, method: str) -> Plan:
     """The plan with the least predicted time that convolves by the given method."""
     plan = _plans.get((problem, method))
     if plan is None:
-        if len(_plans) >= _PLANS_LIMIT:
-            _plans.clear()
         plan = _plans[problem, method] = _search(problem, method)
     return plan
 

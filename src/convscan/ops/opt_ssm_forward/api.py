@@ -18,7 +18,6 @@ from .strategies import ROWS, STRATEGIES, Run, asks
 
 _NAME = "opt_ssm_forward"
 _CHOICES = ("cost", "auto", *STRATEGIES)
-_PREPARED_LIMIT = 4096
 
 _configuration = _native.configuration
 _prepared: dict[Any, Run] = prepared_cache()
@@ -99,8 +98,6 @@ def _compute(
             run = _nothing(problem)
         else:
             run = choose(_NAME, problem).prepare(problem)
-        if len(_prepared) >= _PREPARED_LIMIT:
-            _prepared.clear()
         if key is not None:
             _prepared[key] = run
     if x.ndim == 3:

@@ -109,7 +109,6 @@ class Division(NamedTuple):
 
 
 _divisions: dict[tuple[SSMProblem, str], Division] = prepared_cache()
-_DIVISIONS_LIMIT = 4096
 
 
 def divide(problem: SSMProblem, strategy: Strategy) -> Division:
@@ -133,8 +132,6 @@ def divide(problem: SSMProblem, strategy: Strategy) -> Division:
     # Where nothing fits, pieces as large as are not much worse than the leanest.
     enough = max(planned, 1.25 * min(division.workspace for division in found))
     best = next(division for division in found if division.workspace <= enough)
-    if len(_divisions) >= _DIVISIONS_LIMIT:
-        _divisions.clear()
     _divisions[problem, strategy.name] = best
     return best
 
