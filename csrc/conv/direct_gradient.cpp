@@ -2,19 +2,22 @@
 // computes, and in its words. Tiles of a few rows of time go from the inputs to the gradients in the first-level cache. A
 // tile has dz of its own times, which meets the newest u for dh, and finishes du of samples K - 1 - o before: its filter looks
 // ahead in dz, so that it looks back from there. Behind the end of a sequence follow K - 1 - o more times without dz, and
-// where a chunk does not begin with a sequence, K - 1 times before it that only make dz.
+// where a chunk does not begin with a sequence, K - 1 times before it that only make dz. Over channels with up to four
+// taps, tiles inside of a sequence are done in registers (conv/short_gradient.h).
 //
 // Lanes and tasks are those of conv/gradient_chunks.h, whose sums of dh and dbias do not depend on the number of threads.
 #include "conv/gradient_chunks.h"
 #include "conv/register_tile.h"
+#include "conv/short_gradient.h"
 #include "core/kernels.h"
 #include "core/storage.h"
 
 namespace convscan::CONVSCAN_ISA {
 namespace {
 
-// Rows of a tile, and along time, where W of them are transposed at once, with lanes of their own.
-constexpr int64_t kColumnRows = 16, kLaneRows = 128;
+// Rows of a tile: over channels, where all of it is done in registers, and along time, where W of them are transposed at
+// once, with lanes of their own.
+constexpr int64_t kColumnRows = 16, kFusedRows = 32, kLaneRows = 128;
 // Bytes of adjacent channels packed together. Beyond the caches as many as lie in a row, while the tile takes at most
 // kTileBytes of the second-level cache (8192 x 1024, K = 4, two gates: 4096, 2048, 1024 and 256 bytes take 8.6, 11.8, 12.8
 // and 16.1 ms; seven arrays are copied in 5).
@@ -139,7 +142,11 @@ struct GradientTile {
       case 8: CorrelateBy<8>(count); break;
       default: CorrelateBy<N>(count); break;
     }
-    since += count;
+    Count(count);
+  }
+
+  void Count(int64_t rows) {
+    since += rows;
     if (since >= kRowsPerSum) AddUp();
   }
 
@@ -152,6 +159,16 @@ struct GradientTile {
     since = 0;
   }
 
+  // All of it in registers, of one vector of channels; what the steps above need of the past is kept as they keep it.
+  void Fuse(const GradientColumns<S> &arrays, int64_t c, int64_t count, int64_t ahead, bool streams) {
+    switch (f.taps) {
+      case 1: return FuseBy<1>(arrays, c, count, ahead, streams);
+      case 2: return FuseBy<2>(arrays, c, count, ahead, streams);
+      case 3: return FuseBy<3>(arrays, c, count, ahead, streams);
+      case 4: return FuseBy<4>(arrays, c, count, ahead, streams);
+    }
+  }
+
   void KeepPast(int64_t count) {
     for (int64_t c = 0; c < columns; ++c) {
       Move(u + c * SignalPlane(), count, reach);
@@ -162,6 +179,20 @@ struct GradientTile {
  private:
   static void Move(T *rows, int64_t by, int64_t count) {
     for (int64_t i = 0; i < count * W; i += W) Store<W>(rows + i, Load<W>(rows + by * W + i));
+  }
+
+  template <int K>
+  void FuseBy(const GradientColumns<S> &arrays, int64_t c, int64_t count, int64_t ahead, bool streams) {
+    T *const total = partial + c * SumRows() * W;
+    const auto run = [&](const auto &slope) {
+      GradientsOfColumn<S, K>(arrays, count, ahead, h + c * K * W, bias + c * W, u + c * SignalPlane() + (reach + 1 - K) * W,
+                              dz + c * GradientPlane(), total, total + summed * W, streams, slope);
+    };
+    switch (p.activation) {
+      case CONVSCAN_IDENTITY: return run([](Vec<T> dw, Vec<T>) { return dw; });
+      case CONVSCAN_SILU: return run([](Vec<T> dw, Vec<T> w) { return dw * SiluSlope<W, T>(w); });
+      case CONVSCAN_GELU: return run([](Vec<T> dw, Vec<T> w) { return dw * GeluSlope<W, T>(w); });
+    }
   }
 
   template <int M>
@@ -195,7 +226,8 @@ class DirectGradient {
       : p_(p),
         f_(p.filter),
         is_adjacent_(IsAdjacent(p)),
-        rows_(is_adjacent_ ? kColumnRows : kLaneRows),
+        fuses_(is_adjacent_ && Fuses(p)),
+        rows_(fuses_ ? kFusedRows : is_adjacent_ ? kColumnRows : kLaneRows),
         is_far_(f_.batch * f_.length * f_.channels * static_cast<int64_t>(sizeof(S)) > kFarBytes),
         // Along time such that whole vectors of dx lie as those of x do.
         lag_(is_adjacent_ ? f_.taps - 1 - f_.origin : RoundUp(f_.taps - 1 - f_.origin, W)),
@@ -221,6 +253,16 @@ class DirectGradient {
  private:
   static bool IsAdjacent(const convscan_conv_gradient &p) {
     return p.filter.x_strides.channel == 1 && p.filter.dz_strides.channel == 1 && p.filter.channels >= W;
+  }
+
+  static bool Fuses(const convscan_conv_gradient &p) {
+    const convscan_filter_gradient &f = p.filter;
+    const auto fits = [](const void *array, const convscan_strides &strides) {
+      return array == nullptr || strides.channel == 1;
+    };
+    return f.taps <= kMostFusedTaps && f.channels % W == 0 && fits(f.x_gate, f.x_gate_strides) &&
+           fits(f.dz_gate, f.dz_gate_strides) && fits(p.dx, p.dx_strides) && fits(p.dpre_gate, p.dpre_gate_strides) &&
+           fits(p.dpost_gate, p.dpost_gate_strides);
   }
 
   // The gradients of states that meet no sample.
@@ -351,6 +393,10 @@ class DirectGradient {
     for (int64_t t = -before, count; t < end; t += count) {
       count = Min(rows_, (t < 0 ? 0 : end) - t);
       const bool counts = t >= 0;
+      if (counts && fuses_ && count == rows_ && start + t >= lag_ && start + t + f_.origin + count <= length) {
+        RunFused(tile, chunk, samples, dy, post, {dx, dpre, dpost}, t, length);
+        continue;
+      }
       LookAhead<0>(chunk, arrays, strides, t + rows_, length);
       chunk.Pack(samples, t + f_.origin, RoundUp(count, tile.N), tile.u + tile.reach * W, tile.SignalPlane());
       chunk.Pack(dy, t, count, tile.Gradient(0), tile.GradientPlane());
@@ -394,9 +440,33 @@ class DirectGradient {
     }
   }
 
+  // A tile inside of a sequence, with all of its times and those before and behind it.
+  void RunFused(GradientTile<S> &tile, const Chunk &chunk, const Signal<S> &samples, const Signal<S> &dy, const Gate<S> &post,
+                const Target<S> (&targets)[3], int64_t t, int64_t length) const {
+    const int64_t at = chunk.start + t, late = at - lag_;
+    const int64_t ahead = is_far_ && at + 2 * rows_ + f_.origin <= length ? rows_ : 0;
+    for (int64_t c = 0; c < chunk.columns; ++c) {
+      const int64_t b = chunk.batch, n = chunk.n + c * W;
+      const auto input = [&](const auto &array, const S *there, int64_t time) {
+        return there == nullptr ? InputColumn<S>{} : InputColumn<S>{array.At(b, time, n), array.strides.time};
+      };
+      const auto output = [&](const Target<S> &array) {
+        return array.y == nullptr ? OutputColumn<S>{} : OutputColumn<S>{array.At(b, late, n), array.strides.time};
+      };
+      const Gate<S> &pre = samples.gate;
+      GradientColumns<S> arrays{
+          input(samples, samples.x, at + f_.origin), input(pre, pre.factors, at + f_.origin), input(dy, dy.x, at),
+          input(post, post.factors, at), input(samples, samples.x, late), input(pre, pre.factors, late),
+          output(targets[0]), output(targets[1]), {}};
+      if (targets[2].y != nullptr) arrays.dpost = {targets[2].At(b, at, n), targets[2].strides.time};
+      tile.Fuse(arrays, c, rows_, ahead, streams_);
+    }
+    tile.Count(rows_);
+  }
+
   const convscan_conv_gradient &p_;
   const convscan_filter_gradient &f_;
-  bool is_adjacent_;
+  bool is_adjacent_, fuses_;
   int64_t rows_;
   bool is_far_;
   int64_t lag_;

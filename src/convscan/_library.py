@@ -104,8 +104,11 @@ def one_by_one(
     out_axes: tuple[int | None, ...],
 ) -> tuple[torch.Tensor, ...]:
     """In a vmap rule, the mapped calls one after the other: what boundaries that differ between them come to."""
+    # Of an argument that is a list there is a list of axes.
     calls = (
-        tuple(each if axis is None else each.select(axis, i) for each, axis in zip(arguments, axes, strict=True))
+        tuple(
+            each.select(axis, i) if isinstance(axis, int) else each for each, axis in zip(arguments, axes, strict=True)
+        )
         for i in range(size)
     )
     results = zip(*(operator(*call) for call in calls), strict=True)

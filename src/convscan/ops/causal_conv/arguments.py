@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _native
-from ..._dispatch import settings
 from ..._errors import message
 from ..._layout import Leading, Triple, dtype_name, fold
 from ..._targets import processor
-from .problem import ConvProblem, FilterGradientProblem, GradientProblem, Kept, arithmetic, kept_for
+from .problem import ConvProblem, FilterGradientProblem, Kept, arithmetic, kept_for
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ACTIVATIONS = (None, "silu", "gelu")
@@ -282,19 +281,6 @@ def filter_gradient_problem(
         sequences=0 if boundaries is None else len(boundaries) - 1,
         longest=_longest(boundaries),
         state_sequence=0 if past is None or boundaries is None else past.stride(-3),
-    )
-
-
-def gradients_problem(
-    x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, kept: Kept | None, dx: Tensor, dh: Tensor
-) -> GradientProblem:
-    past = x if state is None or state.shape[-2] == 0 else state
-    now = settings()
-    return GradientProblem(
-        transposed=problem_of(Operands(dz, h, transposed=True, precision=precision), dx, kept=kept),
-        filter=filter_gradient_problem(x, dz, state, None, None, dh, precision=precision),
-        offsets=fold(x.shape[:-2], [tensor.stride()[:-2] for tensor in (x, dz, past, dx)]).offsets,
-        forced=None if now is None else now.forced,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import _native
 from ..._dispatch import Implementation, Settings, choose, implementations, prepared_cache, register, settings
-from ..._library import below_autograd, define, is_plain, is_recorded, is_watched, needs_gradient
+from ..._library import below_autograd, define, is_plain, is_recorded, needs_gradient, one_by_one
 from . import cpu_gradient, triton
 from .arguments import Operands, kept_of, memory_like, packed_boundaries, problem_of
 from .composed import composed_gradients, reduce_filter
@@ -78,11 +78,8 @@ def _may_fuse(p: Operands, needs: Sequence[bool]) -> bool:
         return True
     if not p.x.is_cpu:
         return settings() is not None
-    if is_watched() or not (needs[0] and needs[1]):
-        return False
-    # Without all of these, both gradients are one operator already.
-    others = (p.bias, p.state, p.pre_gate, p.post_gate, p.cu_seqlens)
-    return p.activation is not None or p.origin != 0 or any(one is not None for one in others)
+    # One gradient is one operator already, and each has a rule of its own for what a function transform maps over.
+    return needs[0] and needs[1] and not torch._C._are_functorch_transforms_active()
 
 
 def fused(p: Operands, dy: Tensor, needs: Sequence[bool]) -> Gradients | None:
@@ -175,12 +172,7 @@ def _autograd(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _vmap(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    calls = [
-        _operator(*(one if axis is None else one.select(axis, i) for one, axis in zip(inputs, axes, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    results = tuple(torch.stack(each) for each in zip(*calls, strict=True))
-    return results, (0,) * len(results)
+    return one_by_one(_operator, info.batch_size, axes, inputs, (0,) * 6), (0,) * 6
 
 
 _operator = define(

@@ -31,11 +31,6 @@ def filter_gradient(*arguments: Any) -> Tensor:
     return cast(Tensor, torch.ops.convscan.causal_conv_filter_gradient.default(*arguments))
 
 
-def both_gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The operator causal_conv_gradients."""
-    return cast("tuple[Tensor, Tensor]", torch.ops.convscan.causal_conv_gradients.default(*arguments))
-
-
 def activation_gradient(activation: str | None, dy: Tensor, z: Tensor) -> Tensor:
     """dy activation'(z); of differentiable operators where somebody may differentiate it."""
     if activation is None:
@@ -71,20 +66,12 @@ def reduce_filter(dh: Tensor, h: Tensor) -> Tensor:
     """The gradient of a filter per channel as that of h: summed over what a filter serves, in the dtype of h."""
     if h.shape[-1] != dh.shape[-1]:
         dh = dh.reshape(*dh.shape[:-1], h.shape[-1], dh.shape[-1] // h.shape[-1]).sum(-1)
-    return dh.sum_to_size(h.shape).to(h.dtype)
+    return dh.view((1,) * (h.ndim - dh.ndim) + dh.shape).sum_to_size(h.shape).to(h.dtype)
 
 
 def _has_leading(h: Tensor) -> bool:
     """Whether filters differ along leading axes."""
     return h.ndim > 2
-
-
-def _is_plain_filter(p: Operands) -> bool:
-    """Whether both gradients may come from one pass: no gates, no boundaries, a filter for each channel or for all."""
-    filters = p.h.shape[-1]
-    alone = p.h.ndim == 2 and (filters == 1 or filters == p.x.shape[-1])
-    plain = p.pre_gate is None and p.post_gate is None and p.cu_seqlens is None
-    return alone and plain and not p.transposed and isinstance(p.origin, int) and p.origin == 0
 
 
 def times(x: Tensor, gate: Tensor | None) -> Tensor:
@@ -102,10 +89,7 @@ def composed_gradients(p: Operands, dy: Tensor, needs: Sequence[bool]) -> tuple[
     dx = dh = dbias = dstate = dpre = dpost = None
     back = p._replace(x=dw, bias=None, state=None, pre_gate=p.post_gate, activation=None)
     back = back._replace(transposed=not p.transposed)
-    if needs_x and needs_h and _is_plain_filter(p):
-        dx, dh = both_gradients(p.x, p.h, dw, p.state, p.precision, p.spectrum)
-        dh = reduce_filter(dh, p.h)
-    elif needs_pre:
+    if needs_pre:
         du = apply(back._replace(post_gate=None))
         assert p.pre_gate is not None
         dx, dpre = du * p.pre_gate, (du * p.x).sum_to_size(p.pre_gate.shape)
@@ -114,7 +98,7 @@ def composed_gradients(p: Operands, dy: Tensor, needs: Sequence[bool]) -> tuple[
     if needs_post:
         assert p.post_gate is not None
         dpost = (dw * cast(Tensor, z)).sum_to_size(p.post_gate.shape)
-    if needs_h and dh is None:
+    if needs_h:
         sides = [(p.x, p.pre_gate), (dw, p.post_gate)]
         # With the transpose, y[i] = sum_k h[k] u[i+k]: samples and gradient change places.
         (signal, its_gate), (other, other_gate) = reversed(sides) if p.transposed else sides

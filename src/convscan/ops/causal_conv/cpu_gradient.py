@@ -1,4 +1,4 @@
-"""The native gradients of a convolution: of its filter, of filter and input together, and all of them in one pass."""
+"""The native gradients of a convolution: of its filter, and all of them in one pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from .problem import (
     BackwardProblem,
     ConvProblem,
     FilterGradientProblem,
-    GradientProblem,
     compute_bytes,
     item_bytes,
     samples_of,
@@ -93,106 +92,6 @@ def _gradient_fft_cost(problem: FilterGradientProblem) -> Cost:
 GRADIENT_ROWS: tuple[Implementation, ...] = (
     Implementation("direct", "cpu", refusals, _gradient_direct_cost, _prepare_gradient("direct")),
     Implementation("fft", "cpu", fft_refusals, _gradient_fft_cost, _prepare_gradient("fft")),
-)
-
-
-# ---- both gradients in one pass ----
-
-RunGradients = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor], None]
-
-
-def _both_transform_length(problem: GradientProblem) -> int:
-    kept = problem.transposed.kept
-    return kept.points if kept is not None else transform_length(problem.filter)
-
-
-def _both_refusals(problem: GradientProblem) -> list[str]:
-    one, reasons = problem.filter, fft_refusals(problem.filter, problem.transposed.kept)
-    if reasons:
-        return reasons
-    if one.batch == 0 or one.length == 0:
-        reasons.append("has nothing to transform")
-    elif one.state is None and one.taps > one.length:
-        reasons.append("takes no taps that meet no sample")
-    return reasons
-
-
-def _both_cost(problem: GradientProblem) -> Cost:
-    one, kept, points = problem.filter, problem.transposed.kept, _both_transform_length(problem)
-    rows = one.turns * one.batch * one.channels
-    transforms = 3 * rows * blocks(one.length, one.taps, points) + one.channels * one.turns * (1 if kept else 2)
-    seconds = seconds_of(
-        one, "conv.fft", transforms * points * math.log2(max(2, points)), 2 * samples_of(one), one.channels
-    )
-    return Cost(seconds, gradient_workspace(one, points, problem.transposed))
-
-
-def _prepare_both(problem: GradientProblem) -> RunGradients:
-    one, kept = problem.filter, problem.transposed.kept
-    state = one.state or NO_STRIDES
-    filter_call = _native.FilterGradientCall(
-        "fft",
-        one.native_dtype,
-        one.batch,
-        one.length,
-        one.channels,
-        one.taps,
-        one.x,
-        one.dz,
-        (state[0], 0, *state[1:]),
-        (0, *one.dh),
-        transform_length=_both_transform_length(problem),
-    )
-    is_bfloat16 = kept is not None and kept.is_bfloat16
-    h, dx_strides = problem.transposed.h, problem.transposed.y
-    call = _native.ConvGradientCall(filter_call, h, dx_strides, kept is not None, is_bfloat16)
-    item = item_bytes(one.dtype)
-    offsets = problem.offsets or ((0, 0, 0, 0),)
-
-    def run(
-        x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, spectrum: Tensor | None, dx: Tensor, dh: Tensor
-    ) -> None:
-        filters, past = h if spectrum is None else spectrum, None if one.state is None else state
-        total = dh
-        for turn, (at_x, at_dz, at_state, at_dx) in enumerate(offsets):
-            if turn == 1:
-                total = torch.empty_like(dh)
-            a = addresses((at_x, at_dz, at_state, at_dx), item, x, dz, past, dx)
-            call(a[0], filters.data_ptr(), a[1], a[3], total.data_ptr(), a[2])
-            if turn > 0:
-                dh += total
-
-    return run
-
-
-def _separate(problem: GradientProblem) -> tuple[Implementation, Implementation]:
-    return (
-        choose("causal_conv", problem.transposed, strict=False),
-        choose("causal_conv_filter_gradient", problem.filter, strict=False),
-    )
-
-
-def _separate_cost(problem: GradientProblem) -> Cost:
-    dx, dh = (row.cost(one) for row, one in zip(_separate(problem), (problem.transposed, problem.filter), strict=True))
-    return Cost(dx.seconds + dh.seconds, max(dx.workspace_bytes, dh.workspace_bytes))
-
-
-def _prepare_separate(problem: GradientProblem) -> RunGradients:
-    dx_row, dh_row = _separate(problem)
-    run_dx, run_dh = dx_row.prepare(problem.transposed), dh_row.prepare(problem.filter)
-
-    def run(
-        x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, spectrum: Tensor | None, dx: Tensor, dh: Tensor
-    ) -> None:
-        run_dx(dz, h, None, None, None, None, *((dx,) if spectrum is None else (spectrum, dx)))
-        run_dh(x, dz, state, None, None, dh)
-
-    return run
-
-
-BOTH_ROWS: tuple[Implementation, ...] = (
-    Implementation("fft", "cpu", _both_refusals, _both_cost, _prepare_both),
-    Implementation("separate", "any", lambda problem: [], _separate_cost, _prepare_separate),
 )
 
 

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from ..._library import below_autograd
-from .arguments import Operands, empty_filter_gradient
+from .arguments import Operands
 from .backward import fused
 from .composed import (
     activation_gradient,
     apply,
-    both_gradients,
     composed_gradients,
     convolve,
     filter_gradient,
-    reduce_filter,
     state_gradient,
     times,
 )
@@ -141,61 +139,3 @@ class FilterGradient(torch.autograd.Function):
         if tdz_gate is not None:
             terms.append(filter_gradient(x, dz, state, x_gate, tdz_gate, *rest))
         return sum(terms[1:], terms[0]) if terms else None
-
-
-class Gradients(torch.autograd.Function):
-    """dx = transpose of T(h) dz and dh = sum of dz and shifted x, of a convolution without gates."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, spectrum: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        with below_autograd():
-            return both_gradients(x, h, dz, state, precision, spectrum)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, h, dz, state, ctx.precision, spectrum = inputs
-        ctx.save_for_backward(x, h, dz, state, spectrum)
-        ctx.save_for_forward(x, h, dz, state, spectrum)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, gdx: Tensor | None, gdh: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        x, h, dz, state, spectrum = ctx.saved_tensors
-        rest, precision = (None, None, None, h.shape[-2], 0, False, ctx.precision), ctx.precision
-        need_x, need_h, need_dz, need_state = ctx.needs_input_grad[:4]
-        gx = gh = gstate = None
-        terms: list[Tensor] = []  # of the gradient of dz
-        if gdx is not None:
-            if need_h:
-                gh = reduce_filter(filter_gradient(gdx, dz, None, *rest), h)
-            if need_dz:
-                terms.append(convolve(gdx, h, precision=precision, spectrum=spectrum))
-        if gdh is not None:
-            taps = gdh.to(x.dtype)
-            gx = convolve(dz, taps, transposed=True, precision=precision) if need_x else None
-            gstate = state_gradient(dz, taps, None, precision) if need_state else None
-            if need_dz:
-                terms.append(convolve(x, taps, state=state, precision=precision))
-        gdz = sum(terms[1:], terms[0]) if terms else None
-        return gx, gh, gdz, gstate, None, None
-
-    @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, tx: Tensor | None, th: Tensor | None, tdz: Tensor | None, tstate: Tensor | None, *_: None
-    ) -> tuple[Tensor, Tensor]:
-        x, h, dz, state, spectrum = ctx.saved_tensors
-        rest, precision = (None, None, None, h.shape[-2], 0, False, ctx.precision), ctx.precision
-        dx, dh = torch.zeros_like(x), empty_filter_gradient(x, dz, state, *rest).zero_()
-        if tdz is not None:
-            dx = dx + convolve(tdz, h, transposed=True, precision=precision, spectrum=spectrum)
-            dh = dh + filter_gradient(x, tdz, state, *rest)
-        if th is not None:
-            dx = dx + convolve(dz, th, transposed=True, precision=precision)
-        if tx is not None or tstate is not None:
-            tx = torch.zeros_like(x) if tx is None else tx
-            dh = dh + filter_gradient(tx, dz, tstate, *rest)
-        return dx, dh

@@ -78,21 +78,3 @@ def filter_gradient_vmap(
     ]
     dh = filter_gradient(*signals, *gates, cu_seqlens, taps, origin, True, precision)
     return (dh if per_batch or leading == 0 else dh.flatten(1, -3).sum(1)), 0
-
-
-def gradients_vmap(
-    info: Any,
-    axes: tuple[int | None, ...],
-    x: Tensor,
-    h: Tensor,
-    dz: Tensor,
-    state: Tensor | None,
-    precision: str,
-    spectrum: Tensor | None,
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    taps = (h if axes[1] is None else h.movedim(axes[1], 0)).shape[-2]
-    back = Operands(dz, h, transposed=True, precision=precision, spectrum=spectrum)
-    dx, dx_axis = conv_vmap(info, (axes[2], axes[1], *(None,) * 5), *back)
-    of_dh = (axes[0], axes[2], axes[3], None, None, None)
-    dh, dh_axis = filter_gradient_vmap(info, of_dh, x, dz, state, None, None, None, taps, 0, False, precision)
-    return (dx, dh), (dx_axis, dh_axis)

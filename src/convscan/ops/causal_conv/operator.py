@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._calls import Calls, empty_like, in_huge_pages
-from ..._dispatch import Cost, Implementation, Settings, choose, register
+from ..._dispatch import Cost, Implementation, choose, register
 from ..._library import define, derivative
 from . import cpu, cpu_gradient, derivatives, mapping, reference, torch_fft, triton
 from .arguments import (
@@ -16,17 +16,15 @@ from .arguments import (
     Run,
     empty_filter_gradient,
     filter_gradient_problem,
-    filter_memory,
-    gradients_problem,
     kept_of,
     packed_boundaries,
     problem_of,
     without_spectrum,
 )
-from .problem import ConvProblem, FilterGradientProblem, GradientProblem, samples_of
+from .problem import ConvProblem, FilterGradientProblem, samples_of
 
 calls = Calls("causal_conv")
-_filter_gradient_calls, _gradients_calls = Calls("causal_conv_filter_gradient"), Calls("causal_conv_gradients")
+_filter_gradient_calls = Calls("causal_conv_filter_gradient")
 
 
 def run(operands: Operands, y: Tensor) -> None:
@@ -83,32 +81,6 @@ def _filter_gradient_kernel(
     return dh
 
 
-def _gradients_ask(problem: GradientProblem) -> Settings:
-    """An implementation that is asked for computes each gradient by itself, if it is not the one that does both."""
-    return Settings(None if problem.forced in (None, "fft") else "separate")
-
-
-def _gradients_kernel(
-    x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, spectrum: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    dx, dh = _gradients_fake(x, h, dz, state, precision, spectrum)
-    in_huge_pages(dx)
-    in_huge_pages(dh)
-    _gradients_calls.run(
-        precision,
-        *(x, h, dz, state, spectrum, dx, dh),
-        problem=lambda: gradients_problem(x, h, dz, state, precision, kept_of(spectrum), dx, dh),
-        strict=False,
-    )
-    return dx, dh
-
-
-def _gradients_fake(
-    x: Tensor, h: Tensor, dz: Tensor, state: Tensor | None, precision: str, spectrum: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), filter_memory(h, x, h.shape[0], precision)
-
-
 conv = define(
     "causal_conv(Tensor x, Tensor h, Tensor? bias, Tensor? initial_state, Tensor? pre_gate, Tensor? post_gate, "
     "Tensor? cu_seqlens, str? activation, SymInt origin, bool transposed, str precision, Tensor? spectrum) -> Tensor",
@@ -124,16 +96,6 @@ define(
     fake=empty_filter_gradient,
     autograd=derivative(derivatives.FilterGradient),
     vmap=mapping.filter_gradient_vmap,
-)
-
-
-define(
-    "causal_conv_gradients(Tensor x, Tensor h, Tensor dz, Tensor? initial_state, str precision, Tensor? spectrum)"
-    " -> (Tensor, Tensor)",
-    _gradients_kernel,
-    fake=_gradients_fake,
-    autograd=derivative(derivatives.Gradients),
-    vmap=mapping.gradients_vmap,
 )
 
 
@@ -217,4 +179,3 @@ register(
     (*cpu_gradient.GRADIENT_ROWS, *triton.GRADIENT_ROWS, *torch_fft.GRADIENT_ROWS, _GRADIENT_REFERENCE),
     filter_gradient_problem,
 )
-register("causal_conv_gradients", cpu_gradient.BOTH_ROWS, gradients_problem, _gradients_ask)

@@ -113,21 +113,6 @@ class ConvProblem(NamedTuple):
         return ", ".join([*parts, f"{self.threads} threads", self.isa])
 
 
-class GradientProblem(NamedTuple):
-    """Both gradients of a convolution, dx as the transposed convolution of dz, and dh.
-
-    ``offsets`` are those of (x, dz, state, dx). ``forced`` is the implementation that surrounding settings ask for.
-    """
-
-    transposed: ConvProblem
-    filter: FilterGradientProblem
-    offsets: tuple[tuple[int, ...], ...] | None
-    forced: str | None
-
-    def __str__(self) -> str:
-        return f"gradients of {self.filter}"
-
-
 class BackwardProblem(NamedTuple):
     """Every gradient of ``forward`` together, whose ``y`` has the strides of the gradient of the result. ``forced`` is
     the implementation that surrounding settings ask for. ``needs`` says which of the gradients of x, h, bias, state,

@@ -21,7 +21,7 @@ from ..._targets import processor
 from ...tuning.gpu import Work, cost
 from . import cpu, torch_fft
 from .arguments import Run
-from .derivatives import reduce_filter
+from .composed import reduce_filter
 from .negacyclic import ascending, inverse, transform
 from .problem import ConvProblem, arithmetic, compute_bytes
 from .spectrum import FilterSpectrum, first_taps
