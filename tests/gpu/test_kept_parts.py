@@ -14,7 +14,7 @@ import oracle
 from convscan import FilterSpectrum, _gpu, causal_conv
 from convscan.ops.causal_conv import sparse
 from convscan.ops.causal_conv.negacyclic import ascending
-from convscan.ops.causal_conv.triton import fft, fft_part
+from convscan.ops.causal_conv.triton import fft, fft_part, fft_passes
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,6 +74,40 @@ def test_every_transform(points: int, modulus: int) -> None:
             y = causal_conv(x, FilterSpectrum(h, points, keep=keep))
         exact = causal_conv(x.double(), FilterSpectrum(h.double(), points, keep=keep))
         assert float((y - exact).abs().max()) <= 4e-6 * float(exact.abs().max())
+
+
+def test_rows_of_transforms_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residues that are dropped are neither written nor read; of others some frequencies may be dropped too."""
+    x, h = normal(2, 8192, 1)[:, :8000], normal(8000, 1) / 90
+    classes = FilterSpectrum.residues(8000, 8000, 8)
+    assert len(classes) == 8192
+    for keep, rows in ((classes == 3, 2), ((classes % 4 == 1) & (normal(8192) > 0), 4)):
+        filters = FilterSpectrum(h, 8000, keep=keep, storage=None if rows == 2 else torch.bfloat16)
+        with convscan.force("triton_fft_passes"):
+            y = causal_conv(x[:1], filters)
+        assert filters._kept is not None
+        assert filters._kept[2].tensor.shape == (1, 2, rows, 512)
+        exact = causal_conv(x[:1].double(), FilterSpectrum(h.double(), 8000, keep=keep))
+        assert float((y - exact).abs().max()) <= (4e-6 if rows == 2 else 0.01) * float(exact.abs().max())
+    # Its transpose, and a part of which every residue has something.
+    dy = normal(1, 600, 1)
+    monkeypatch.setattr(fft_part, "LONGEST", 256)
+    monkeypatch.setattr(fft_part, "columns_of", lambda points: 16)
+    monkeypatch.setattr(fft_passes, "columns_of", lambda points: 16)
+    monkeypatch.setattr(fft_passes, "LONGEST", 256)
+    x = normal(1, 4000, 1).requires_grad_()
+    some = FilterSpectrum(normal(4000, 1) / 60, 4000, keep=(0.1, 0.3))
+    assert some.keep is not None
+    with convscan.force("triton_fft_passes"):
+        y = causal_conv(x, some)
+        (dx,) = torch.autograd.grad(y[:, :600], x, dy)
+        assert some._kept is not None
+        assert some._kept[2].tensor.shape == (1, 2, 16, 256)
+    with convscan.force("fft"):
+        z = causal_conv(x, some)
+        (exact,) = torch.autograd.grad(z[:, :600], x, dy)
+    torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dx, exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -176,6 +210,29 @@ def test_dropped_blocks_are_not_computed(
         row.prepare(some)(x, torch.empty(768, 2, plans[0].frequencies, device="meta"), x)
     (launch,) = launches
     assert (launch.constants["FIRST"], launch.constants["LAST"], launch.constants["IS_REAL"]) == (*digits, True)
+
+
+def test_dropped_rows_are_not_moved() -> None:
+    h, classes = torch.ones(16384, 256), FilterSpectrum.residues(16384, 16384, 4)
+    row, times, moved = next(row for row in sparse.ROWS if row.name == "triton_fft_passes"), [], []
+    for keep in (classes == 2, torch.ones_like(classes, dtype=torch.bool)):
+        some = plan_of(FilterSpectrum(h, 16384, keep=keep), channels=256)
+        cost = row.cost(some)
+        times.append(cost.seconds)
+        moved.append(cost.moved_bytes)
+        plan = fft_passes.PassesPlan(some.conv)
+        x = torch.empty(1, 256, 16384, device="meta").mT
+        with _gpu.recorded() as launches:
+            row.prepare(some)(x, torch.empty(256, 2, plan.kept_rows, plan.rest, device="meta"), x)
+        names = {launch.kernel.__name__: launch for launch in launches}
+        assert plan.kept_rows == int(keep.float().mean() * plan.columns)
+        assert names["columns"].constants["KEPT"] == names["columns_back"].constants["KEPT"] == plan.kept_rows
+        assert names["rows"].constants["N"] == plan.kept_rows
+        planes = names["rows"].args[0]
+        assert planes.shape[-2:] == (plan.kept_rows, plan.rest)
+    # Samples and results are moved as before, what lies between to a quarter.
+    assert moved[0] < 0.5 * moved[1]
+    assert times[0] < 0.6 * times[1]
 
 
 def test_what_no_kernel_computes_goes_to_pytorch() -> None:

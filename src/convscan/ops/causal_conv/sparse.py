@@ -25,7 +25,7 @@ from .composed import reduce_filter
 from .negacyclic import ascending, inverse, transform
 from .problem import ConvProblem, arithmetic, compute_bytes
 from .spectrum import FilterSpectrum, first_taps
-from .triton import fft
+from .triton import fft, fft_passes
 from .triton.arguments import unit
 
 # ---- by PyTorch ----
@@ -85,9 +85,12 @@ def _native_cost(problem: SparseProblem) -> Cost:
     return Cost(whole.seconds * (4 + problem.eighths) / 12, whole.workspace_bytes)
 
 
-def _prepare_triton(problem: SparseProblem) -> Run:
-    run = fft.prepare_fft(problem.conv)
-    return lambda x, spectra, y: run(x, spectra, None, None, None, None, y, spectrum=spectra)
+def _prepare_triton(prepare: Callable[[ConvProblem], Run]) -> Callable[[SparseProblem], Run]:
+    def prepared(problem: SparseProblem) -> Run:
+        run = prepare(problem.conv)
+        return lambda x, spectra, y: run(x, spectra, None, None, None, None, y, spectrum=spectra)
+
+    return prepared
 
 
 def _torch_cost(problem: SparseProblem) -> Cost:
@@ -118,7 +121,18 @@ ROWS = (
         "fft", "cpu", _order_refusals("fft"), _native_cost, lambda problem: cpu.prepare_sparse(problem.conv)
     ),
     Implementation(
-        "triton_fft", "triton", _order_refusals(fft.FORM), lambda problem: fft.fft_cost(problem.conv), _prepare_triton
+        "triton_fft",
+        "triton",
+        _order_refusals(fft.FORM),
+        lambda problem: fft.fft_cost(problem.conv),
+        _prepare_triton(fft.prepare_fft),
+    ),
+    Implementation(
+        "triton_fft_passes",
+        "triton",
+        _order_refusals(fft_passes.FORM),
+        lambda problem: fft_passes.passes_cost(problem.conv),
+        _prepare_triton(fft_passes.prepare_passes),
     ),
     Implementation("torch_fft", "any", _order_refusals(torch_fft.FORM), _torch_cost, _prepare_torch),
 )

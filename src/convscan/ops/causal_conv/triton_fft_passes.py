@@ -10,6 +10,10 @@ the second of which may be that of the samples too.
 A program transforms C neighbouring columns of N = NA NB points, first over NA, then over NB: (NA, NB C) samples
 become (NB, NA C) frequencies. Its pieces of C numbers are whole sectors of memory, and programs of neighbouring
 columns, and of channels that lie side by side, run together.
+
+A row is the residue of its frequencies modulo N. Of filters that keep a part of the frequencies, rows without any are
+neither written nor transformed: planes and spectra then have KEPT rows, and ``slots`` has the place of each of N among
+them, -1 of those that are left out.
 """
 
 # mypy: ignore-errors
@@ -107,11 +111,20 @@ def _places(NA: tl.constexpr, NB: tl.constexpr, R: tl.constexpr, C: tl.constexpr
 @triton.jit
 def _frequency_places(NA: tl.constexpr, NB: tl.constexpr, R: tl.constexpr, C: tl.constexpr, tile):
     """Of a tile's frequencies."""
+    at, _all = _row_places(0, NA, NB, R, C, NA * NB, tile)
+    return at
+
+
+@triton.jit
+def _row_places(slots, NA: tl.constexpr, NB: tl.constexpr, R: tl.constexpr, C: tl.constexpr, KEPT: tl.constexpr, tile):
+    """Where a tile's frequencies are in planes of KEPT rows, and which of them are there."""
     if NB > 1:
         line, column = _lines(NB, NA, C)
     else:
         line, column = _lines(NA, 1, C)
-    return line * R + tile * C + column
+    if KEPT < NA * NB:
+        line = tl.load(slots + line)
+    return line * R + tile * C + column, line >= 0
 
 
 @triton.jit
@@ -134,6 +147,7 @@ def columns(
     planes,  # (channels, rows, 2, N, R): real parts, then imaginary ones
     tables,
     sums,  # of the samples of each program
+    slots,
     side,
     length,
     rows,  # of a channel that are under way: blocks of elements of the batch
@@ -162,6 +176,7 @@ def columns(
     HAS_STATE: tl.constexpr,
     OF_RESULTS: tl.constexpr,  # zero where a block has none, as gradients are
     HAS_SUMS: tl.constexpr,
+    KEPT: tl.constexpr,
     FAR: tl.constexpr,
 ):
     M: tl.constexpr = NA * NB * R
@@ -178,9 +193,10 @@ def columns(
     if HAS_SUMS:
         tl.store(sums + tl.program_id(0), tl.sum(tl.sum(re + im, 1), 0))
     re, im = _down(tables, re, im, tile, NA, NB, R, C, PRECISION)
-    at = planes + row * (2 * M) + _frequency_places(NA, NB, R, C, tile)
-    tl.store(at, re)
-    tl.store(at + M, im)
+    at, is_kept = _row_places(slots, NA, NB, R, C, KEPT, tile)
+    at += planes + row * (2 * KEPT * R)
+    tl.store(at, re, mask=is_kept)
+    tl.store(at + KEPT * R, im, mask=is_kept)
 
 
 @triton.jit
@@ -279,6 +295,7 @@ def columns_back(
     post,
     y,
     tables,
+    slots,
     side,
     length,
     rows,  # of a channel that are under way: blocks of elements of the batch
@@ -303,13 +320,16 @@ def columns_back(
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_POST: tl.constexpr,
+    KEPT: tl.constexpr,
     FAR: tl.constexpr,
 ):
     M: tl.constexpr = NA * NB * R
     tile, channel, row, b, block = _program(side, rows, blocks, first_row, R // C)
     c = channel + first_channel
-    at = planes + row * (2 * M) + _frequency_places(NA, NB, R, C, tile)
-    re, im = _up(tables, tl.load(at), tl.load(at + M), tile, NA, NB, R, C, PRECISION)
+    at, is_kept = _row_places(slots, NA, NB, R, C, KEPT, tile)
+    at += planes + row * (2 * KEPT * R)
+    re, im = tl.load(at, mask=is_kept, other=0.0), tl.load(at + KEPT * R, mask=is_kept, other=0.0)
+    re, im = _up(tables, re, im, tile, NA, NB, R, C, PRECISION)
     place = _places(NA, NB, R, C, tile)
     n = place.to(tl.int64) if FAR else place
     t = block * steps - behind

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ...._gpu import power_of_two
 from ..problem import ConvProblem, Kept, Part
-from .fft import FORM, LONGEST, factors, fft_spectra
+from . import fft_passes
+from .fft import FORM, LONGEST, factors, fft_spectra, whole
+from .fft_passes import columns_of
 from .toeplitz import toeplitz_refusals
 
 _LEAST = 2  # digits of a step, whose products are padded to more
@@ -23,8 +25,8 @@ _LEAST = 2  # digits of a step, whose products are padded to more
 def part_refusals(problem: ConvProblem, points: int) -> list[str]:
     """Why transforms of so many points cannot run a problem."""
     reasons = toeplitz_refusals(problem)
-    if not reasons and (points & (points - 1) or points > LONGEST):
-        reasons.append(f"does transforms of powers of two, up to {LONGEST} points")
+    if not reasons and (points & (points - 1) or points > fft_passes.MOST):
+        reasons.append(f"does transforms of powers of two, up to {fft_passes.MOST} points")
     return reasons
 
 
@@ -51,6 +53,19 @@ def part_of(kept: Tensor) -> Part:
     return min(found, key=lambda part: len(part.first) * len(part.last))
 
 
+def rows_of(kept: Tensor) -> Part:
+    """The same of a transform in passes: residues modulo its columns, any number of them."""
+    return Part(tuple(sorted({int(k) % columns_of(len(kept)) for k in kept.nonzero().flatten()})) or (0,), ())
+
+
+def row_frequencies_of(part: Part, points: int) -> Tensor:
+    """k of each frequency that these compute, as they are stored."""
+    columns = columns_of(points)
+    rest = points // columns
+    within = frequencies_of(whole(rest), rest)
+    return (torch.tensor(part.first)[:, None] + columns * within).flatten()
+
+
 def frequencies_of(part: Part, points: int) -> Tensor:
     """k of each frequency that the transform of a part computes, as it stores them."""
     n1, n2, n3 = factors(points)
@@ -62,7 +77,16 @@ def frequencies_of(part: Part, points: int) -> Tensor:
 
 def part_spectra(problem: ConvProblem, kept: Tensor, is_bfloat16: bool) -> tuple[Kept, Callable[[Tensor], Tensor]]:
     """What is kept of filters where ``kept`` has flags, in the order of k, and what makes it of them."""
-    points, part = len(kept), part_of(kept)
+    points = len(kept)
+    if points > LONGEST:
+        part = rows_of(kept)
+        form = Kept(points, is_bfloat16, form=fft_passes.FORM, part=part)
+        _, of_rows = fft_passes.passes_spectra(problem._replace(kept=form))
+        # The kernel divides by the points that it computes.
+        share = len(part.first) / columns_of(points)
+        factors_of = kept[row_frequencies_of(part, points)].float().reshape(len(part.first), -1) * share
+        return form, lambda h: of_rows(h).mul_(factors_of.to(h.device))
+    part = part_of(kept)
     form = Kept(points, is_bfloat16, form=FORM, part=part)
     _, make = fft_spectra(problem._replace(kept=form))
     flags = kept[frequencies_of(part, points)].float()

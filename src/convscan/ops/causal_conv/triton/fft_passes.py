@@ -22,6 +22,7 @@ from .toeplitz import toeplitz_refusals
 
 # Points of a column's transform and its factors. Products of matrices take 16 at least.
 _COLUMNS = {16: (16, 1), 32: (32, 1), 64: (64, 1), 256: (16, 16), 512: (16, 32), 1024: (32, 32)}
+MOST = max(_COLUMNS) * LONGEST  # points
 _SHORTEST_ROW = 256
 _LEAST_COLUMNS = 8  # of a program: a sector of 32 bytes of float32
 FORM = "triton_fft_passes"  # of kept spectra: (filters, 2, N, R)
@@ -57,6 +58,14 @@ def _column_tables(columns: int, rest: int, tile: int, device: torch.device) -> 
     return torch.cat(parts).to(device)
 
 
+@lru_cache(maxsize=32)
+def _slots(columns: int, kept: tuple[int, ...], device: torch.device) -> Tensor:
+    """The place of each residue among those that are kept, -1 of others."""
+    slots = torch.full((columns,), -1, dtype=torch.int32)
+    slots[torch.tensor(kept)] = torch.arange(len(kept), dtype=torch.int32)
+    return slots.to(device)
+
+
 def _choices() -> list[int]:
     """Points of transforms that are done in passes."""
     return [1 << bits for bits in range(LONGEST.bit_length(), (max(_COLUMNS) * LONGEST).bit_length())]
@@ -67,7 +76,7 @@ def _factors(columns: int, rest: int) -> int:
     return sum(n for n in (*_COLUMNS[columns], *factors(rest)) if n > 1)
 
 
-def _columns(points: int) -> int:
+def columns_of(points: int) -> int:
     """Of the ways to divide a transform into columns and rows the one with the fewest products."""
     usable = [n for n in _COLUMNS if _SHORTEST_ROW <= points // n <= LONGEST]
     return min(usable, key=lambda n: (_factors(n, points // n), n))
@@ -114,8 +123,10 @@ class PassesPlan:
 
     def __init__(self, problem: ConvProblem, planes: int = 1, least: int = _LEAST_COLUMNS) -> None:
         self.problem = problem
+        kept = kept_for(FORM, problem)
+        part = None if kept is None else kept.part
         self.points = _points(problem)
-        self.columns = _columns(self.points)
+        self.columns = columns_of(self.points)
         self.rest = self.points // self.columns
         chosen = configuration(gpu_of(problem), "conv.fft.passes")
         self.tile = min(self.rest, max(least, chosen["points"] // self.columns))
@@ -123,16 +134,20 @@ class PassesPlan:
         most = max(1, self.columns * self.tile // 256)
         self.warps, self.back_warps = min(chosen["warps"], most), min(chosen["back.warps"], most)
         self.row_warps = max(1, min(configuration(gpu_of(problem), "conv.fft")["warps"], self.rest // 256))
-        self.behind = problem.taps - 1
+        # Residues of frequencies that are kept. What is left of a filter then has no taps that end.
+        self.slots = None if part is None else part.first
+        self.behind = problem.taps - 1 if part is None else 0
         self.further = 2 * self.points - self.behind
         self.blocks = ceil_div(problem.length, self.further)
         self.rows = problem.batch * self.blocks  # of each channel
         self.group = problem.group if problem.h[1] or problem.filters > 1 else problem.channels
         # Spectra of filters that meet one row each are made where they are multiplied, and not stored.
-        self.is_kept = kept_for(FORM, problem) is not None
+        self.is_kept = kept is not None
         self.is_made = self.rows * self.group == 1 and not self.is_kept
-        row_bytes = 8 * self.points * planes
-        self.channels = max(1, min(problem.channels, _PART_BYTES // max(1, row_bytes * self.rows + 8 * self.points)))
+        row_bytes = 8 * self.frequencies * planes
+        self.channels = max(
+            1, min(problem.channels, _PART_BYTES // max(1, row_bytes * self.rows + 8 * self.frequencies))
+        )
         # A part of a channel's where even they are too many.
         self.rows_at_once = max(1, min(self.rows, _PART_BYTES // row_bytes))
         self.parts = ceil_div(max(1, problem.channels), self.channels)
@@ -143,6 +158,16 @@ class PassesPlan:
         ]
 
     @property
+    def kept_rows(self) -> int:
+        """Rows of planes: one for each residue that is kept."""
+        return self.columns if self.slots is None else len(self.slots)
+
+    @property
+    def frequencies(self) -> int:
+        """How many lie between the passes."""
+        return self.kept_rows * self.rest
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Those of columns, as kernels take them."""
         first, second = _COLUMNS[self.columns]
@@ -151,7 +176,7 @@ class PassesPlan:
     @property
     def row_sizes(self) -> dict[str, int]:
         """Those of rows."""
-        return {"N": self.columns, "R": self.rest, **dict(zip(("N1", "N2", "N3"), factors(self.rest), strict=True))}
+        return {"N": self.kept_rows, "R": self.rest, **dict(zip(("N1", "N2", "N3"), factors(self.rest), strict=True))}
 
     def starts(self) -> list[tuple[int, int]]:
         """The first channels and rows of the parts that are under way one after another."""
@@ -173,13 +198,13 @@ class PassesPlan:
         flops = 8.0 * self.points * rows * sum(n for n in _COLUMNS[self.columns] if n > 1) * passes
         programs = self.tiles * rows * self.warps / 4
         shared = of_sectors(self.problem, samples)
-        return Work(samples + 8.0 * self.points * rows, flops, self.unit, programs, shared=shared)
+        return Work(samples + 8.0 * self.frequencies * rows, flops, self.unit, programs, shared=shared)
 
     def rows_work(self, rows: float, transforms: int, moves: int, passes: int, more: float = 0.0) -> Work:
         """Of transforms of rows, which read or write all complex numbers some times."""
-        flops = 8.0 * self.points * rows * transforms * sum(n for n in factors(self.rest) if n > 1) * passes
-        programs = self.columns * rows * self.row_warps / 4
-        return Work(8.0 * self.points * rows * moves + more, flops, self.unit, programs)
+        flops = 8.0 * self.frequencies * rows * transforms * sum(n for n in factors(self.rest) if n > 1) * passes
+        programs = self.kept_rows * rows * self.row_warps / 4
+        return Work(8.0 * self.frequencies * rows * moves + more, flops, self.unit, programs)
 
     def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Those of columns and of rows."""
@@ -196,13 +221,14 @@ class Passes:
 
         self.plan, self.far, self.kernels, self.kept = plan, far, triton_fft_passes, kept
         self.of_columns, self.of_rows = plan.tables(like)
+        self.slots = self.of_columns if plan.slots is None else _slots(plan.columns, plan.slots, like.device)
         self.like = like
         self._last: tuple[tuple[int, int], Tensor] | None = None
 
     def memory(self, channels: int, rows: int) -> Tensor:
         """Complex numbers between the passes."""
         return torch.empty(
-            channels, rows, 2, self.plan.columns, self.plan.rest, dtype=torch.float32, device=self.like.device
+            channels, rows, 2, self.plan.kept_rows, self.plan.rest, dtype=torch.float32, device=self.like.device
         )
 
     def columns(
@@ -215,13 +241,14 @@ class Passes:
         launch(
             self.kernels.columns,
             plan.tiles * channels * rows,
-            *(x, pre, state, planes, self.of_columns, x if sums is None else sums, plan.beside(channels)),
+            *(x, pre, state, planes, self.of_columns, x if sums is None else sums, self.slots, plan.beside(channels)),
             *(length, rows, plan.blocks, *first, plan.problem.taps, origin, plan.further, plan.behind),
             *strides,
             **plan.sizes,
             PRECISION=plan.precision,
             **{name: has.get(name, False) for name in ("HAS_PRE", "HAS_STATE", "OF_RESULTS")},
             HAS_SUMS=sums is not None,
+            KEPT=plan.kept_rows,
             FAR=self.far,
             num_warps=plan.warps,
         )
@@ -245,19 +272,29 @@ class Passes:
         launch(
             self.kernels.columns,
             plan.tiles * filters,
-            *(h, h, h, spectrum, self.of_columns, h, max(n for n in range(1, most + 1) if filters % n == 0)),
+            *(
+                h,
+                h,
+                h,
+                spectrum,
+                self.of_columns,
+                h,
+                self.slots,
+                max(n for n in range(1, most + 1) if filters % n == 0),
+            ),
             *(problem.taps, 1, 1, first, 0, 1, 0, 0, 0),
             *(0, *problem.h, *NO_STRIDES, *NO_STRIDES),
             **plan.sizes,
             PRECISION=plan.of_filters,
             **{name: False for name in ("HAS_PRE", "HAS_STATE", "OF_RESULTS", "HAS_SUMS")},
+            KEPT=plan.kept_rows,
             FAR=self.far,
             num_warps=plan.warps,
         )
         if not plan.is_made:
             launch(
                 self.kernels.filter_rows,
-                filters * plan.columns,
+                filters * plan.kept_rows,
                 *(spectrum, self.of_rows),
                 **plan.row_sizes,
                 OF_FILTERS=plan.of_filters,
@@ -283,7 +320,7 @@ class Passes:
         begin = 0 if self.kept is not None else plan.filters_of(first, channels)[0]
         launch(
             kernel,
-            count * plan.columns,
+            count * plan.kept_rows,
             *(*tensors, self.of_rows, rows, first, plan.group, begin),
             **plan.row_sizes,
             PRECISION=plan.precision,
@@ -301,10 +338,22 @@ class Passes:
         launch(
             self.kernels.columns_back,
             plan.tiles * channels * rows,
-            *(planes, *tensors, self.of_columns, plan.beside(channels), length, rows, plan.blocks, *first, *steps),
+            *(
+                planes,
+                *tensors,
+                self.of_columns,
+                self.slots,
+                plan.beside(channels),
+                length,
+                rows,
+                plan.blocks,
+                *first,
+                *steps,
+            ),
             *strides,
             **plan.sizes,
             PRECISION=plan.precision,
+            KEPT=plan.kept_rows,
             FAR=self.far,
             num_warps=plan.back_warps,
             **{name: flags.get(name) for name in ("ACTIVATION", "HAS_BIAS", "HAS_POST")},
@@ -317,7 +366,7 @@ def passes_cost(problem: ConvProblem) -> Cost:
         problem.filters / plan.parts,
         item_bytes(problem.dtype) * problem.filters * problem.taps / plan.parts,
     )
-    spectra, made = (one / plan.parts for one in kept_bytes(FORM, problem, plan.points))
+    spectra, made = (one / plan.parts for one in kept_bytes(FORM, problem, plan.frequencies))
     works = [plan.columns_work(filters, kept, 3)] if made else []
     if made and not plan.is_made:
         works.append(plan.rows_work(filters, 1, 2, 3))
@@ -329,7 +378,7 @@ def passes_cost(problem: ConvProblem) -> Cost:
     if plan.is_made:
         middle = middle._replace(flops=middle.flops + plan.rows_work(filters, 1, 0, 3).flops)
     works += [side, middle, side] * cuts
-    memory = 8.0 * plan.points * plan.channels * plan.rows_at_once
+    memory = 8.0 * plan.frequencies * plan.channels * plan.rows_at_once
     return cost(problem.device, problem.isa, made + memory, *works * (plan.parts * problem.turns))
 
 
