@@ -24,7 +24,7 @@ SERIAL = pytest.mark.parametrize("serial", [True, False], ids=["serial", "in chu
 @pytest.fixture
 def serial(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether programs go through all chunks of their channels, whatever would be faster; with small tiles."""
-    sizes = {"channels": 8, "window": 2, "numbers": 8, "warps": 1}
+    sizes = {"channels": 8, "window": 2, "numbers": 8, "unroll": 4, "states": 16, "warps": 1}
     monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: sizes)
     monkeypatch.setattr(triton._Plan, "is_serial", lambda plan, *work: request.param or plan.problem.in_place)
     convscan._dispatch.forget()
@@ -38,7 +38,7 @@ def chosen(**arguments: Any) -> tuple[Tensor, Tensor]:
 
 def sample(length: int, form: str = "", **sizes: int) -> dict[str, Tensor]:
     """All arguments, in double precision; ``form`` names what is complex, in groups or constant."""
-    draw, (batch, channels, states) = oracle.Draw(length), (sizes.get("batch", 2), 4, 2)
+    draw, (batch, channels, states) = oracle.Draw(length), (sizes.get("batch", 2), 4, sizes.get("states", 2))
     number = torch.complex128 if "complex" in form else torch.float64
     A = -draw.normal(channels, states).exp()
     projection = (channels, states) if "constant" in form else (batch, length, states)
@@ -81,6 +81,26 @@ def test_hostile_gates(serial: bool) -> None:
         y, state = chosen(**p.arguments())
         assert torch.isfinite(y).all()
         p.check(y, state)
+
+
+@pytest.mark.parametrize("form", ["", "groups", "constant"])
+@SERIAL
+def test_steps_in_turn(serial: bool, form: str) -> None:
+    """Three states of a channel, which are taken for four."""
+    names = []
+    launch = triton.launch
+    for length in (1, 130):
+        given = sample(length, form, states=3)
+        given = {name: t.float() for name, t in given.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                triton, "launch", lambda kernel, *a, **k: (names.append(kernel.__name__), launch(kernel, *a, **k))
+            )
+            found = chosen(**given, delta_softplus=True)
+        exact = selective_scan_with_state(**{name: t.double() for name, t in given.items()}, delta_softplus=True)
+        for one, truth in zip(found, exact, strict=True):
+            assert (one.double() - truth).abs().max() <= 4e-6 * truth.abs().max()
+    assert "outputs_by_channel" in names
 
 
 @SERIAL

@@ -164,6 +164,7 @@ WORKLOADS: Mapping[str, Callable[[Make], Workload]] = {
     "scan.time": partial(_scan, "time"),
     "selective": _selective,
     "selective.gradient": partial(_selective, is_gradient=True),
+    "selective.turn": _selective,
     "selective.carry": _selective,
     "attention": _attention,
     "attention.half": partial(_attention, dtype=torch.bfloat16),

@@ -62,19 +62,25 @@ class _Plan:
         """``arrays`` of the size of u, and ``gates`` exponentials with their scans for each state; what chunks add to
         the states before takes as many of ``local`` arrays."""
         unit = "float64" if self.item == 8 else "float32"
-        # An exponential takes the time of 16 additions, a scan 5 shuffles of two numbers and as many joins for 4.
+        # Two operations for each instruction that compiled kernels have for a step, channel and state on Hopper: 150
+        # with a scan along time, 339 of the gradient with its two scans.
         each = self.samples * self.problem.states * self.parts**2
         kept = float(self.item * self.kept)
-        main = Work(arrays * self.signal + kept, 44 * gates * each, unit, self.programs(serial=serial) * self.warps / 4)
+        turn = _Turn(self) if gates == 1 and _Turn.is_possible(self) else None
+        operations = turn.operations if turn else 300.0 if gates == 1 else 226.0 * gates
+        programs = (turn or self).programs(serial=serial) * (turn or self).warps / 4
+        main = Work(arrays * self.signal + kept, operations * each, unit, programs)
         if serial:
             # A tile is loaded before it is scanned: what one program does is not hidden by itself.
             steps = ceil_div(self.problem.length, STEPS)
-            return [main._replace(latency=steps * (1e-6 + 1e-7 * self.problem.states))]
+            # By scans a state after the other; in turn four steps, whose samples have been asked for before.
+            waits = 2.5e-7 * STEPS / turn.unroll if turn else 1e-6 + 1e-7 * self.problem.states
+            return [main._replace(latency=steps * waits)]
         chunked = self.programs(serial=False) * self.warps / 4
         carried = self.problem.batch * self.sequences * ceil_div(self.state, self.carry["numbers"])
         waits = 1e-6 * ceil_div(ceil_div(self.problem.length, STEPS), self.carry["window"])
         return [
-            Work(local * self.signal + kept, 22 * each, unit, chunked),
+            Work(local * self.signal + kept, 44 * each, unit, chunked),
             Work(2 * kept, 20.0 * self.kept, unit, carried, latency=waits),
             main,
         ]
@@ -101,6 +107,44 @@ class _Plan:
             "PACKED": problem.sequences is not None,
             "WIDE": tl.float64 if self.item == 8 else tl.float32,
         }
+
+
+class _Turn:
+    """Programs that have all states of some channels in registers and take their steps in turn."""
+
+    def __init__(self, plan: _Plan) -> None:
+        chosen = configuration(plan.gpu, "selective.turn")
+        self.plan, self.unroll = plan, min(chosen["unroll"], plan.time)
+        self.channels = power_of_two(plan.in_group, 32, chosen["channels"])
+        self.warps = max(1, self.channels // 32)
+        self.group_tiles = ceil_div(plan.in_group, self.channels)
+
+    @staticmethod
+    def is_possible(plan: _Plan) -> bool:
+        """For real states in float32 that fit these registers."""
+        few = plan.problem.states <= configuration(plan.gpu, "selective.turn")["states"]
+        return few and plan.item == 4 and not plan.problem.complex
+
+    @property
+    def operations(self) -> float:
+        """For each step, channel and state: two for each of 14 instructions; where threads read places apart, what 32
+        of them do one after the other in the first-level cache, for four arrays."""
+        problem = self.plan.problem
+        beside = all(one is None or one[2] == 1 for one in (problem.u, problem.delta, problem.z, problem.y))
+        return 28.0 if beside else 28.0 + 2 * 4 * 4 * 32.0 / max(1, problem.states)
+
+    def programs(self, *, serial: bool) -> int:
+        plan = self.plan
+        tiles = plan.problem.groups * self.group_tiles
+        return plan.problem.batch * tiles * (plan.sequences if serial else plan.chunks)
+
+    def tiling(self) -> tuple[int, ...]:
+        return self.plan.in_group, self.group_tiles, self.plan.problem.groups * self.group_tiles
+
+    def flags(self) -> dict[str, Any]:
+        problem = self.plan.problem
+        states, packed = power_of_two(problem.states), problem.sequences is not None
+        return {"STEPS": STEPS, "UNROLL": self.unroll, "STATES": states, "CHANNELS": self.channels, "PACKED": packed}
 
 
 def _chunks(cu_seqlens: Tensor | None, problem: SelectiveProblem, stand_in: Tensor) -> Chunks:
@@ -217,9 +261,16 @@ def _launch(kernels: Any, plan: _Plan, serial: bool, tensors: list[Tensor], ther
         )
         ends = ((start, has_start, of_start), (final, has_final, of_final))
         _carry(kernels, plan, local, totals, a, before, ends, chunks, gradient=False)
+    turn = _Turn(plan) if _Turn.is_possible(plan) else None
+    if turn is None:
+        kernel, programs, tiling = kernels.outputs, plan.programs(serial=serial), plan.tiling()
+        own = flags | {"TIME": plan.time, "CHANNELS": plan.channels, "IN_PLACE": problem.in_place}
+    else:
+        kernel, programs, tiling = kernels.outputs_by_channel, turn.programs(serial=serial), turn.tiling()
+        own, options["num_warps"] = turn.flags(), turn.warps
     launch(
-        kernels.outputs,
-        plan.programs(serial=serial),
+        kernel,
+        programs,
         u,
         delta,
         a,
@@ -235,7 +286,7 @@ def _launch(kernels: Any, plan: _Plan, serial: bool, tensors: list[Tensor], ther
         chunks.bounds,
         chunks.table,
         *sizes,
-        *plan.tiling(),
+        *tiling,
         plan.chunks,
         plan.sequences,
         *problem.u,
@@ -249,17 +300,14 @@ def _launch(kernels: Any, plan: _Plan, serial: bool, tensors: list[Tensor], ther
         *of_start,
         *of_final,
         *problem.y,
-        TIME=plan.time,
-        CHANNELS=plan.channels,
         CONSTANT_B=problem.b.is_constant,
         CONSTANT_C=problem.c.is_constant,
         HAS_D=there[5],
         HAS_START=has_start,
         HAS_FINAL=has_final,
-        IN_PLACE=problem.in_place,
         SERIAL=serial,
         KEEP=there[_CHECKPOINTS],
-        **flags,
+        **own,
         **options,
     )
 

@@ -4,7 +4,8 @@
 
 A program has a tile of time and channels in registers. For each state n it makes gates and forcing, scans them along
 time from the state before the chunk, and adds C h to the output: nothing of the size L D N is ever in memory, only the
-states between chunks. These are known in one of two ways:
+states between chunks. Real states, where they are few, are all in registers instead: ``outputs_by_channel`` takes one
+step after the other. Those between chunks are known in one of two ways:
 
 * where batch entries and channels are enough to fill a device, a program runs over all chunks of its channels (SERIAL)
   and hands the states on to itself;
@@ -439,6 +440,161 @@ def outputs(
         tl.store(y + at_t * yt + at_c * yc, total, mask=inside)
         if SERIAL:
             tl.debug_barrier()  # the states of the next chunk have been written
+
+
+@triton.jit
+def _of_channels(x, t, last, in_channels, xt):
+    """A step of an array at the channels of a program, zero behind the last one."""
+    return tl.load(x + t * xt, mask=in_channels & (t < last), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def outputs_by_channel(
+    u,
+    delta,
+    a,
+    b_,
+    c_,
+    d,
+    z,
+    bias,
+    start,
+    before,  # (batch, chunks, states, channels)
+    final,
+    y,
+    bounds,
+    table,
+    length,
+    channels,
+    states,
+    in_group,
+    group_tiles,
+    channel_tiles,
+    chunks,
+    sequences,
+    ub,
+    ut,
+    uc,
+    db,
+    dt_,
+    dc,
+    ac,
+    an,
+    bb,
+    bt,
+    bg,
+    bn,
+    cb,
+    ct,
+    cg,
+    cn,
+    dd,
+    zb,
+    zt,
+    zc,
+    bias_c,
+    sb,
+    sc,
+    sn,
+    ss,
+    fb,
+    fc,
+    fn,
+    fs,
+    yb,
+    yt,
+    yc,
+    STEPS: tl.constexpr,
+    UNROLL: tl.constexpr,  # steps whose samples are asked for at once, and before the ones ahead of them are used
+    STATES: tl.constexpr,
+    CHANNELS: tl.constexpr,  # as many as threads
+    CONSTANT_B: tl.constexpr,
+    CONSTANT_C: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_START: tl.constexpr,
+    HAS_FINAL: tl.constexpr,
+    PACKED: tl.constexpr,
+    SERIAL: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """``outputs`` of real states, one step after the other: for each state and step an exponential, three multiply-adds
+    and a product."""
+    lines = sequences if SERIAL else chunks
+    b, place, group, _, c, in_channels = _place(lines, channel_tiles, group_tiles, in_group, CHANNELS)
+    sequence, first_step, last_step, first, count = place_of(place, bounds, table, length, STEPS, SERIAL, PACKED)
+    n = wide(0) + tl.arange(0, STATES)
+    in_states = n < states
+    inside = in_states[:, None] & in_channels[None, :]
+    u += b * ub + c * uc
+    delta += b * db + c * dc
+    z += b * zb + c * zc
+    y += b * yb + c * yc
+    b_ += b * bb
+    c_ += b * cb
+    before += b * chunks * states * channels
+    of_state = n[:, None] * channels + c[None, :]
+    rate = tl.load(a + c[None, :] * ac + n[:, None] * an, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
+    shift, skip = tl.zeros([CHANNELS], tl.float32), tl.zeros([CHANNELS], tl.float32)
+    if HAS_BIAS:
+        shift = tl.load(bias + c * bias_c, mask=in_channels, other=0.0).to(tl.float32)
+    if HAS_D:
+        skip = tl.load(d + c * dd, mask=in_channels, other=0.0).to(tl.float32)
+    if CONSTANT_B:
+        of_b = tl.load(b_ + c[None, :] * bg + n[:, None] * bn, mask=inside, other=0.0).to(tl.float32)
+    if CONSTANT_C:
+        of_c = tl.load(c_ + c[None, :] * cg + n[:, None] * cn, mask=inside, other=0.0).to(tl.float32)
+    state = tl.zeros([STATES, CHANNELS], tl.float32)
+    if SERIAL and HAS_START:
+        at_start = start + b * sb + sequence * ss + c[None, :] * sc + n[:, None] * sn
+        state += tl.load(at_start, mask=inside, other=0.0).to(tl.float32)
+    ahead = ()
+    for step in tl.static_range(UNROLL):
+        t = first_step + step
+        of_z = _of_channels(z, t, last_step, in_channels, zt) if HAS_Z else shift
+        of_u = _of_channels(u, t, last_step, in_channels, ut)
+        ahead = ahead + (of_u, _of_channels(delta, t, last_step, in_channels, dt_), of_z)
+    for chunk in range(0, count):
+        if not SERIAL:
+            at_chunk = before + (first + chunk) * states * channels
+            state = tl.load(at_chunk + of_state, mask=inside, other=0.0)
+        elif KEEP:
+            at_chunk = before + (first + chunk) * states * channels
+            tl.store(at_chunk + of_state, state, mask=inside)
+        begin = first_step + chunk * STEPS
+        end = tl.minimum(begin + STEPS, last_step)
+        for at in range(begin, end, UNROLL):
+            samples, ahead = ahead, ()
+            for step in tl.static_range(UNROLL):
+                t = wide(at) + UNROLL + step
+                of_z = _of_channels(z, t, last_step, in_channels, zt) if HAS_Z else shift
+                of_u = _of_channels(u, t, last_step, in_channels, ut)
+                ahead = ahead + (of_u, _of_channels(delta, t, last_step, in_channels, dt_), of_z)
+            results = ()
+            for step in tl.static_range(UNROLL):
+                t = wide(at) + step
+                x, of_delta, of_z = samples[3 * step], samples[3 * step + 1] + shift, samples[3 * step + 2]
+                if SOFTPLUS:
+                    of_delta = softplus(of_delta)
+                dt = tl.where(in_channels & (t < end), of_delta, 0.0)
+                known = in_states & (t < end)
+                if not CONSTANT_B:
+                    of_b = tl.load(b_ + t * bt + group * bg + n * bn, mask=known, other=0.0).to(tl.float32)[:, None]
+                if not CONSTANT_C:
+                    of_c = tl.load(c_ + t * ct + group * cg + n * cn, mask=known, other=0.0).to(tl.float32)[:, None]
+                state = tl.exp2(dt[None, :] * rate) * state + (dt * x)[None, :] * of_b
+                total = tl.sum(of_c * state, 0) + skip * x
+                if HAS_Z:
+                    total *= activate(of_z, "silu")
+                results = results + (total,)
+            for step in tl.static_range(UNROLL):
+                t = wide(at) + step
+                tl.store(y + t * yt, results[step], mask=in_channels & (t < end))
+    if SERIAL and HAS_FINAL:
+        at_final = final + b * fb + sequence * fs + c[None, :] * fc + n[:, None] * fn
+        tl.store(at_final, state, mask=inside)
 
 
 @triton.jit
