@@ -17,9 +17,8 @@ NAME = "triton_scan"
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles make short signals look back, over groups too."""
-    small = {"channels": 8, "numbers": 64, "warps": 1}
+    small = {"channels": 8, "numbers": 64, "window": 4, "warps": 1}
     monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: small)
-    monkeypatch.setattr(triton, "_WINDOW", 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)

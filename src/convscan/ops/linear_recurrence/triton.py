@@ -16,8 +16,6 @@ from ...tuning.gpu import Work, configuration, cost
 from . import cpu
 from .problem import ScanGradientProblem, ScanProblem
 
-# Tiles that a program looks back over by itself.
-_WINDOW = 16
 # Seconds from writing a word to its reading by another program: two ways to the second-level cache of Hopper and what
 # lies between them, an estimate.
 _HANDED_ON = 1.5e-6
@@ -49,6 +47,7 @@ class _Plan:
         gpu = problem.isa if problem.device == "cuda" else "default"
         chosen = configuration(gpu, f"scan.{along}")
         self.warps = chosen["warps"]
+        self.window = chosen["window"]  # tiles that a program looks back over by itself
         numbers = chosen["numbers"] // ((2 if _is_complex(problem) else 1) * (2 if _is_double(problem) else 1))
         self.channels = power_of_two(problem.channels, 1, chosen["channels"])
         self.time = power_of_two(problem.length, 1, min(_LARGEST_TILE, max(1, numbers // self.channels)))
@@ -56,7 +55,7 @@ class _Plan:
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         self.programs = problem.batch * self.tiles * self.channel_tiles
         planes = (2 if _is_complex(problem) else 1) * (2 if _is_double(problem) else 1)
-        groups = self.tiles // _WINDOW
+        groups = self.tiles // self.window
         self.words = (self.tiles + groups, problem.batch, planes, problem.channels) if self.tiles > 1 else (0, 0, 0, 0)
 
     @property
@@ -68,12 +67,12 @@ def _work(problem: ScanProblem, plan: _Plan, arrays: float) -> list[Work]:
     samples = float(problem.batch * problem.length * problem.channels)
     words = 8.0 * math.prod(plan.words)
     # Published once, read by half a window; a pass before sets them.
-    moved = _item(problem) * arrays * samples + words * (2 + _WINDOW / 2)
+    moved = _item(problem) * arrays * samples + words * (2 + plan.window / 2)
     joins = 4 * (math.log2(32) if order(problem.x) == "time" else 1) + 4
     flops = samples * joins * (4 if _is_complex(problem) else 1)
     unit = "float64" if _is_double(problem) else "float32"
     # A state goes from group to group through the second-level cache.
-    waits = _HANDED_ON * (plan.tiles // _WINDOW)
+    waits = _HANDED_ON * (plan.tiles // plan.window)
     scans = [Work(moved, flops, unit, plan.programs * plan.warps / 4, latency=waits)]
     return ([Work(words)] if words else []) + scans
 
@@ -140,7 +139,7 @@ def _launch(
         *(n for i in (of_x, of_a, of_start, of_y, of_result, of_da, of_dstart) for n in steps[i]),
         TIME=plan.time,
         CHANNELS=plan.channels,
-        WINDOW=_WINDOW,
+        WINDOW=plan.window,
         COMPLEX=_is_complex(problem),
         HAS_START=starts[0][0] is not None and starts[0][1] is not None,
         PACKED=cu_seqlens is not None,
