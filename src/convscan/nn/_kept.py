@@ -70,7 +70,7 @@ class KeptFilters:
             before, kind, kept = self._entry
             # Longer ones would serve as well, but a result is not to depend on the calls before.
             if kept[0].length == length and kind == variant and _same(before, made_of):
-                if is_captured:
+                if is_captured and not any(one is kept for one in self._captured):
                     self._captured.append(kept)
                 return kept
         if is_captured:  # what is made now has no values before the graph is replayed

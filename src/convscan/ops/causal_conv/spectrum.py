@@ -196,7 +196,7 @@ class FilterSpectrum(torch.nn.Module):
         if kept is None or key is None or kept[0] != key or kept[1] is not self.h:
             return None
         made = kept[2].read()
-        if is_capturing(made):
+        if is_capturing(made) and not any(one is made for one in self._captured):
             self._captured.append(made)
         return made
 
