@@ -30,7 +30,7 @@ def sample(
 ) -> dict[str, Any]:
     """Two heads of a group. Some gates are shut, one exactly, and some steps are ignored."""
     generator = torch.Generator().manual_seed(length)
-    batch = 1 if by_key else 2
+    batch = 1 if by_key or packed else 2
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -106,8 +106,8 @@ def test_impostors_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rows._Given.solve
 
     def without(index: int) -> None:
-        def solve(self: Any) -> Any:
-            solved = found(self)
+        def solve(self: Any, *pairs: Tensor) -> Any:
+            solved = found(self, *pairs)
             solved[index][1].zero_()
             return solved
 

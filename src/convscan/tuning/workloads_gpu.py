@@ -120,6 +120,13 @@ def _attention(
     return Workload("linear_attention_gradient", "triton_chunked", AttentionGradientProblem(problem), arguments)
 
 
+def _attention_by_key(make: Make) -> Workload:
+    q, g, state = make(2, 4096, 16, 128), -make(2, 4096, 16, 128).abs(), make(2, 16, 128, 128)
+    given, ends = (q, q, q, g, None, state, None), (torch.empty_like(q), None, torch.empty_like(state), None)
+    problem = attention.describe(q, q, g, None, False)
+    return Workload("gated_linear_attention", "triton_chunked", problem, (given, None, ends, None, 1.0))
+
+
 def _attention_step(make: Make) -> Workload:
     q, v, g, state = make(64, 16, 128), make(64, 32, 128), -make(64, 32).abs(), make(64, 32, 128, 128)
     tensors = (v, state, q, q, g)
@@ -168,6 +175,7 @@ WORKLOADS: Mapping[str, Callable[[Make], Workload]] = {
     "selective.carry": _selective,
     "attention": _attention,
     "attention.half": partial(_attention, dtype=torch.bfloat16),
+    "attention.by_key": _attention_by_key,
     "attention.step": _attention_step,
     "attention.gradient": partial(_attention, is_gradient=True, per_key=True),
     "attention.gradient.half": partial(_attention, dtype=torch.bfloat16, is_gradient=True, per_key=True),

@@ -19,12 +19,13 @@ from ..linear_attention.triton import (
     STEPS,
     Plan,
     chunks_in,
+    empty_pairs,
     gradients_of_chunks,
     one_batch,
     outputs_of_chunks,
+    pairs_of_steps,
     precisions,
     strides,
-    sums_of_parts,
 )
 from .cpu import Run
 from .problem import DeltaRuleProblem
@@ -48,60 +49,37 @@ def _errors(plan: Plan) -> float:
     return 4.0 * plan.elements * (plan.problem.keys + plan.problem.values)
 
 
-def _pairs(plan: Plan, matrices: int) -> float:
-    """Bytes of matrices of all pairs of steps of a chunk."""
-    return 4.0 * plan.elements * STEPS * matrices
-
-
 def _solutions(plan: Plan, directions: int) -> list[Work]:
     """What is made before and while sequences are gone through: forward, and for the gradient back too."""
     problem = plan.problem
     keys, values = problem.keys, problem.values
-    numbers = directions * keys + plan.gates
-    matrices, errors = _pairs(plan, directions), directions * _errors(plan)
-    chunks = plan.lines * plan.chunks
-    works = []
-    if problem.per_key:
-        # Products between blocks, those of a block one by one, and decays up to it.
-        inside = directions * (STEPS + 8.0 * BLOCK) * keys + 8.0 * STEPS / BLOCK * STEPS * keys
-        works.append((plan.work(numbers, 0.0, inside, chunks * STEPS / BLOCK), matrices))
+    matrices, errors = directions * plan.pairs, directions * _errors(plan)
     # 16 rows of 64 numbers for each step, then four products of all pairs, and one for the gradient.
     products = (3 + directions) * STEPS**2 + (0 if problem.per_key else directions * STEPS * keys)
-    works.append((plan.work(numbers, products, 4.0 * BLOCK * STEPS, chunks), matrices))
-    products, gates = directions * STEPS * (keys + values), 20.0 * plan.gates * directions
-    solved = plan.work(directions * (keys + values), products, gates, 2 * directions * chunks)
-    works.append((solved, 2 * matrices + errors))
-    before = [work._replace(moved=work.moved - plan.kept + more) for work, more in works]
+    inverted = plan.chunk_work(directions * keys + plan.gates, products, 4.0 * BLOCK * STEPS, 1, matrices)
+    products, gates, parts = directions * STEPS * (keys + values), 20.0 * plan.gates * directions, 2 * directions
+    solved = plan.chunk_work(directions * (keys + values), products, gates, parts, 2 * matrices + errors)
     scan = plan.scan_work()
     programs = plan.lines * problem.sequences * plan.value_blocks * plan.warps / 4
     scan = scan._replace(moved=scan.moved + 2 * _errors(plan), flops=2 * scan.flops, programs=programs)
     # The state passes through memory twice a chunk.
-    return [*before, *[scan._replace(latency=2 * scan.latency, again=2 * plan.kept)] * directions]
-
-
-def _table(plan: Plan) -> int:
-    return 32 * plan.chunks if plan.problem.sequences > 1 else 0
+    scan = scan._replace(latency=2 * scan.latency, again=2 * plan.kept)
+    return [*[plan.pairs_work()] * (2 * problem.per_key), inverted, solved, *[scan] * directions]
 
 
 def _cost(problem: DeltaRuleProblem) -> Cost:
     plan = _plan(problem)
-    numbers = 2 * problem.keys + problem.values + plan.gates
-    read = plan.chunk_work(numbers, float(problem.keys * problem.values), plan.value_blocks)
-    read = read._replace(moved=read.moved + _errors(plan))
-    workspace = plan.kept + _errors(plan) + _pairs(plan, 1) + _table(plan)
+    read = plan.outputs_work(2 * problem.keys + plan.gates + problem.values)
+    read = read._replace(moved=read.moved + 4.0 * plan.elements * problem.values)
+    workspace = plan.kept + _errors(plan) + (1 + problem.per_key) * plan.pairs + plan.table
     return cost(problem.device, problem.isa, workspace, *_solutions(plan, 1), read)
 
 
 def _gradient_cost(problem: DeltaRuleProblem) -> Cost:
-    solved, plan = _plan(problem), _gradient_plan(problem)
-    state, sums = float(problem.keys * problem.values), sums_of_parts(plan)
-    others = plan.chunk_work(2 * problem.keys + problem.values + plan.gates, 3 * state, plan.key_blocks)
-    # Pairs of errors beside those of the gradient of y, and both errors read.
-    pairs = 6.0 * STEPS * (problem.keys + problem.values * plan.key_blocks) * plan.elements
-    errors = 8.0 * problem.values * plan.elements
-    others = others._replace(moved=others.moved + plan.kept + sums + errors, flops=others.flops + pairs)
-    works = (*_solutions(solved, 2), others, Work(1.5 * sums))
-    workspace = 2 * (plan.kept + _errors(plan)) + sums + _pairs(plan, 2) + _table(plan)
+    plan, of_chunks = _plan(problem), _gradient_plan(problem)
+    works = (*_solutions(plan, 2), *of_chunks.gradient_works(2 * problem.keys + plan.gates + problem.values, 1))
+    parts = of_chunks.sums - 8.0 * plan.elements * problem.keys  # those of q and k are results
+    workspace = 2 * (plan.kept + _errors(plan) + plan.pairs) + parts + plan.table
     return cost(problem.device, problem.isa, workspace, *works)
 
 
@@ -159,8 +137,8 @@ class _Given(NamedTuple):
         in_group = problem.heads // problem.groups if problem.groups else 1
         return problem.length, in_group, problem.heads, problem.keys, problem.values
 
-    def solve(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Of all chunks x0 and W, and b0 and W' where gradients are asked for."""
+    def solve(self, inverse: Tensor, answers: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Of all chunks x0 and W, and b0 and W' where gradients are asked for. Forward, ``answers`` is P by key."""
         from . import triton_delta
 
         plan, gradient = self.plan, self.dy is not None
@@ -169,23 +147,10 @@ class _Given(NamedTuple):
         by_value, by_key = self.v.shape, (*self.v.shape[:-1], keys)
         x, w = self.empty(*by_value), self.empty(*by_key)
         b, wb = (self.empty(*by_value), self.empty(*by_key)) if gradient else (x, w)
-        inverse = self.empty(*self.v.shape[:-1], STEPS)
-        answers = torch.empty_like(inverse) if gradient else inverse
         flags = {"PACKED": self.packed, "GRADIENT": gradient, "EXACT": precision["EXACT"]}
-        by_key_only = {name: flag for name, flag in plan.flags().items() if name != "VALUES"}
         if plan.problem.per_key:
-            launch(
-                triton_delta.pairs,
-                plan.lines * plan.chunks * (STEPS // BLOCK),
-                *(self.q, self.k, self.g, inverse, answers, self.chunks.table),
-                *(length, in_group, heads, keys, plan.chunks),
-                *strides(self.q, 4),
-                *strides(self.k, 4),
-                *strides(self.g, 4),
-                BLOCK=BLOCK,
-                **flags,
-                **{name: flag for name, flag in by_key_only.items() if name != "PER_KEY"},
-            )
+            for q, p in ((self.q, answers), (self.k, inverse)):
+                pairs_of_steps(plan, q, self.k, self.g, p, self.chunks, packed=self.packed)
         launch(
             triton_delta.invert,
             plan.lines * plan.chunks,
@@ -198,7 +163,7 @@ class _Given(NamedTuple):
             BLOCK=BLOCK,
             BOTH=precision["BOTH"],
             **flags,
-            **by_key_only,
+            **{name: flag for name, flag in plan.flags().items() if name != "VALUES"},
         )
         parts = 4 if gradient else 2
         launch(
@@ -266,11 +231,13 @@ def _prepare(problem: DeltaRuleProblem) -> Run:
         inputs: Optionals, cu_seqlens: Tensor | None, gradients: Optionals, results: Optionals, scale: float
     ) -> None:
         given = _Given.of(plan, inputs, cu_seqlens, gradients, results, scale)
-        solved, _ = given.solve()
+        inverse = empty_pairs(plan, given.v)
+        p = torch.empty_like(inverse) if problem.per_key else inverse
+        solved, _ = given.solve(inverse, p)
         states = given.scan(solved)
         signals = (given.q, given.k, solved[0], given.g, given.beta)
         y = (given.results[0], None)
-        outputs_of_chunks(plan, signals, None, y, states, given.chunks, scale, packed=given.packed, precision=exact)
+        outputs_of_chunks(plan, signals, p, None, y, states, given.chunks, scale, packed=given.packed, precision=exact)
 
     return run
 
@@ -287,7 +254,8 @@ def _prepare_gradient(problem: DeltaRuleProblem) -> Run:
         inputs: Optionals, cu_seqlens: Tensor | None, gradients: Optionals, results: Optionals, scale: float
     ) -> None:
         given = _Given.of(plan, inputs, cu_seqlens, gradients, results, scale)
-        (x, w), (b, wb) = given.solve()
+        pairs = empty_pairs(plan, given.v), empty_pairs(plan, given.v)
+        (x, w), (b, wb) = given.solve(*pairs)
         # What the state ends as is not asked for.
         before = given._replace(results=(None,)).scan((x, w))
         behind = given.scan((b, wb), backwards=True)
@@ -298,7 +266,9 @@ def _prepare_gradient(problem: DeltaRuleProblem) -> Run:
         parts = given.empty(*(given.g.shape if problem.per_key else by_block)), given.empty(*by_block)
         signals = (given.q, given.k, x, given.g, given.beta, given.dy, None)
         found = (dq, dk, *parts)
-        gradients_of_chunks(of_chunks, signals, b, before, behind, found, given.chunks, scale, packed=given.packed)
+        gradients_of_chunks(
+            of_chunks, signals, b, pairs, before, behind, found, given.chunks, scale, packed=given.packed
+        )
         dg.copy_((parts[0] if problem.per_key else parts[0].sum(0)).reshape(dg.shape))
         dbeta.copy_(parts[1].sum(0).reshape(dbeta.shape))
 

@@ -32,72 +32,7 @@ import triton
 import triton.language as tl
 
 from ..._triton import dot, head_of, place_of, wide
-from ..linear_attention.triton_chunked import between_steps, column, gates_of, products_by_key, rows, to_block
-
-
-@triton.jit
-def pairs(
-    q,
-    k,
-    g,
-    m,  # (batch, length, heads, STEPS), as p: of each step those with the steps of its chunk
-    p,
-    table,
-    length,
-    in_group,
-    heads,
-    keys,
-    chunks,
-    qb,
-    qt,
-    qg,
-    qk,
-    kb,
-    kt,
-    kg,
-    kk,
-    gb,
-    gt,
-    gh,
-    gk,
-    STEPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KEYS: tl.constexpr,
-    PACKED: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    block, head, chunk, b = head_of(STEPS // BLOCK, heads, chunks)
-    _sequence, begin, end, _first, _count = place_of(chunk, table, table, length, STEPS, False, PACKED)
-    q += b * qb + (head // in_group) * qg
-    k += b * kb + (head // in_group) * kg
-    g += b * gb + head * gh
-    first_row = begin + block * BLOCK
-    row, t = first_row + tl.arange(0, BLOCK), begin + tl.arange(0, STEPS)
-    in_rows, before = row < end, (t < end) & (t < first_row)
-    near_m, far_m = tl.zeros([BLOCK, BLOCK], tl.float32), tl.zeros([BLOCK, STEPS], tl.float32)
-    near_p, far_p = tl.zeros([BLOCK, BLOCK], tl.float32), tl.zeros([BLOCK, STEPS], tl.float32)
-    for first_key in range(0, keys, KEYS):
-        at_k = wide(first_key) + tl.arange(0, KEYS)
-        in_keys = at_k < keys
-        from_start = tl.exp(tl.cumsum(rows(g, row, at_k, in_rows, in_keys, gt, gk), 0))
-        written = rows(k, t, at_k, before, in_keys, kt, kk).to(tl.float32)
-        written *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
-        of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
-        near_m += products_by_key(of_k, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, BLOCK)
-        far_m = dot(of_k * from_start, tl.trans(written), far_m, EXACT)
-        if GRADIENT:
-            of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
-            near_p += products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, BLOCK)
-            far_p = dot(of_q * from_start, tl.trans(written), far_p, EXACT)
-    at_row = ((b * length + row) * heads + head)[:, None] * STEPS
-    at_near, at_far = at_row + block * BLOCK + tl.arange(0, BLOCK)[None, :], at_row + tl.arange(0, STEPS)[None, :]
-    is_far = in_rows[:, None] & before[None, :]
-    tl.store(m + at_near, near_m, mask=in_rows[:, None])
-    tl.store(m + at_far, far_m, mask=is_far)
-    if GRADIENT:
-        tl.store(p + at_near, near_p, mask=in_rows[:, None])
-        tl.store(p + at_far, far_p, mask=is_far)
+from ..linear_attention.triton_chunked import between_steps, column, decays_of, gates_of, rows
 
 
 @triton.jit
@@ -211,17 +146,6 @@ def _multiply(
 
 
 @triton.jit
-def _decays(g, t, at_k, end, in_keys, gt, gk, PER_KEY: tl.constexpr, FROM_START: tl.constexpr):
-    """D[t,-1] of the steps of a chunk, or D[n-1,t]."""
-    if FROM_START:
-        decays = tl.exp(tl.cumsum(gates_of(g, t, at_k, t < end, in_keys, gt, gk, PER_KEY), 0))
-    else:
-        following = gates_of(g, t + 1, at_k, t + 1 < end, in_keys, gt, gk, PER_KEY)
-        decays = tl.exp(tl.cumsum(following, 0, reverse=True))
-    return decays
-
-
-@triton.jit
 def _multiply_keys(
     matrix,
     k,
@@ -245,13 +169,13 @@ def _multiply_keys(
     """w = matrix (D k) with the decays since the start of the chunk, or up to its end."""
     in_time = t < end
     if not PER_KEY:
-        matrix *= _decays(g, t, t, end, in_time, gt, gk, PER_KEY, FROM_START)[None, :]
+        matrix *= decays_of(g, t, t, end, in_time, gt, gk, PER_KEY, FROM_START)[None, :]
     for first_key in range(0, keys, KEYS):
         at_k = wide(first_key) + tl.arange(0, KEYS)
         in_keys = at_k < keys
         of_k = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
         if PER_KEY:
-            of_k *= _decays(g, t, at_k, end, in_keys, gt, gk, PER_KEY, FROM_START)
+            of_k *= decays_of(g, t, at_k, end, in_keys, gt, gk, PER_KEY, FROM_START)
         part = dot(matrix, of_k, tl.zeros([STEPS, KEYS], tl.float32), EXACT if PER_KEY else LEFT)
         tl.store(w + at_row * keys + at_k[None, :], part, mask=in_time[:, None] & in_keys[None, :])
 
@@ -466,7 +390,7 @@ def scan(
             state = tl.load(at_state, mask=in_state, other=0.0)
             of_k = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
             of_g = gates_of(g, t, at_k, in_time, in_keys, gt, gk, PER_KEY)
-            decay = _decays(g, t, at_k, end, in_keys, gt, gk, PER_KEY, BACKWARDS)
+            decay = decays_of(g, t, at_k, end, in_keys, gt, gk, PER_KEY, BACKWARDS)
             whole = tl.exp(tl.sum(of_g, 0))
             if PER_KEY:
                 state *= whole[:, None]

@@ -126,7 +126,7 @@ class Plan:
         return 1.0 if torch.version.hip is not None else 3.0 if self.problem.dtype == "float32" else 2.0
 
     @property
-    def pairs(self) -> float:
+    def near(self) -> float:
         """Multiply-adds as much as q[t]^T k[s] for all pairs of a chunk, for each step and key: of half types one
         product at twice the rate."""
         return self.steps * (1.0 if self.problem.dtype == "float32" or torch.version.hip is not None else 0.25)
@@ -167,17 +167,71 @@ class Plan:
         each = 1e-6 + 2e-6 * self.steps / STEPS
         return each * chunks * max(1, ceil_div(programs, together)) if self.carried else 0.0
 
-    def chunk_work(self, numbers: float, products: float, blocks: int, keyed: float = 0.0) -> Work:
-        """Of a kernel in which programs have a segment and one of so many blocks."""
-        problem = self.problem
-        # Decays between the steps of a chunk for each block, by key products and decays of a block of steps one by one.
-        inside = 3.0 * STEPS + (6.0 * BLOCK * problem.keys + 40.0 * problem.keys if problem.per_key else 0.0)
-        products += blocks * self.pairs * problem.keys + self.steps * problem.values
-        if self.carried:
-            products += problem.keys * problem.values
-        programs, gates = self.programs * blocks, blocks * inside
-        latency = self._latency(programs)
-        return self.work(numbers, products, gates, programs, keyed=keyed, blocks=blocks, latency=latency)
+    @property
+    def pairs(self) -> float:
+        """Bytes of a number for each step and step of its chunk."""
+        return 4.0 * STEPS * self.elements
+
+    @property
+    def sums(self) -> float:
+        """Bytes of the gradients of q and k by head, and of those of g and w by block of keys."""
+        by_step = self.key_blocks * (1 if self.problem.per_key else 2)
+        return 4.0 * self.elements * (2 * self.problem.keys + by_step + self.problem.per_key * self.problem.keys)
+
+    @property
+    def table(self) -> float:
+        """Bytes of the chunks of packed sequences."""
+        return 32.0 * self.chunks if self.problem.sequences > 1 else 0.0
+
+    def chunk_work(
+        self, numbers: float, products: float, gates: float, blocks: int, moved: float, keyed: float = 0.0
+    ) -> Work:
+        """Of a kernel in which programs have a chunk and one of so many blocks, with other bytes that it moves."""
+        programs = self.lines * chunks_of(self.problem.length, STEPS, self.problem.sequences) * blocks
+        work = self.work(numbers, products, gates, programs, keyed=keyed, blocks=blocks)
+        return work._replace(moved=work.moved - self.kept + moved)
+
+    def pairs_work(self) -> Work:
+        """Of ``pairs``: products between blocks of steps, and of four halves of a block."""
+        keys = self.problem.keys
+        # Sums and exponentials up to the later block by each of four, and of the halves of a block.
+        gates = 10.0 * (STEPS / BLOCK + 8) * keys
+        return self.chunk_work(2 * keys + self.gates, (STEPS + 4.0 * BLOCK) * keys, gates, STEPS // BLOCK, self.pairs)
+
+    def outputs_work(self, numbers: float) -> Work:
+        """Of ``outputs``, whose programs have a segment and a block of values, and for each block form products of q
+        and k again, or decays by key."""
+        keys, values, blocks = self.problem.keys, self.problem.values, self.value_blocks
+        products, gates = float((1 + self.carried) * keys * values + self.steps * values), 3.0 * STEPS * blocks
+        if self.problem.per_key:
+            gates = 10.0 * keys * blocks
+        else:
+            products += blocks * self.near * keys
+        programs = self.programs * blocks
+        latency, keyed = self._latency(programs), (1 if self.problem.per_key else 2) * keys
+        work = self.work(numbers, products, gates, programs, keyed=keyed, blocks=blocks, latency=latency)
+        return work._replace(moved=work.moved + self.problem.per_key * self.pairs)
+
+    def gradient_works(self, numbers: float, errors: int) -> list[Work]:
+        """Of ``gradients``, of errors or by key of ``pair_gradients`` before, and of the sums over heads and blocks of
+        keys."""
+        keys, values, by_key = self.problem.keys, self.problem.values, self.problem.per_key
+        has_pairs, of_errors = by_key or errors > 0, 4.0 * errors * values * self.elements
+        matrices = has_pairs * (1 + errors) * self.pairs
+        of_pairs = self.chunk_work(2 * values, (1.0 + errors) * STEPS * values, STEPS, 1, matrices + 2 * of_errors)
+        if by_key:
+            # Of queries and of keys, between blocks and of four halves of a block.
+            products, gates = (1 + errors) * 2 * (STEPS + 4.0 * BLOCK) * keys, 300.0 * keys
+        else:
+            products, gates = (
+                (1 + errors) * (2 * STEPS + self.near) * keys,
+                3.0 * STEPS * self.key_blocks * (1 + errors),
+            )
+            products += 0 if has_pairs else self.near * values * self.key_blocks
+        products += (2 + errors) * keys * values
+        moved = 2 * self.kept + self.sums + matrices + 2 * of_errors
+        others = self.chunk_work(numbers, products, gates, self.key_blocks, moved, 2.0 * keys)
+        return [*([of_pairs] if has_pairs else []), others, Work(1.5 * self.sums)]
 
     def flags(self) -> dict[str, Any]:
         """What all kernels are compiled for."""
@@ -303,9 +357,38 @@ def _between(
     return between
 
 
+def pairs_of_steps(plan: Plan, q: Tensor, k: Tensor, g: Tensor, p: Tensor, chunks: Chunks, *, packed: bool) -> None:
+    """Products of q and k between the steps of each chunk, with decays by key."""
+    from . import triton_chunked
+
+    problem = plan.problem
+    in_group = problem.heads // problem.groups if problem.groups else 1
+    launch(
+        triton_chunked.pairs,
+        plan.lines * plan.chunks * (STEPS // BLOCK),
+        *(q, k, g, p, chunks.table),
+        *(problem.length, in_group, problem.heads, problem.keys, plan.chunks),
+        *strides(q, 4),
+        *strides(k, 4),
+        *strides(g, 4),
+        BLOCK=BLOCK,
+        PACKED=packed,
+        EXACT=precisions(problem.dtype)["EXACT"],
+        **{name: flag for name, flag in plan.flags().items() if name not in ("VALUES", "PER_KEY")},
+    )
+
+
+def empty_pairs(plan: Plan, like: Tensor) -> Tensor:
+    """Memory for a number of each step and step of its chunk."""
+    problem = plan.problem
+    shape = (problem.batch, problem.length, problem.heads, STEPS)
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
 def outputs_of_chunks(
     plan: Plan,
     signals: Optionals,
+    p: Tensor | None,
     skip: Tensor | None,
     results: Optionals,
     between: Tensor,
@@ -317,8 +400,9 @@ def outputs_of_chunks(
     packed: bool,
     precision: dict[str, str] | None = None,
 ) -> None:
-    """``signals`` are q, k, v, g, w, ``results`` y and sums; backwards the gradient of y for v, and that of v for y.
-    Where segments are whole sequences, the states at their ``ends`` instead of those ``between``."""
+    """``signals`` are q, k, v, g, w, ``p`` by key the products of q and k, ``results`` y and sums; backwards the
+    gradient of y for v, and that of v for y. Where segments are whole sequences, the states at their ``ends``
+    instead of those ``between``."""
     from . import triton_chunked
 
     problem = plan.problem
@@ -328,7 +412,7 @@ def outputs_of_chunks(
     launch(
         triton_chunked.outputs,
         plan.programs * plan.value_blocks,
-        *names((*signals, skip, *results, between, *ends), q),
+        *names((*signals, p, skip, *results, between, *ends), q),
         chunks.bounds,
         chunks.table,
         *_sizes(plan, scale),
@@ -349,7 +433,6 @@ def outputs_of_chunks(
         WHOLE=plan.whole,
         CARRIED=plan.parts if plan.carried else 0,
         TIME=min(_TIME, plan.steps),
-        BLOCK=BLOCK,
         HAS_W=w is not None,
         HAS_SKIP=skip is not None,
         HAS_SUMS=problem.sums and not backwards,
@@ -365,6 +448,7 @@ def gradients_of_chunks(
     plan: Plan,
     signals: Optionals,
     errors: Tensor | None,
+    pairs: Optionals,
     before: Tensor,
     behind: Tensor,
     results: Optionals,
@@ -374,16 +458,35 @@ def gradients_of_chunks(
     packed: bool,
 ) -> None:
     """``signals`` are q, k, v, g, w and the gradients of y and the sums, ``results`` those of q, k, g and w by head,
-    of which those of w, and of g unless it is by key, are in parts for each block of keys."""
+    of which those of w, and of g unless it is by key, are in parts for each block of keys. ``pairs`` is memory for the
+    gradients of products between the steps of a chunk, by key of queries and keys, of errors of keys too."""
     from . import triton_chunked
 
     problem = plan.problem
     q, k, v, g, w, dy, dsums = signals
     assert q is not None
+    precision = precisions(problem.dtype)
+    if pairs[0] is not None:
+        launch(
+            triton_chunked.pair_gradients,
+            plan.lines * plan.chunks,
+            *names((v, dy, dsums, errors, *pairs), q),
+            chunks.table,
+            *(scale, problem.length, problem.heads, problem.values, plan.chunks),
+            *strides(v, 4),
+            *strides(dy, 4),
+            *strides(dsums, 3),
+            HAS_SUMS=problem.sums,
+            HAS_ERRORS=errors is not None,
+            PACKED=packed,
+            BOTH=precision["BOTH"],
+            EXACT=precision["EXACT"],
+            **{name: flag for name, flag in plan.flags().items() if name not in ("KEYS", "PER_KEY")},
+        )
     launch(
         triton_chunked.gradients,
         plan.lines * plan.chunks * plan.key_blocks,
-        *names((*signals, errors, before, behind, *results), q),
+        *names((*signals, errors, *pairs, before, behind, *results), q),
         chunks.bounds,
         chunks.table,
         *_sizes(plan, scale),
@@ -403,7 +506,7 @@ def gradients_of_chunks(
         HAS_SUMS=problem.sums,
         HAS_ERRORS=errors is not None,
         PACKED=packed,
-        **precisions(problem.dtype),
+        **precision,
         **plan.flags(),
     )
 
@@ -412,10 +515,6 @@ def _sizes(plan: Plan, scale: float) -> tuple[float, ...]:
     problem = plan.problem
     in_group = problem.heads // problem.groups if problem.groups else 1
     return scale, problem.length, in_group, problem.heads, problem.keys, problem.values
-
-
-def _table(problem: AttentionProblem, plan: Plan) -> int:
-    return 32 * plan.chunks if problem.sequences > 1 else 0
 
 
 def _carried(problem: AttentionProblem, kernel: str) -> int:
@@ -430,23 +529,23 @@ def _segments(problem: AttentionProblem, kernel: str) -> list[int]:
     return [segment for segment in _SEGMENTS if segment == STEPS or (walks and segment < problem.length)]
 
 
-def _outputs_work(plan: Plan) -> Work:
+def _works(plan: Plan) -> list[Work]:
     problem = plan.problem
-    numbers = 2 * problem.keys + 2 * problem.values + plan.gates
-    return plan.chunk_work(numbers, problem.keys * problem.values, plan.value_blocks, 2 * problem.keys)
+    outputs = plan.outputs_work(2 * problem.keys + 2 * problem.values + plan.gates)
+    return [*plan.states_work(), *([plan.pairs_work()] if problem.per_key else []), outputs]
 
 
 def _plan(problem: AttentionProblem) -> Plan:
     """With the segments that are predicted to be fastest."""
-    kernel = _kernel(problem, "attention")
+    kernel = "attention.by_key" if problem.per_key else _kernel(problem, "attention")
     plans = [Plan(problem, kernel, segment) for segment in _segments(problem, kernel)]
-    return min(plans, key=lambda plan: seconds(_predicted(problem), *plan.states_work(), _outputs_work(plan)))
+    return min(plans, key=lambda plan: seconds(_predicted(problem), *_works(plan)))
 
 
 def _cost(problem: AttentionProblem) -> Cost:
     plan = _plan(problem)
-    workspace = plan.kept + 4 * plan.lines * plan.chunks * plan.gates + _table(problem, plan)
-    return cost(problem.device, problem.isa, workspace, *plan.states_work(), _outputs_work(plan))
+    workspace = plan.kept + 4 * plan.lines * plan.chunks * plan.gates + plan.table + problem.per_key * plan.pairs
+    return cost(problem.device, problem.isa, workspace, *_works(plan))
 
 
 def _prepare(problem: AttentionProblem) -> Run:
@@ -464,7 +563,14 @@ def _prepare(problem: AttentionProblem) -> Run:
         assert v is not None
         chunks = chunks_in(cu_seqlens, v, problem.length, plan.segment)
         between = _between(plan, (k, v, g, w, None), ends, chunks, scale, backwards=False, packed=packed)
-        outputs_of_chunks(plan, (q, k, v, g, w), skip, (y, sums), between, chunks, scale, ends=ends, packed=packed)
+        p = None
+        if problem.per_key:
+            assert q is not None
+            assert k is not None
+            assert g is not None
+            p = empty_pairs(plan, v)
+            pairs_of_steps(plan, q, k, g, p, chunks, packed=packed)
+        outputs_of_chunks(plan, (q, k, v, g, w), p, skip, (y, sums), between, chunks, scale, ends=ends, packed=packed)
 
     return run
 
@@ -496,8 +602,8 @@ class _Walk(Plan):
     def side(self, pairs: float, results: float) -> Work:
         """Of the kernel of keys or of queries: ``pairs`` of products of those, besides those of values."""
         problem = self.problem
-        products = 2.0 * problem.keys * problem.values + self.key_blocks * self.pairs * problem.values
-        products += self.steps * problem.keys + pairs * self.pairs * problem.keys
+        products = 2.0 * problem.keys * problem.values + self.key_blocks * self.near * problem.values
+        products += self.steps * problem.keys + pairs * self.near * problem.keys
         numbers, programs = 2 * problem.keys + 2 * problem.values + 1, self.programs * self.key_blocks
         gates, latency = self.key_blocks * 3.0 * STEPS, self._latency(programs)
         keyed, blocks = 2.0 * problem.keys, self.key_blocks
@@ -522,30 +628,18 @@ def _gradient_plan(forward: AttentionProblem) -> tuple[Plan, _Walk | None]:
 
 def _gradient_works(plan: Plan, walk: _Walk | None) -> list[Work]:
     forward = plan.problem
-    sums = sums_of_parts(walk or plan)
-    state, keyed = float(forward.keys * forward.values), 2.0 * forward.keys
     signals = 2 * forward.keys + 2 * forward.values + plan.gates
-    of_v = plan.chunk_work(signals, state, plan.value_blocks, keyed)
-    before = [*2 * plan.states_work(), of_v]
+    before = [*2 * plan.states_work(), *([plan.pairs_work()] if forward.per_key else []), plan.outputs_work(signals)]
     if walk is None:
-        others = plan.chunk_work(signals, 2 * state, plan.key_blocks, keyed)
-        before.append(others._replace(moved=others.moved + plan.kept + sums))
-    else:
-        blocks = walk.key_blocks
-        before += [walk.side(0.0, forward.keys + 2 * blocks), walk.side(1.0, forward.keys + 2 * blocks)]
-    return [*before, Work(1.5 * sums)]
-
-
-def sums_of_parts(plan: Plan) -> float:
-    """Bytes of the gradients of q and k by head, and of those of g and w by block of keys."""
-    by_step = plan.key_blocks * (1 if plan.problem.per_key else 2)
-    return 4.0 * plan.elements * (2 * plan.problem.keys + by_step + plan.problem.per_key * plan.problem.keys)
+        return [*before, *plan.gradient_works(signals, 0)]
+    results = forward.keys + 2 * walk.key_blocks
+    return [*before, walk.side(0.0, results), walk.side(1.0, results), Work(1.5 * walk.sums)]
 
 
 def _gradient_cost(problem: AttentionGradientProblem) -> Cost:
     forward = problem.forward
     plan, walk = _gradient_plan(forward)
-    workspace = 2 * plan.kept + sums_of_parts(walk or plan) + _table(forward, plan)
+    workspace = 2 * plan.kept + forward.per_key * plan.pairs + (walk or plan).sums + (walk or plan).table
     return cost(forward.device, forward.isa, workspace, *_gradient_works(plan, walk))
 
 
@@ -581,9 +675,13 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         # With queries for keys and the gradient for values, the state's gradient is a state that time runs back for.
         asked = (q, dy, g, None, dsums)
         behind = _between(plan, asked, ends, chunks, scale, backwards=True, packed=packed)
-        signals, at_ends = (q, k, dy, g, w), Ends(ends.start)
+        signals, at_ends, pairs = (q, k, dy, g, w), Ends(ends.start), None
+        if forward.per_key:
+            assert k is not None
+            pairs = empty_pairs(plan, v)
+            pairs_of_steps(plan, q, k, g, pairs, chunks, packed=packed)
         outputs_of_chunks(
-            plan, signals, None, (dv, None), behind, chunks, scale, ends=at_ends, backwards=True, packed=packed
+            plan, signals, pairs, None, (dv, None), behind, chunks, scale, ends=at_ends, backwards=True, packed=packed
         )
 
         def empty(*shape: int) -> Tensor:
@@ -595,7 +693,8 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         dw = None if w is None else empty(*by_block)
         taken, found = (q, k, v, g, w, dy), (dq, dk, dg, dw)
         if walk is None:
-            gradients_of_chunks(plan, (*taken, dsums), None, before, behind, found, chunks, scale, packed=packed)
+            given, of_pairs = (*taken, dsums), (pairs, None)
+            gradients_of_chunks(plan, given, None, of_pairs, before, behind, found, chunks, scale, packed=packed)
         else:
             states = (before, behind, initial[0], dfinal[0], dinitial[0])
             _walked_gradients(walk, taken, states, found, chunks, scale, packed=packed)

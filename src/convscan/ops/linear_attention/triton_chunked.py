@@ -17,8 +17,9 @@ give that of v; ``gradients`` computes those of q, k and the decays, for a part 
 
 Logarithms of decays are summed over what lies between two steps, so that nothing is divided by a product that may have
 underflowed, and a = 0 is a number like any other. Where a is one number a step, D is a matrix and P an ordinary product
-weighted by it. Where a differs between keys, decays between blocks of 16 steps are split where the later block begins,
-or the earlier one ends, which leaves products too; within a block P is summed by key while decays are multiplied on.
+weighted by it. Where a differs between keys, ``pairs`` makes P of all chunks first: decays between two steps are split
+where the later one's block of 16 steps begins, or within a block where the later one's half, quarter and so on does,
+which leaves products too. The gradient splits them in the same way, of what ``pair_gradients`` makes for either kind.
 """
 
 # mypy: ignore-errors
@@ -58,24 +59,30 @@ def between_steps(g, TIME: tl.constexpr):
 
 
 @triton.jit
-def products_by_key(q, k, g, begin, c, end, in_keys, kt, kk, gt, gk, TIME: tl.constexpr):
-    """q[t]^T D[t,s] k[s] of a block of steps, while the decays since s are multiplied onto the queries."""
-    t = tl.arange(0, TIME)
-    moving = q
-    products = tl.zeros([TIME, TIME], tl.float32)
-    for index in range(TIME):
-        s = TIME - 1 - index
-        there = in_keys & (begin + s < end)
-        of_k = tl.load(k + (begin + s) * kt + c * kk, mask=there, other=0.0).to(tl.float32)
-        of_g = tl.load(g + (begin + s) * gt + c * gk, mask=there, other=0.0)
-        product = tl.where(t >= s, tl.sum(moving * of_k[None, :], 1), 0.0)
-        products = tl.where(t[None, :] == s, product[:, None], products)
-        moving = tl.where((t >= s)[:, None], moving * tl.exp(of_g)[None, :], moving)
-    return products
+def decays_of(g, t, at_k, end, in_keys, gt, gk, PER_KEY: tl.constexpr, FROM_START: tl.constexpr):
+    """Decays of some steps since the first of them, or from behind each up to ``end``."""
+    if FROM_START:
+        decays = tl.exp(tl.cumsum(gates_of(g, t, at_k, t < end, in_keys, gt, gk, PER_KEY), 0))
+    else:
+        following = gates_of(g, t + 1, at_k, t + 1 < end, in_keys, gt, gk, PER_KEY)
+        decays = tl.exp(tl.cumsum(following, 0, reverse=True))
+    return decays
 
 
 @triton.jit
-def to_block(g, t, c, begin, block, in_columns, gt, gk):
+def _halves(g, following, ROWS: tl.constexpr, HALF: tl.constexpr, KEYS: tl.constexpr):
+    """Decays by key from the start of each HALF rows up to each of them, from behind each to their end, and between
+    which rows both lie: those of the second half of twice as many, and those of the first."""
+    i, j = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
+    following = tl.where((i + 1) % HALF == 0, 0.0, following)
+    from_start = tl.cumsum(tl.reshape(g, [ROWS // HALF, HALF, KEYS]), 1)
+    to_end = tl.cumsum(tl.reshape(following, [ROWS // HALF, HALF, KEYS]), 1, reverse=True)
+    between = (i // HALF == j // HALF + 1) & (i // HALF % 2 == 1)
+    return tl.exp(tl.reshape(from_start, [ROWS, KEYS])), tl.exp(tl.reshape(to_end, [ROWS, KEYS])), between
+
+
+@triton.jit
+def _to_block(g, t, c, begin, block, in_columns, gt, gk):
     """exp of g by key, summed from behind each step up to where a later block of the chunk begins."""
     within = (t + 1 < block) & (t >= begin)
     return tl.exp(tl.cumsum(rows(g, t + 1, c, within, in_columns, gt, gk), 0, reverse=True))
@@ -372,12 +379,77 @@ def carry(
 
 
 @triton.jit
+def pairs(
+    q,
+    k,
+    g,
+    p,  # (batch, length, heads, STEPS): of each step those with the steps of its chunk up to it
+    table,
+    length,
+    in_group,
+    heads,
+    keys,
+    chunks,
+    qb,
+    qt,
+    qg,
+    qk,
+    kb,
+    kt,
+    kg,
+    kk,
+    gb,
+    gt,
+    gh,
+    gk,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+    PACKED: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """q[t]^T D[t,s] k[s] of decays by key."""
+    block, head, chunk, b = head_of(STEPS // BLOCK, heads, chunks)
+    _sequence, begin, end, _first, _count = place_of(chunk, table, table, length, STEPS, False, PACKED)
+    q += b * qb + (head // in_group) * qg
+    k += b * kb + (head // in_group) * kg
+    g += b * gb + head * gh
+    first_row = begin + block * BLOCK
+    row, t = first_row + tl.arange(0, BLOCK), begin + tl.arange(0, STEPS)
+    in_rows, before = row < end, (t < end) & (t < first_row)
+    i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    near, far = tl.zeros([BLOCK, BLOCK], tl.float32), tl.zeros([BLOCK, STEPS], tl.float32)
+    for first_key in range(0, keys, KEYS):
+        at_k = wide(first_key) + tl.arange(0, KEYS)
+        in_keys = at_k < keys
+        of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
+        following = rows(g, row + 1, at_k, row + 1 < end, in_keys, gt, gk)
+        from_start = tl.exp(tl.cumsum(of_g, 0))
+        written = rows(k, t, at_k, before, in_keys, kt, kk).to(tl.float32)
+        written *= _to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
+        of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
+        of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
+        far = dot(of_q * from_start, tl.trans(written), far, EXACT)
+        near += tl.where(i == j, tl.sum(of_q * of_k, 1)[:, None], 0.0)
+        for level in tl.static_range(4):
+            from_half, to_end, between = _halves(of_g, following, BLOCK, 1 << level, KEYS)
+            moved, none = tl.trans(of_k * to_end), tl.zeros([BLOCK, BLOCK], tl.float32)
+            near += tl.where(between, dot(of_q * from_half, moved, none, EXACT), 0.0)
+    at_row = ((b * length + row) * heads + head)[:, None] * STEPS
+    at_near, at_far = at_row + block * BLOCK + j, at_row + tl.arange(0, STEPS)[None, :]
+    is_far = in_rows[:, None] & before[None, :]
+    tl.store(p + at_near, near, mask=in_rows[:, None])
+    tl.store(p + at_far, far, mask=is_far)
+
+
+@triton.jit
 def outputs(
     q,
     k,
     v,  # backwards the gradient of y
     g,
     w,
+    p,  # of decays by key
     skip,
     y,  # backwards that of v
     sums,
@@ -449,7 +521,6 @@ def outputs(
     CARRIED: tl.constexpr,  # as many blocks of keys are in registers; if none, a segment has one chunk
     STEPS: tl.constexpr,
     TIME: tl.constexpr,  # of a tile that the state takes up at once
-    BLOCK: tl.constexpr,  # of steps whose decays differ by key
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
     PER_KEY: tl.constexpr,
@@ -501,7 +572,7 @@ def outputs(
     of_skip = tl.zeros([VALUES], tl.float32)
     if HAS_SKIP:
         of_skip = tl.load(skip + head * ph + at_v * pc, mask=in_values, other=0.0)
-    ROWS: tl.constexpr = BLOCK if PER_KEY else STEPS
+    i, j = tl.arange(0, STEPS)[:, None], tl.arange(0, STEPS)[None, :]
     TILES: tl.constexpr = STEPS // TIME
     chunks = (last_step - first_step + STEPS - 1) // STEPS
     for chunk in range(0, chunks):
@@ -509,86 +580,57 @@ def outputs(
         end = tl.minimum(begin + STEPS, last_step)
         t = begin + tl.arange(0, STEPS)
         in_time = t < end
-        row_blocks = (end - begin + ROWS - 1) // ROWS if PER_KEY else 1
-        for index in range(0, row_blocks):
-            first_row = begin + index * ROWS
-            row = first_row + tl.arange(0, ROWS)
-            in_rows = row < end
-            behind = first_row + ROWS
-            near = tl.zeros([ROWS, ROWS], tl.float32)  # products with steps of the same rows
-            far = tl.zeros([ROWS, STEPS], tl.float32)  # with those of other blocks
-            read = tl.zeros([ROWS, VALUES], tl.float32)
-            if not PER_KEY:
-                # Before the products with the state, for which registers are few.
-                of_g = column(g, row, in_rows, gt)
-                for first_key in range(0, keys, KEYS):
-                    at_k = wide(first_key) + tl.arange(0, KEYS)
-                    in_keys = at_k < keys
-                    of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
-                    near = dot(of_q, tl.trans(rows(k, row, at_k, in_rows, in_keys, kt, kk)), near, BOTH)
-                near *= between_steps(of_g, ROWS) * scale
-                if HAS_W and not BACKWARDS:
-                    near *= column(w, row, in_rows, wt)[None, :]
-            for part in tl.static_range(CARRIED if CARRIED else 1):
-                for first_key in range(part * KEYS, (part + 1) * KEYS if CARRIED else keys, KEYS):
-                    at_k = wide(first_key) + tl.arange(0, KEYS)
-                    in_keys = at_k < keys
-                    if CARRIED:
-                        of_state = tl.trans(state[part])
-                    else:
-                        at_state = between + at_k[:, None] * wide(columns) + at_v[None, :]
-                        in_state = in_keys[:, None] & (at_v < values + HAS_SUMS)[None, :]
-                        of_state = tl.load(at_state, mask=in_state, other=0.0)
-                    if PER_KEY:
-                        of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
-                        near += products_by_key(of_q, k, g, first_row, at_k, end, in_keys, kt, kk, gt, gk, ROWS)
-                        of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
-                        if BACKWARDS:
-                            following = rows(g, row + 1, at_k, (row + 1 < behind) & (row + 1 < end), in_keys, gt, gk)
-                            own = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
-                            own *= tl.exp(tl.cumsum(following, 0, reverse=True))
-                            other = rows(q, t, at_k, in_time & (t >= behind), in_keys, qt, qk).to(tl.float32)
-                            other *= _from_block(g, t, at_k, behind, end, in_keys, gt, gk)
-                            rest = rows(g, t, at_k, in_time & (t >= behind), in_keys, gt, gk)
-                        else:
-                            own = of_q * tl.exp(tl.cumsum(of_g, 0))
-                            other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
-                            other *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
-                            rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
-                        far = dot(own, tl.trans(other), far, EXACT)
-                        own *= tl.exp(tl.sum(rest, 0))[None, :]
-                        read = dot(own, of_state, read, EXACT)
-                    else:
-                        if BACKWARDS:
-                            own = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
-                        else:
-                            own = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
-                        read = dot(own, of_state, read, RIGHT)
-            if not PER_KEY:
-                if BACKWARDS:
-                    following = column(g, row + 1, row + 1 < end, gt)
-                    read *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
+        near = tl.zeros([STEPS, STEPS], tl.float32)
+        read = tl.zeros([STEPS, VALUES], tl.float32)
+        # Before the products with the state, for which registers are few.
+        if PER_KEY:
+            at_row = ((b * length + t) * heads + head)[:, None] * STEPS
+            near = tl.load(p + at_row + j, mask=in_time[:, None] & (i >= j), other=0.0) * scale
+        else:
+            of_g = column(g, t, in_time, gt)
+            for first_key in range(0, keys, KEYS):
+                at_k = wide(first_key) + tl.arange(0, KEYS)
+                in_keys = at_k < keys
+                of_q = rows(q, t, at_k, in_time, in_keys, qt, qk)
+                near = dot(of_q, tl.trans(rows(k, t, at_k, in_time, in_keys, kt, kk)), near, BOTH)
+            near *= between_steps(of_g, STEPS) * scale
+        if HAS_W and not BACKWARDS:
+            near *= column(w, t, in_time, wt)[None, :]
+        for part in tl.static_range(CARRIED if CARRIED else 1):
+            for first_key in range(part * KEYS, (part + 1) * KEYS if CARRIED else keys, KEYS):
+                at_k = wide(first_key) + tl.arange(0, KEYS)
+                in_keys = at_k < keys
+                if CARRIED:
+                    of_state = tl.trans(state[part])
                 else:
-                    read *= tl.exp(tl.cumsum(of_g, 0))[:, None]
-            of_v = _columns(v, sums, row, at_v, in_rows, values, vt, vc, ut, HAS_SUMS, False)
-            if PER_KEY:
-                near, far = near * scale, far * scale
-                if HAS_W and not BACKWARDS:
-                    near *= column(w, row, in_rows, wt)[None, :]
-                    far *= column(w, t, in_time, wt)[None, :]
-            if not BACKWARDS:
-                read *= scale
-            if PER_KEY:
-                read = dot(far, _columns(v, sums, t, at_v, in_time, values, vt, vc, ut, HAS_SUMS, False), read, LEFT)
-            read = dot(tl.trans(near) if BACKWARDS else near, of_v, read, LEFT)
-            if BACKWARDS and HAS_W:
-                read *= column(w, row, in_rows, wt)[:, None]
-            if HAS_SKIP:
-                read += of_skip[None, :] * of_v
-            tl.store(y + row[:, None] * yt + at_v[None, :] * yc, read, mask=in_rows[:, None] & in_values[None, :])
-            if HAS_SUMS:
-                summed = tl.sum(tl.where(of_sum[None, :], read, 0.0), 1)
-                tl.store(sums + row * ut, summed, mask=in_rows & (block == values // VALUES))
+                    at_state = between + at_k[:, None] * wide(columns) + at_v[None, :]
+                    in_state = in_keys[:, None] & (at_v < values + HAS_SUMS)[None, :]
+                    of_state = tl.load(at_state, mask=in_state, other=0.0)
+                if BACKWARDS:
+                    own = rows(k, t, at_k, in_time, in_keys, kt, kk).to(tl.float32)
+                else:
+                    own = rows(q, t, at_k, in_time, in_keys, qt, qk).to(tl.float32)
+                if PER_KEY:
+                    own *= decays_of(g, t, at_k, end, in_keys, gt, gk, PER_KEY, not BACKWARDS)
+                read = dot(own, of_state, read, EXACT if PER_KEY else RIGHT)
+        if not PER_KEY:
+            if BACKWARDS:
+                following = column(g, t + 1, t + 1 < end, gt)
+                read *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
+            else:
+                read *= tl.exp(tl.cumsum(of_g, 0))[:, None]
+        if not BACKWARDS:
+            read *= scale
+        of_v = _columns(v, sums, t, at_v, in_time, values, vt, vc, ut, HAS_SUMS, False)
+        read = dot(tl.trans(near) if BACKWARDS else near, of_v, read, LEFT)
+        if BACKWARDS and HAS_W:
+            read *= column(w, t, in_time, wt)[:, None]
+        if HAS_SKIP:
+            read += of_skip[None, :] * of_v
+        tl.store(y + t[:, None] * yt + at_v[None, :] * yc, read, mask=in_time[:, None] & in_values[None, :])
+        if HAS_SUMS:
+            summed = tl.sum(tl.where(of_sum[None, :], read, 0.0), 1)
+            tl.store(sums + t * ut, summed, mask=in_time & (block == values // VALUES))
         if CARRIED:
             for tile in tl.static_range(TILES):
                 state = absorb(
@@ -637,6 +679,68 @@ def outputs(
 
 
 @triton.jit
+def pair_gradients(
+    v,
+    dy,
+    dsums,
+    errors,  # (batch, length, heads, values): gradients of what v is less the answer of the decayed state to k
+    dp,  # (batch, length, heads, STEPS), as dm: of each step those with the steps of its chunk up to it
+    dm,
+    table,
+    scale,
+    length,
+    heads,
+    values,
+    chunks,
+    vb,
+    vt,
+    vh,
+    vc,
+    yb,
+    yt,
+    yh,
+    yc,
+    ub,
+    ut,
+    uh,
+    STEPS: tl.constexpr,
+    VALUES: tl.constexpr,
+    HAS_SUMS: tl.constexpr,
+    HAS_ERRORS: tl.constexpr,
+    PACKED: tl.constexpr,
+    BOTH: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Those of q[t]^T D[t,s] k[s], and of k[t]^T D[t,s] k[s] where keys are read by too, but for the weight of s."""
+    # Values are inputs, but where they are solved for.
+    OF_VALUES: tl.constexpr = EXACT if HAS_ERRORS else BOTH
+    _, head, chunk, b = head_of(1, heads, chunks)
+    _sequence, begin, end, _first, _count = place_of(chunk, table, table, length, STEPS, False, PACKED)
+    v += b * vb + head * vh
+    dy += b * yb + head * yh
+    t = begin + tl.arange(0, STEPS)
+    in_time = t < end
+    at_row = ((b * length + t) * heads + head)[:, None]
+    of_p, of_m = tl.zeros([STEPS, STEPS], tl.float32), tl.zeros([STEPS, STEPS], tl.float32)
+    for first_value in range(0, values, VALUES):
+        at_v = wide(first_value) + tl.arange(0, VALUES)
+        in_values = at_v < values
+        of_v = rows(v, t, at_v, in_time, in_values, vt, vc)
+        of_dy = rows(dy, t, at_v, in_time, in_values, yt, yc).to(of_v.dtype)
+        of_p = dot(of_dy, tl.trans(of_v), of_p, OF_VALUES)
+        if HAS_ERRORS:
+            in_tile = in_time[:, None] & in_values[None, :]
+            of_errors = tl.load(errors + at_row * values + at_v[None, :], mask=in_tile, other=0.0)
+            of_m = dot(of_errors, tl.trans(of_v), of_m, EXACT)
+    if HAS_SUMS:
+        of_p += column(dsums + b * ub + head * uh, t, in_time, ut)[:, None]
+    i, j = tl.arange(0, STEPS)[:, None], tl.arange(0, STEPS)[None, :]
+    tl.store(dp + at_row * STEPS + j, tl.where(i >= j, of_p * scale, 0.0), mask=in_time[:, None])
+    if HAS_ERRORS:
+        tl.store(dm + at_row * STEPS + j, tl.where(i > j, -of_m, 0.0), mask=in_time[:, None])
+
+
+@triton.jit
 def gradients(
     q,
     k,
@@ -645,7 +749,9 @@ def gradients(
     w,
     dy,
     dsums,
-    errors,  # (batch, length, heads, values): gradients of what v is less the answer of the decayed state to k
+    errors,
+    dp,
+    dm,
     before,  # (batch, segments, heads, keys, columns)
     behind,
     dq,  # (batch, length, heads, keys), as dk; dg where it is by key
@@ -704,9 +810,8 @@ def gradients(
     LEFT: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    # Values are inputs, but where they are solved for.
-    OF_VALUES: tl.constexpr = EXACT if HAS_ERRORS else BOTH
     WRITTEN: tl.constexpr = EXACT if HAS_ERRORS else RIGHT
+    HAS_PAIRS: tl.constexpr = HAS_ERRORS or PER_KEY
     block, head, chunk, b = head_of(blocks, heads, chunks)
     _sequence, begin, end, first, _count = place_of(chunk, bounds, table, length, STEPS, False, PACKED)
     group = head // in_group
@@ -748,9 +853,8 @@ def gradients(
         row = first_row + tl.arange(0, ROWS)
         in_rows = row < end
         after = first_row + ROWS
-        near = tl.zeros([ROWS, ROWS], tl.float32)  # dy[t]^T v[s] within the rows
-        far = tl.zeros([ROWS, STEPS], tl.float32)  # of their values and queries behind them
-        near_error, far_error = near, far  # the same of errors
+        at_row = (b * length + row) * heads + head
+        near = tl.zeros([ROWS, ROWS], tl.float32)
         wrote = tl.zeros([ROWS, KEYS], tl.float32)
         read = tl.zeros([ROWS, KEYS], tl.float32)
         read_error = read
@@ -760,34 +864,24 @@ def gradients(
             own = at_k[:, None] * wide(columns) + at_v[None, :]
             in_state = in_keys[:, None] & in_values[None, :]
             of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
-            of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc).to(of_v.dtype)
-            near = dot(of_dy, tl.trans(of_v), near, OF_VALUES)
             later = tl.load(behind + own, mask=in_state, other=0.0)
             wrote = dot(of_v.to(tl.float32), tl.trans(later), wrote, WRITTEN)
-            if HAS_ERRORS:
-                of_error = rows(errors, row, at_v, in_rows, in_values, next_errors, 1)
-                near_error = dot(of_error, tl.trans(of_v), near_error, EXACT)
-            if PER_KEY:
-                all_dy = rows(dy, t, at_v, in_time & (t >= after), in_values, yt, yc).to(of_v.dtype)
-                far = dot(of_v, tl.trans(all_dy), far, OF_VALUES)
-                if HAS_ERRORS:
-                    all_errors = rows(errors, t, at_v, in_time & (t >= after), in_values, next_errors, 1)
-                    far_error = dot(of_v, tl.trans(all_errors), far_error, EXACT)
-            else:
+            if not PER_KEY:
+                of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc)
+                if not HAS_PAIRS:
+                    near = dot(of_dy, tl.trans(of_v), near, BOTH)
                 state = tl.load(before + own, mask=in_state, other=0.0)
                 read = dot(of_dy.to(tl.float32), tl.trans(state), read, RIGHT)
                 if HAS_ERRORS:
+                    of_error = rows(errors, row, at_v, in_rows, in_values, next_errors, 1)
                     read_error = dot(of_error, tl.trans(state), read_error, EXACT)
         if HAS_SUMS:
-            of_dsums = column(dsums, row, in_rows, ut)
-            near += of_dsums[:, None]
             wrote += total_behind[None, :]
-            if PER_KEY:
-                far += column(dsums, t, in_time & (t >= after), ut)[None, :]
-            else:
+            if not PER_KEY:
+                of_dsums = column(dsums, row, in_rows, ut)
+                near += of_dsums[:, None]
                 read += of_dsums[:, None] * total[None, :]
-        near = tl.where(i >= j, near, 0.0) * scale
-        near_error = tl.where(i > j, -near_error, 0.0)
+        at_pairs = at_row[:, None] * STEPS + index * ROWS + j
         of_q = rows(q, row, at_k, in_rows, in_keys, qt, qk)
         of_k = rows(k, row, at_k, in_rows, in_keys, kt, kk)
         q32, k32 = of_q.to(tl.float32), of_k.to(tl.float32)
@@ -795,54 +889,63 @@ def gradients(
         if HAS_W:
             weight = column(w, row, in_rows, wt)
         of_g = gates_of(g, row, at_k, in_rows, in_keys, gt, gk, PER_KEY)
-        at_row = (b * length + row) * heads + head
         in_tile = in_rows[:, None] & in_keys[None, :]
         if PER_KEY:
-            following = rows(g, row + 1, at_k, (row + 1 < after) & (row + 1 < end), in_keys, gt, gk)
-            to_after = tl.exp(tl.cumsum(following, 0, reverse=True))
-            rest = rows(g, t, at_k, in_time & (t >= after), in_keys, gt, gk)
+            near = tl.load(dp + at_pairs, mask=in_rows[:, None], other=0.0)
+            to_after = decays_of(g, row, at_k, tl.minimum(after, end), in_keys, gt, gk, PER_KEY, False)
+            behind_rows = in_time & (t >= after)
+            rest = rows(g, t, at_k, behind_rows, in_keys, gt, gk)
             wrote *= to_after * tl.exp(tl.sum(rest, 0))[None, :]
             at_end += tl.sum(k32 * wrote * weight[:, None], 0)
-            asked = rows(q, t, at_k, in_time & (t >= after), in_keys, qt, qk).to(tl.float32)
             from_after = _from_block(g, t, at_k, after, end, in_keys, gt, gk)
-            passed = dot(far * scale, asked * from_after, tl.zeros([ROWS, KEYS], tl.float32), EXACT)
+            # Of the keys of these rows and the queries behind them.
+            at_far = ((b * length + t) * heads + head)[None, :] * STEPS + (row - begin)[:, None]
+            is_far = in_rows[:, None] & behind_rows[None, :]
+            far = tl.load(dp + at_far, mask=is_far, other=0.0)
+            asked = rows(q, t, at_k, behind_rows, in_keys, qt, qk).to(tl.float32)
+            passed = dot(far, asked * from_after, tl.zeros([ROWS, KEYS], tl.float32), EXACT)
             if HAS_ERRORS:
-                asked = rows(k, t, at_k, in_time & (t >= after), in_keys, kt, kk).to(tl.float32)
-                passed = dot(-far_error, asked * from_after, passed, EXACT)
-            of_dk = wrote + to_after * passed
-            decay = tl.zeros([ROWS, KEYS], tl.float32) + 1.0
-            step_row = tl.arange(0, ROWS)
-            for step in range(ROWS):
-                s = ROWS - 1 - step
-                g_s = tl.load(g + (first_row + s) * gt + at_k * gk, mask=in_keys & (first_row + s < end), other=0.0)
-                near_s = tl.sum(tl.where(j == s, near, 0.0), 1)
-                pairs = near_s[:, None] * q32
+                far = tl.load(dm + at_far, mask=is_far, other=0.0)
+                asked = rows(k, t, at_k, behind_rows, in_keys, kt, kk).to(tl.float32)
+                passed = dot(far, asked * from_after, passed, EXACT)
+            of_dk = wrote + to_after * passed + tl.sum(tl.where(i == j, near, 0.0), 1)[:, None] * q32
+            following = rows(g, row + 1, at_k, row + 1 < end, in_keys, gt, gk)
+            near_m = near
+            if HAS_ERRORS:
+                near_m = tl.load(dm + at_pairs, mask=in_rows[:, None], other=0.0)
+            for level in tl.static_range(4):
+                from_start, to_end, between = _halves(of_g, following, ROWS, 1 << level, KEYS)
+                passed = tl.zeros([ROWS, KEYS], tl.float32)
+                passed = dot(tl.trans(tl.where(between, near, 0.0)), q32 * from_start, passed, EXACT)
                 if HAS_ERRORS:
-                    pairs += tl.sum(tl.where(j == s, near_error, 0.0), 1)[:, None] * k32
-                pairs = tl.where((step_row >= s)[:, None], pairs * decay, 0.0)
-                of_dk += tl.where((step_row == s)[:, None], tl.sum(pairs, 0)[None, :], 0.0)
-                decay = tl.where((step_row >= s)[:, None], decay * tl.exp(g_s)[None, :], decay)
+                    passed = dot(tl.trans(tl.where(between, near_m, 0.0)), k32 * from_start, passed, EXACT)
+                of_dk += to_end * passed
         else:
             whole = tl.exp(tl.sum(of_g, 0))
-            following = column(g, row + 1, row + 1 < end, gt)
-            wrote *= tl.exp(tl.cumsum(following, 0, reverse=True))[:, None]
+            wrote *= decays_of(g, row, row, end, in_rows, gt, gk, PER_KEY, False)[:, None]
             from_start = tl.exp(tl.cumsum(of_g, 0))
             read *= (from_start * scale)[:, None]
-            decays = between_steps(of_g, ROWS)
-            near *= decays
-            of_dk = dot(tl.trans(near), q32, wrote, LEFT)
-            near *= weight[None, :]
             # A decay counts in what passes over it: pairs of a step before and one not before, and the states.
-            pairs = dot(of_q, tl.trans(of_k), tl.zeros([ROWS, ROWS], tl.float32), BOTH) * near
+            passing = tl.zeros([ROWS, ROWS], tl.float32)
             of_reads = tl.sum(q32 * read, 1)
+            of_dk = wrote
             if HAS_ERRORS:
                 read_error *= -from_start[:, None]
-                near_error *= decays
-                of_dk = dot(tl.trans(near_error), k32, of_dk, LEFT)
-                near_error *= weight[None, :]
-                pairs += dot(of_k, tl.trans(of_k), tl.zeros([ROWS, ROWS], tl.float32), BOTH) * near_error
                 of_reads += tl.sum(k32 * read_error, 1)
-            passing = tl.cumsum(pairs, 0, reverse=True)
+                near_m = tl.load(dm + at_pairs, mask=in_rows[:, None], other=0.0) * between_steps(of_g, ROWS)
+                of_dk = dot(tl.trans(near_m), k32, of_dk, LEFT)
+                near_m *= weight[None, :]
+                passing = dot(of_k, tl.trans(of_k), passing, BOTH) * near_m
+                read_error = dot(near_m, k32, read_error, LEFT)
+            if HAS_PAIRS:  # no sooner, for want of registers
+                near = tl.load(dp + at_pairs, mask=in_rows[:, None], other=0.0)
+            else:
+                near = tl.where(i >= j, near, 0.0) * scale
+            near *= between_steps(of_g, ROWS)
+            of_dk = dot(tl.trans(near), q32, of_dk, LEFT)
+            near *= weight[None, :]
+            passing += dot(of_q, tl.trans(of_k), tl.zeros([ROWS, ROWS], tl.float32), BOTH) * near
+            passing = tl.cumsum(passing, 0, reverse=True)
             through_k = tl.sum(k32 * wrote, 1) * weight
             of_dg = tl.sum(tl.where(j < i, passing + through_k[None, :], 0.0), 1)
             of_dg += tl.cumsum(of_reads, 0, reverse=True) + whole * tl.sum(kept, 0)
@@ -854,7 +957,7 @@ def gradients(
             tl.store(dw + wide(block) * batch * length * heads + at_row, of_dw, mask=in_rows)
         of_dk *= weight[:, None]
         if HAS_ERRORS and not PER_KEY:
-            of_dk += dot(near_error, k32, read_error, LEFT)
+            of_dk += read_error
         tl.store(dk + at_row[:, None] * keys + at_k[None, :], of_dk, mask=in_tile)
     if PER_KEY:
         tl.debug_barrier()  # what has been stored of the keys is read again
@@ -862,72 +965,61 @@ def gradients(
         for index in range(0, row_blocks):
             first_row = begin + (row_blocks - 1 - index) * ROWS
             row = first_row + tl.arange(0, ROWS)
-            in_rows = row < end
-            near = tl.zeros([ROWS, ROWS], tl.float32)
-            far = tl.zeros([ROWS, STEPS], tl.float32)  # of their queries and values before them
+            in_rows, before_rows = row < end, in_time & (t < first_row)
+            at_row = (b * length + row) * heads + head
             read = tl.zeros([ROWS, KEYS], tl.float32)
-            near_error, far_error, read_error = near, far, read
+            read_error = read
             for first_value in range(0, values, VALUES):
                 at_v = wide(first_value) + tl.arange(0, VALUES)
                 in_values = at_v < values
-                of_v = rows(v, row, at_v, in_rows, in_values, vt, vc)
-                of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc).to(of_v.dtype)
-                near = dot(of_dy, tl.trans(of_v), near, OF_VALUES)
-                all_v = rows(v, t, at_v, in_time & (t < first_row), in_values, vt, vc)
-                far = dot(of_dy, tl.trans(all_v), far, OF_VALUES)
+                of_dy = rows(dy, row, at_v, in_rows, in_values, yt, yc).to(tl.float32)
                 own = at_k[:, None] * wide(columns) + at_v[None, :]
                 state = tl.load(before + own, mask=in_keys[:, None] & in_values[None, :], other=0.0)
-                read = dot(of_dy.to(tl.float32), tl.trans(state), read, RIGHT)
+                read = dot(of_dy, tl.trans(state), read, RIGHT)
                 if HAS_ERRORS:
                     of_error = rows(errors, row, at_v, in_rows, in_values, next_errors, 1)
-                    near_error = dot(of_error, tl.trans(of_v), near_error, EXACT)
-                    far_error = dot(of_error, tl.trans(all_v), far_error, EXACT)
                     read_error = dot(of_error, tl.trans(state), read_error, EXACT)
             if HAS_SUMS:
-                of_dsums = column(dsums, row, in_rows, ut)
-                near += of_dsums[:, None]
-                far += of_dsums[:, None]
-                read += of_dsums[:, None] * total[None, :]
+                read += column(dsums, row, in_rows, ut)[:, None] * total[None, :]
             q32 = rows(q, row, at_k, in_rows, in_keys, qt, qk).to(tl.float32)
             k32 = rows(k, row, at_k, in_rows, in_keys, kt, kk).to(tl.float32)
             of_g = rows(g, row, at_k, in_rows, in_keys, gt, gk)
             from_start = tl.exp(tl.cumsum(of_g, 0))
-            rest = rows(g, t, at_k, in_time & (t < first_row), in_keys, gt, gk)
-            other = rows(k, t, at_k, in_time & (t < first_row), in_keys, kt, kk).to(tl.float32)
-            other *= to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
-            near = tl.where(i >= j, near, 0.0)
-            near_error = tl.where(i > j, near_error, 0.0)
+            # Of the queries of these rows and the keys before them.
+            rest = tl.exp(tl.sum(rows(g, t, at_k, before_rows, in_keys, gt, gk), 0))[None, :]
+            other = rows(k, t, at_k, before_rows, in_keys, kt, kk).to(tl.float32)
+            other *= _to_block(g, t, at_k, begin, tl.minimum(first_row, end), in_keys, gt, gk)
+            weight, of_all = tl.zeros([ROWS], tl.float32) + 1.0, tl.zeros([STEPS], tl.float32) + 1.0
             if HAS_W:
-                weight, of_all = column(w, row, in_rows, wt)[None, :], column(w, t, in_time, wt)[None, :]
-                near, far, near_error, far_error = near * weight, far * of_all, near_error * weight, far_error * of_all
-            of_start = tl.exp(tl.sum(rest, 0))[None, :]
-            of_dq = dot(far, other, read * of_start, EXACT) * from_start
-            of_key = read_error
+                weight, of_all = column(w, row, in_rows, wt), column(w, t, in_time, wt)
+            at_near = at_row[:, None] * STEPS + (first_row - begin) + j
+            at_far = at_row[:, None] * STEPS + tl.arange(0, STEPS)[None, :]
+            is_far = in_rows[:, None] & before_rows[None, :]
+            near = tl.load(dp + at_near, mask=in_rows[:, None], other=0.0) * weight[None, :]
+            far = tl.load(dp + at_far, mask=is_far, other=0.0) * of_all[None, :]
+            of_dq = dot(far, other, read * (rest * scale), EXACT) * from_start
+            of_dq += tl.sum(tl.where(i == j, near, 0.0), 1)[:, None] * k32
+            near_m, of_key = near, read_error
             if HAS_ERRORS:
-                of_key = dot(far_error, other, read_error * of_start, EXACT) * from_start
-            decay = tl.zeros([ROWS, KEYS], tl.float32) + 1.0
-            step_row = tl.arange(0, ROWS)
-            for step in range(ROWS):
-                s = ROWS - 1 - step
-                there = in_keys & (first_row + s < end)
-                k_s = tl.load(k + (first_row + s) * kt + at_k * kk, mask=there, other=0.0).to(tl.float32)
-                g_s = tl.load(g + (first_row + s) * gt + at_k * gk, mask=there, other=0.0)
-                near_s = tl.sum(tl.where(j == s, near, 0.0), 1)
-                moved = tl.where((step_row >= s)[:, None], decay * k_s[None, :], 0.0)
-                of_dq += near_s[:, None] * moved
+                near_m = tl.load(dm + at_near, mask=in_rows[:, None], other=0.0) * weight[None, :]
+                far = tl.load(dm + at_far, mask=is_far, other=0.0) * of_all[None, :]
+                of_key = dot(far, other, -read_error * rest, EXACT) * from_start
+            following = rows(g, row + 1, at_k, row + 1 < end, in_keys, gt, gk)
+            for level in tl.static_range(4):
+                from_half, to_end, between = _halves(of_g, following, ROWS, 1 << level, KEYS)
+                moved, passed = k32 * to_end, tl.zeros([ROWS, KEYS], tl.float32)
+                of_dq += from_half * dot(tl.where(between, near, 0.0), moved, passed, EXACT)
                 if HAS_ERRORS:
-                    of_key += tl.sum(tl.where(j == s, near_error, 0.0), 1)[:, None] * moved
-                decay = tl.where((step_row >= s)[:, None], decay * tl.exp(g_s)[None, :], decay)
-            of_dq *= scale
-            at_rows = ((b * length + row) * heads + head)[:, None] * keys + at_k[None, :]
+                    of_key += from_half * dot(tl.where(between, near_m, 0.0), moved, passed, EXACT)
+            at_rows = at_row[:, None] * keys + at_k[None, :]
             in_tile = in_rows[:, None] & in_keys[None, :]
             tl.store(dq + at_rows, of_dq, mask=in_tile)
             # A pair of steps behind a decay counts in both and cancels; one that it lies between counts in its query.
             of_dk = tl.load(dk + at_rows, mask=in_tile, other=0.0)
             moved = q32 * of_dq - k32 * of_dk
             if HAS_ERRORS:
-                moved -= k32 * of_key
-                tl.store(dk + at_rows, of_dk - of_key, mask=in_tile)
+                moved += k32 * of_key
+                tl.store(dk + at_rows, of_dk + of_key, mask=in_tile)
             of_dg = tl.cumsum(moved, 0, reverse=True) + (through + at_end)[None, :]
             through += tl.sum(moved, 0)
             tl.store(dg + at_rows, tl.where(of_g == float("-inf"), 0.0, of_dg), mask=in_tile)
