@@ -66,7 +66,7 @@ def _between(tables, re, im, tile, NA: tl.constexpr, NB: tl.constexpr, R: tl.con
 def _down(tables, re, im, tile, NA: tl.constexpr, NB: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
           PRECISION: tl.constexpr):  # fmt: skip
     """Samples of C columns, (NA, NB C), to their frequencies, (NB, NA C) or (NA, C)."""
-    re, im, level = _levelled(re, im)
+    re, im, level = _levelled(re, im, PRECISION)
     f, g = _matrix(tables, NA, 1)
     re, im = _product(f, g, re, im, PRECISION)
     tables += 2 * NA * NA
@@ -85,7 +85,7 @@ def _down(tables, re, im, tile, NA: tl.constexpr, NB: tl.constexpr, R: tl.conste
 def _up(tables, re, im, tile, NA: tl.constexpr, NB: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
         PRECISION: tl.constexpr):  # fmt: skip
     """The conjugate transpose of ``_down``."""
-    re, im, level = _levelled(re, im)
+    re, im, level = _levelled(re, im, PRECISION)
     OF_B: tl.constexpr = 2 * NA * NA + 2 * NA * NB
     BEHIND: tl.constexpr = OF_B + 2 * NB * NB if NB > 1 else 2 * NA * NA
     re, im = _between(tables + BEHIND, re, im, tile, NA, NB, R, C, -1)
@@ -205,21 +205,18 @@ def _row(
 ):
     """The transform of a row; ``zero`` is added to places."""
     n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :] + zero
-    re, im, level = _levelled(tl.load(at + n), tl.load(at + M + n))
-    re, im = _forward(tables, re, im, N1, N2, N3, PRECISION)
-    return re * level, im * level
+    return _forward(tables, tl.load(at + n), tl.load(at + M + n), N1, N2, N3, PRECISION)
 
 
 @triton.jit
 def _row_back(tables, at, zero, re, im, M: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
     """Stores what a row's transform goes back to."""
-    re, im, level = _levelled(re, im)
     re, im = _back(tables, re, im, N1, N2, N3, PRECISION)
     n = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :] + zero
     tl.debug_barrier()  # others of the program may still read what is written here
-    tl.store(at + n, re * level)
-    tl.store(at + M + n, im * level)
+    tl.store(at + n, re)
+    tl.store(at + M + n, im)
 
 
 @triton.jit

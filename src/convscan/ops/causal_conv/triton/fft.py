@@ -91,10 +91,21 @@ def fft_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
 
 
 def fft_precision(problem: ConvProblem | FilterGradientProblem) -> str:
-    """11 bits between steps are enough for bfloat16, of which results keep 8; for float16 they were 5 times off."""
-    if torch.version.hip is not None:
+    """11 bits between steps are enough for bfloat16, of which results keep 8; for float16 they were 5 times off.
+
+    AMD's tensor cores before those of the MI300 take small numbers of float16 for zero."""
+    if torch.version.hip is not None and not problem.isa.startswith("AMD Instinct MI3"):
         return "exact"
-    return "one" if problem.dtype == "bfloat16" else "three"
+    return "nearest" if problem.dtype == "bfloat16" else "halves"
+
+
+def of_filters(precision: str) -> str:
+    """What filters are transformed in, once for all of a batch."""
+    return "exact" if precision == "exact" else "halves"
+
+
+# Products for each of a transform, and the unit that makes them.
+PASSES = {"exact": (1, "float32"), "nearest": (1, "half"), "halves": (3, "half")}
 
 
 def fft_flops(points: int, passes: int) -> float:
@@ -125,9 +136,8 @@ class FftPlan:
             self.channels = max(1, min(problem.channels, 32 // item_bytes(problem.dtype)))
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         self.programs = problem.batch * self.blocks * self.channel_tiles
-        self.passes, self.unit = {"exact": (1, "float32"), "three": (3, "tf32"), "one": (1, "tf32")}[
-            fft_precision(problem)
-        ]
+        self.precision = fft_precision(problem)
+        self.passes, self.unit = PASSES[self.precision]
 
     @property
     def constants(self) -> dict[str, int]:
@@ -188,7 +198,7 @@ class FftPlan:
             problem.h_batch,
             *problem.h,
             IS_REAL=problem.taps <= self.points,
-            PRECISION="exact" if torch.version.hip else "three",
+            PRECISION=of_filters(self.precision),
             num_warps=self.warps,
             **self.constants,
             **self.digits,
@@ -243,7 +253,6 @@ def prepare_fft(problem: ConvProblem) -> Run:
 
     arguments, plan = Arguments(problem), FftPlan(problem)
     filters = problem.filters
-    precision = fft_precision(problem)
 
     def run(*given: Tensor | None, spectrum: Tensor | None = None) -> None:
         for tensors in arguments.tensors(given[:7]):
@@ -269,7 +278,7 @@ def prepare_fft(problem: ConvProblem) -> Run:
                 *steps[6:],
                 IS_REAL=plan.is_real,
                 CHANNELS=plan.channels,
-                PRECISION=precision,
+                PRECISION=plan.precision,
                 num_warps=plan.warps,
                 FAR=plan.reaches_far(steps),
                 **plan.constants,
@@ -332,7 +341,7 @@ def prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
                 problem.origin,
                 plan.blocks,
                 *steps,
-                PRECISION=fft_precision(problem),
+                PRECISION=plan.precision,
                 num_warps=plan.warps,
                 FAR=plan.reaches_far(steps),
                 **plan.constants,

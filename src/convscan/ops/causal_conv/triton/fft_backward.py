@@ -13,7 +13,7 @@ from ....tuning.gpu import Work, configuration, cost
 from ..problem import BackwardProblem, ConvProblem, item_bytes, kept_for, samples_of
 from .arguments import Arguments, gpu_of
 from .backward import backward_refusals, gradient_memory
-from .fft import FORM, FftPlan, fft_flops, fft_precision, fft_refusals, kept_bytes, of_sectors
+from .fft import FORM, FftPlan, fft_flops, fft_refusals, kept_bytes, of_sectors
 
 _PROGRAMS = 512  # to fill a device a few times over
 _LEAST_BLOCKS = 4  # of a program: it computes one more where another has the blocks behind
@@ -130,7 +130,7 @@ def prepare_fft_backward(problem: BackwardProblem) -> Callable[..., tuple[Tensor
             *steps[7:],
             dx.stride(-2),
             dx.stride(-1),
-            PRECISION=fft_precision(forward),
+            PRECISION=plan.precision,
             NEEDS_POST=plan.needs_post,
             FAR=plan.reaches_far((*steps, forward.channels)),
             OVERLAPS=plan.overlaps,

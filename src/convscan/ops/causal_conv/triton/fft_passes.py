@@ -17,7 +17,7 @@ from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
 from ..problem import ConvProblem, item_bytes, kept_for
 from .arguments import Arguments, bytes_moved, gpu_of
-from .fft import LONGEST, factors, kept_bytes, of_sectors, row_tables
+from .fft import LONGEST, PASSES, factors, fft_precision, kept_bytes, of_filters, of_sectors, row_tables
 from .toeplitz import toeplitz_refusals
 
 # Points of a column's transform and its factors. Products of matrices take 16 at least.
@@ -109,15 +109,6 @@ def passes_refusals(problem: ConvProblem) -> list[str]:
     return reasons
 
 
-def passes_precision(problem: ConvProblem) -> str:
-    """11 bits between steps are enough for bfloat16, of which results keep 8; for float16 they were 5 times off.
-
-    AMD's tensor cores before those of the MI300 take small numbers of float16 for zero."""
-    if torch.version.hip is not None and not problem.isa.startswith("AMD Instinct MI3"):
-        return "exact"
-    return "nearest" if problem.dtype == "bfloat16" else "halves"
-
-
 class PassesPlan:
     """N columns and rows of R points, and how many channels are under way at a time."""
 
@@ -151,11 +142,9 @@ class PassesPlan:
         # A part of a channel's where even they are too many.
         self.rows_at_once = max(1, min(self.rows, _PART_BYTES // row_bytes))
         self.parts = ceil_div(max(1, problem.channels), self.channels)
-        self.precision = passes_precision(problem)
-        self.of_filters = "exact" if self.precision == "exact" else "halves"
-        self.passes, self.unit = {"exact": (1, "float32"), "nearest": (1, "half"), "halves": (3, "half")}[
-            self.precision
-        ]
+        self.precision = fft_precision(problem)
+        self.of_filters = of_filters(self.precision)
+        self.passes, self.unit = PASSES[self.precision]
 
     @property
     def kept_rows(self) -> int:
