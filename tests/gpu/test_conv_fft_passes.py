@@ -50,12 +50,14 @@ def test_convolution(length: int, taps: int, order: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("length", [600, 9000])
-def test_parts_of_channels_and_rows_and_shared_filters(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+@pytest.mark.parametrize(("length", "channels"), [(600, 2), (9000, 1)])
+def test_parts_of_channels_and_rows_and_shared_filters(
+    monkeypatch: pytest.MonkeyPatch, length: int, channels: int
+) -> None:
     monkeypatch.setattr(fft_passes, "_PART_BYTES", 8 * 4096)
-    p = problem(length, 500, torch.float32, "channels contiguous", channels=2)
-    for filters in (2, 1):
-        one = replace(p, h=p.h[:, :filters].repeat_interleave(2 // filters, 1))
+    p = problem(length, 500, torch.float32, "channels contiguous", channels)
+    for filters in {channels, 1}:
+        one = replace(p, h=p.h[:, :filters].repeat_interleave(channels // filters, 1))
         with convscan.force(NAME):
             one.check(convscan.causal_conv(p.x, p.h[:, :filters], **p.options()), is_transform=True)
 

@@ -351,17 +351,15 @@ class Passes:
 
 def passes_cost(problem: ConvProblem) -> Cost:
     plan = PassesPlan(problem)
-    filters, kept = (
-        problem.filters / plan.parts,
-        item_bytes(problem.dtype) * problem.filters * problem.taps / plan.parts,
-    )
+    filters = problem.filters / plan.parts
+    taps = item_bytes(problem.dtype) * filters * problem.taps
     spectra, made = (one / plan.parts for one in kept_bytes(FORM, problem, plan.frequencies))
-    works = [plan.columns_work(filters, kept, 3)] if made else []
+    works = [plan.columns_work(filters, taps, 3)] if made else []
     if made and not plan.is_made:
         works.append(plan.rows_work(filters, 1, 2, 3))
     cuts = max(1, ceil_div(plan.rows, plan.rows_at_once))
     rows = plan.rows * problem.channels / plan.parts / cuts
-    samples = (bytes_moved(problem) / problem.turns / plan.parts - kept) / 2 / cuts
+    samples = (bytes_moved(problem) / problem.turns / plan.parts - taps) / 2 / cuts
     side = plan.columns_work(rows, samples, plan.passes)
     middle = plan.rows_work(rows, 2, 2, plan.passes, spectra)
     if plan.is_made:
