@@ -2,8 +2,9 @@
 // computes, and in its words. Tiles of a few rows of time go from the inputs to the gradients in the first-level cache. A
 // tile has dz of its own times, which meets the newest u for dh, and finishes du of samples K - 1 - o before: its filter looks
 // ahead in dz, so that it looks back from there. Behind the end of a sequence follow K - 1 - o more times without dz, and
-// where a chunk does not begin with a sequence, K - 1 times before it that only make dz. Over channels with up to four
-// taps, tiles inside of a sequence are done in registers (conv/short_gradient.h).
+// where a chunk does not begin with a sequence, K - 1 times before it that only make dz. With up to four taps all lies in
+// registers between inputs and outputs (conv/short_gradient.h): over channels of tiles inside of a sequence, which are
+// read and written where they are, along time of every tile, which is packed.
 //
 // Lanes and tasks are those of conv/gradient_chunks.h, whose sums of dh and dbias do not depend on the number of threads.
 #include "conv/gradient_chunks.h"
@@ -160,13 +161,23 @@ struct GradientTile {
   }
 
   // All of it in registers, of one vector of channels; what the steps above need of the past is kept as they keep it.
-  void Fuse(const GradientColumns<S> &arrays, int64_t c, int64_t count, int64_t ahead, bool streams) {
+  template <bool kDelayed, class Storage>
+  void Fuse(const GradientColumns<Storage> &arrays, int64_t c, int64_t count, int64_t ahead, bool streams) {
     switch (f.taps) {
-      case 1: return FuseBy<1>(arrays, c, count, ahead, streams);
-      case 2: return FuseBy<2>(arrays, c, count, ahead, streams);
-      case 3: return FuseBy<3>(arrays, c, count, ahead, streams);
-      case 4: return FuseBy<4>(arrays, c, count, ahead, streams);
+      case 1: return FuseBy<1, kDelayed>(arrays, c, count, ahead, streams);
+      case 2: return FuseBy<2, kDelayed>(arrays, c, count, ahead, streams);
+      case 3: return FuseBy<3, kDelayed>(arrays, c, count, ahead, streams);
+      case 4: return FuseBy<4, kDelayed>(arrays, c, count, ahead, streams);
     }
+  }
+
+  // The same of packed lanes: dy becomes dz, w is the gate of the sums, z becomes its gradient, out is du.
+  void FuseLanes(int64_t count, bool has_gate) {
+    GradientColumns<T> arrays{{u + reach * W, W}, {}, {Gradient(0), W}, {}, {}, {}, {out, W}, {}, {}};
+    if (has_gate) arrays.post = {w, W};
+    if (p.dpost_gate != nullptr) arrays.dpost = {z, W};
+    Fuse<true>(arrays, 0, count, 0, false);
+    Count(count);
   }
 
   void KeepPast(int64_t count) {
@@ -181,12 +192,13 @@ struct GradientTile {
     for (int64_t i = 0; i < count * W; i += W) Store<W>(rows + i, Load<W>(rows + by * W + i));
   }
 
-  template <int K>
-  void FuseBy(const GradientColumns<S> &arrays, int64_t c, int64_t count, int64_t ahead, bool streams) {
+  template <int K, bool kDelayed, class Storage>
+  void FuseBy(const GradientColumns<Storage> &arrays, int64_t c, int64_t count, int64_t ahead, bool streams) {
     T *const total = partial + c * SumRows() * W;
+    const GradientState<T> state{h + c * K * W, bias + c * W, u + c * SignalPlane() + (reach + 1 - K) * W,
+                                 dz + c * GradientPlane(), total, total + summed * W, ahead};
     const auto run = [&](const auto &slope) {
-      GradientsOfColumn<S, K>(arrays, count, ahead, h + c * K * W, bias + c * W, u + c * SignalPlane() + (reach + 1 - K) * W,
-                              dz + c * GradientPlane(), total, total + summed * W, streams, slope);
+      GradientsOfColumn<Storage, K, kDelayed>(arrays, state, count, Gradient(c), kept + 1 - K, streams, slope);
     };
     switch (p.activation) {
       case CONVSCAN_IDENTITY: return run([](Vec<T> dw, Vec<T>) { return dw; });
@@ -226,8 +238,8 @@ class DirectGradient {
       : p_(p),
         f_(p.filter),
         is_adjacent_(IsAdjacent(p)),
-        fuses_(is_adjacent_ && Fuses(p)),
-        rows_(fuses_ ? kFusedRows : is_adjacent_ ? kColumnRows : kLaneRows),
+        fuses_(Fuses(p)),
+        rows_(!is_adjacent_ ? kLaneRows : fuses_ ? kFusedRows : kColumnRows),
         is_far_(f_.batch * f_.length * f_.channels * static_cast<int64_t>(sizeof(S)) > kFarBytes),
         // Along time such that whole vectors of dx lie as those of x do.
         lag_(is_adjacent_ ? f_.taps - 1 - f_.origin : RoundUp(f_.taps - 1 - f_.origin, W)),
@@ -260,7 +272,8 @@ class DirectGradient {
     const auto fits = [](const void *array, const convscan_strides &strides) {
       return array == nullptr || strides.channel == 1;
     };
-    return f.taps <= kMostFusedTaps && f.channels % W == 0 && fits(f.x_gate, f.x_gate_strides) &&
+    if (f.taps > kMostFusedTaps || !IsAdjacent(p)) return f.taps <= kMostFusedTaps;
+    return f.channels % W == 0 && fits(f.x_gate, f.x_gate_strides) &&
            fits(f.dz_gate, f.dz_gate_strides) && fits(p.dx, p.dx_strides) && fits(p.dpre_gate, p.dpre_gate_strides) &&
            fits(p.dpost_gate, p.dpost_gate_strides);
   }
@@ -393,7 +406,7 @@ class DirectGradient {
     for (int64_t t = -before, count; t < end; t += count) {
       count = Min(rows_, (t < 0 ? 0 : end) - t);
       const bool counts = t >= 0;
-      if (counts && fuses_ && count == rows_ && start + t >= lag_ && start + t + f_.origin + count <= length) {
+      if (counts && fuses_ && is_adjacent_ && count == rows_ && start + t >= lag_ && start + t + f_.origin + count <= length) {
         RunFused(tile, chunk, samples, dy, post, {dx, dpre, dpost}, t, length);
         continue;
       }
@@ -401,6 +414,17 @@ class DirectGradient {
       chunk.Pack(samples, t + f_.origin, RoundUp(count, tile.N), tile.u + tile.reach * W, tile.SignalPlane());
       chunk.Pack(dy, t, count, tile.Gradient(0), tile.GradientPlane());
       LookAhead<1>(chunk, arrays, strides, t + rows_, length);
+      if (counts && fuses_ && !is_adjacent_) {
+        if (post.factors != nullptr)
+          chunk.Pack({post.factors, post.strides, nullptr, {}, length, f_.channels, 0}, t, count, tile.w, plane);
+        tile.FuseLanes(count, post.factors != nullptr);
+        if (p_.dpost_gate != nullptr) chunk.Store(dpost, t, count, tile.z, plane, streams_);
+        LookAhead<2>(chunk, arrays, strides, t + rows_, length);
+        LookAhead<3>(chunk, arrays, strides, t + rows_, length);
+        StoreLate(tile, chunk, x, pre, {dx, dpre, dstate}, t, count);
+        tile.KeepPast(count);
+        continue;
+      }
       if (tile.needs_z) {
         tile.Convolve(count);
         if (p_.activation != CONVSCAN_IDENTITY) {
@@ -423,20 +447,26 @@ class DirectGradient {
         tile.Correlate(count);
         LookAhead<3>(chunk, arrays, strides, t + rows_, length);
         tile.ConvolveBack(count);
-        // What is left of x has all its dz.
-        const int64_t at = t - lag_;
-        if (p_.dstate != nullptr) chunk.Store(dstate, at + f_.taps - 1, count, tile.out, plane, false);
-        if (p_.dpre_gate != nullptr) {
-          memcpy(tile.w, tile.out, static_cast<size_t>(tile.columns * plane) * sizeof(T));
-          chunk.Multiply(x, at, count, tile.w, plane);
-          chunk.Store(dpre, at, count, tile.w, plane, streams_);
-        }
-        if (p_.dx != nullptr) {
-          chunk.Multiply(pre, at, count, tile.out, plane);
-          chunk.Store(dx, at, count, tile.out, plane, streams_);
-        }
+        StoreLate(tile, chunk, x, pre, {dx, dpre, dstate}, t, count);
       }
       tile.KeepPast(count);
+    }
+  }
+
+  // From du, which has all its dz: the gradients of x, of its gate and of the state.
+  void StoreLate(const GradientTile<S> &tile, const Chunk &chunk, const Gate<S> &x, const Gate<S> &pre,
+                 const Target<S> (&targets)[3], int64_t t, int64_t count) const {
+    const int64_t at = t - lag_, plane = tile.Plane();
+    const auto &[dx, dpre, dstate] = targets;
+    if (dstate.y != nullptr) chunk.Store(dstate, at + f_.taps - 1, count, tile.out, plane, false);
+    if (dpre.y != nullptr) {
+      memcpy(tile.w, tile.out, static_cast<size_t>(tile.columns * plane) * sizeof(T));
+      chunk.Multiply(x, at, count, tile.w, plane);
+      chunk.Store(dpre, at, count, tile.w, plane, streams_);
+    }
+    if (dx.y != nullptr) {
+      chunk.Multiply(pre, at, count, tile.out, plane);
+      chunk.Store(dx, at, count, tile.out, plane, streams_);
     }
   }
 
@@ -459,7 +489,7 @@ class DirectGradient {
           input(post, post.factors, at), input(samples, samples.x, late), input(pre, pre.factors, late),
           output(targets[0]), output(targets[1]), {}};
       if (targets[2].y != nullptr) arrays.dpost = {targets[2].At(b, at, n), targets[2].strides.time};
-      tile.Fuse(arrays, c, rows_, ahead, streams_);
+      tile.template Fuse<false>(arrays, c, rows_, ahead, streams_);
     }
     tile.Count(rows_);
   }

@@ -1,5 +1,5 @@
-// All gradients of W adjacent channels with a filter of a few taps, one step of time after the other: what lies between
-// inputs and gradients, the last samples and the last dz, stays in registers. In the words of direct_gradient.cpp.
+// All gradients of W lanes with a filter of a few taps, one step of time after the other: what lies between inputs and
+// gradients, the last samples and the last dz, stays in registers. In the words of direct_gradient.cpp.
 #pragma once
 
 #include "conv/activation.h"
@@ -11,7 +11,7 @@ namespace convscan::CONVSCAN_ISA {
 // More taps than this leave no registers for the samples, dz, taps and sums of 32.
 inline constexpr int kMostFusedTaps = 4;
 
-// An array of a vector of channels: the first row of a tile, null for none, and how far the next row is.
+// An array of W lanes: the first row of a tile, null for none, and how far the next row is.
 template <class S>
 struct InputColumn {
   const S *rows = nullptr;
@@ -38,22 +38,32 @@ struct GradientColumns {
   OutputColumn<S> dx, dpre, dpost;
 };
 
-// `past_u` and `past_dz` are the K - 1 rows before the tile, then before the next; `sums` K + 1 rows of the taps and bias.
-template <class S, int K, class Slope>
-void GradientsOfColumn(const GradientColumns<S> &c, int64_t count, int64_t ahead, const Compute<S> *h, const Compute<S> *bias,
-                       Compute<S> *past_u, Compute<S> *past_dz, Compute<S> *sums, Compute<S> *sum_of_bias, bool streams,
-                       const Slope &slope) {
+// What a tile works with beside its arrays: the K - 1 rows of u and dz before it, its sums over time, and where the next
+// tile's inputs are asked for.
+template <class T>
+struct GradientState {
+  const T *h, *bias;
+  T *past_u, *past_dz, *sums, *sum_of_bias;
+  int64_t ahead;
+};
+
+// With kDelayed the rows of dz, at `dz` behind those of the past, are kept and met by the filter `delay` rows later; else
+// past_u and past_dz become those of the next tile.
+template <class S, int K, bool kDelayed, class Slope>
+void GradientsOfColumn(const GradientColumns<S> &c, const GradientState<Compute<S>> &state, int64_t count, Compute<S> *dz_rows,
+                       int64_t delay, bool streams, const Slope &slope) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  Vec<T> u[K], dz[K], tap[K], sum[K], of_bias = Load<W>(sum_of_bias);
-  const Vec<T> shift = Load<W>(bias);
+  Vec<T> u[K], dz[K], tap[K], sum[K], of_bias = Load<W>(state.sum_of_bias);
+  const Vec<T> shift = Load<W>(state.bias);
+  const int64_t ahead = state.ahead;
 #pragma GCC unroll 4
   for (int k = 0; k < K; ++k) {
-    tap[k] = Load<W>(h + k * W);
-    sum[k] = Load<W>(sums + k * W);
+    tap[k] = Load<W>(state.h + k * W);
+    sum[k] = Load<W>(state.sums + k * W);
     if (k + 1 == K) break;
-    u[k] = Load<W>(past_u + k * W);
-    dz[k] = Load<W>(past_dz + k * W);
+    u[k] = Load<W>(state.past_u + k * W);
+    dz[k] = Load<W>(state.past_dz + k * W);
   }
   for (int64_t i = 0; i < count; ++i) {
     u[K - 1] = c.x.Row(i);
@@ -77,6 +87,10 @@ void GradientsOfColumn(const GradientColumns<S> &c, int64_t count, int64_t ahead
       dw = slope(dw, z);
     }
     dz[K - 1] = dw;
+    if constexpr (kDelayed) {
+      Store<W>(dz_rows + i * W, dw);
+      dz[K - 1] = Load<W>(dz_rows + (i - delay) * W);
+    }
     of_bias += dw;
     Vec<T> du{};
 #pragma GCC unroll 4
@@ -92,12 +106,12 @@ void GradientsOfColumn(const GradientColumns<S> &c, int64_t count, int64_t ahead
   }
 #pragma GCC unroll 4
   for (int k = 0; k < K; ++k) {
-    Store<W>(sums + k * W, sum[k]);
-    if (k + 1 == K) break;
-    Store<W>(past_u + k * W, u[k]);
-    Store<W>(past_dz + k * W, dz[k]);
+    Store<W>(state.sums + k * W, sum[k]);
+    if (k + 1 == K || kDelayed) continue;
+    Store<W>(state.past_u + k * W, u[k]);
+    Store<W>(state.past_dz + k * W, dz[k]);
   }
-  Store<W>(sum_of_bias, of_bias);
+  Store<W>(state.sum_of_bias, of_bias);
 }
 
 }  // namespace convscan::CONVSCAN_ISA
