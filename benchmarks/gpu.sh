@@ -9,5 +9,5 @@ PYTHON=${PYTHON:-python3}
 "$PYTHON" -c "import convscan" || "$PYTHON" -m pip install --quiet --no-build-isolation '.[test]'
 device=$("$PYTHON" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")
 mkdir -p "benchmarks/results/$device"
-timeout 180 "$PYTHON" -m pytest -q -x tests/gpu/on_device.py
-timeout 400 "$PYTHON" benchmarks/gpu.py --seconds 330 --json "benchmarks/results/$device/gpu.json"
+timeout 240 "$PYTHON" -m pytest -q -x tests/gpu/on_device.py
+timeout 340 "$PYTHON" benchmarks/gpu.py --seconds 280 --json "benchmarks/results/$device/gpu.json"
