@@ -63,11 +63,11 @@ class _Plan:
         the states before takes as many of ``local`` arrays."""
         unit = "float64" if self.item == 8 else "float32"
         # Two operations for each instruction that compiled kernels have for a step, channel and state on Hopper: 150
-        # with a scan along time, 339 of the gradient with its two scans.
+        # with a scan along time, 253 of the gradient with its two scans.
         each = self.samples * self.problem.states * self.parts**2
         kept = float(self.item * self.kept)
         turn = _Turn(self) if gates == 1 and _Turn.is_possible(self) else None
-        operations = turn.operations if turn else 300.0 if gates == 1 else 226.0 * gates
+        operations = turn.operations if turn else 300.0 if gates == 1 else 169.0 * gates
         programs = (turn or self).programs(serial=serial) * (turn or self).warps / 4
         main = Work(arrays * self.signal + kept, operations * each, unit, programs)
         if serial:
