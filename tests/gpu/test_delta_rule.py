@@ -100,6 +100,14 @@ def test_keys_that_are_all_the_same(by_key: bool) -> None:
     check(given, 1e-5)
 
 
+def test_leading_axes_that_do_not_merge() -> None:
+    given = sample(3, keys=3)
+    wide = {name: t if t is None else torch.stack([t, t + 1, t]).transpose(0, 1) for name, t in given.items()}
+    for name in ("k", "g", "beta"):
+        wide[name] = given[name].unsqueeze(1).expand(2, 3, *given[name].shape[1:])
+    check(wide)
+
+
 def test_impostors_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that leave something out: what corrections read of the state, or of the gradient behind the chunk."""
     given = sample(66, keys=3)

@@ -128,6 +128,12 @@ class _Given(NamedTuple):
         chunks = chunks_in(cu_seqlens, v, plan.problem.length)
         return _Given(plan, q, k, v, g, beta, start, dy, dlast, (*signals, last), chunks, scale, packed)
 
+    def copy_back(self, results: Optionals) -> None:
+        """Those whose leading axes do not merge, which kernels have written as copies."""
+        for result, found in zip(results, self.results, strict=True):
+            if result is not None and found is not None and found.data_ptr() != result.data_ptr():
+                result.copy_(found.reshape(result.shape))
+
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.v.device)
 
@@ -238,6 +244,7 @@ def _prepare(problem: DeltaRuleProblem) -> Run:
         signals = (given.q, given.k, solved[0], given.g, given.beta)
         y = (given.results[0], None)
         outputs_of_chunks(plan, signals, p, None, y, states, given.chunks, scale, packed=given.packed, precision=exact)
+        given.copy_back(results)
 
     return run
 
@@ -271,6 +278,7 @@ def _prepare_gradient(problem: DeltaRuleProblem) -> Run:
         )
         dg.copy_((parts[0] if problem.per_key else parts[0].sum(0)).reshape(dg.shape))
         dbeta.copy_(parts[1].sum(0).reshape(dbeta.shape))
+        given.copy_back((None, None, results[2], None, None, results[5]))
 
     return run
 
