@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import convscan
-from convscan.ops.linear_attention import api, triton
+from convscan.ops.linear_attention import api
+from convscan.ops.linear_attention.triton import gradient, launches, plan
 
 NAME = "triton_chunked"
 BOUNDS = [0, 0, 67, 70]
@@ -21,7 +22,16 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 keys and 16 values, the fewest that are multiplied."""
     chosen = {"keys": 16, "values": 16, "numbers": 512, "summed": 512, "steps": 16, "warps": 1}
-    monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: chosen)
+    monkeypatch.setattr(plan, "configuration", lambda gpu, kernel: chosen)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> None:
+    """Sizes other than those of devices, wherever they are known."""
+    for module in (plan, launches, gradient):
+        for name, size in sizes.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, size)
+    convscan._dispatch.forget()
 
 
 def sample(
@@ -83,24 +93,18 @@ def test_values_and_gradients(form: str) -> None:
     check(sample(form, keys=5 if "by key" in form else 17, values=3 if "packed" in form else 20))
 
 
-@pytest.mark.parametrize("segment", [triton.WHOLE, 32])
+@pytest.mark.parametrize("segment", [plan.WHOLE, 32])
 @pytest.mark.parametrize("form", ["state", "packed weight state", "packed weights state"])
 def test_segments(form: str, segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that walk over sequences, and over segments of two chunks, of which sequences have up to three."""
-    monkeypatch.setattr(triton, "STEPS", 16)
-    monkeypatch.setattr(triton, "_SEGMENTS", (segment,))
-    monkeypatch.setattr(triton, "_WINDOW", 2)
-    monkeypatch.setattr(triton, "_NUMBERS", 128)
-    convscan._dispatch.forget()
+    cut(monkeypatch, STEPS=16, _SEGMENTS=(segment,), WINDOW=2, NUMBERS=128)
     sizes = {"keys": 5} if "packed" in form else {"length": 40}
     check(sample(form, values=20, **sizes), gradients="weights" not in form)  # those of sums do not walk
 
 
 def test_gradients_behind_what_has_faded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of decays where the state is a million times smaller than before a gate that lets almost nothing pass."""
-    monkeypatch.setattr(triton, "STEPS", 16)
-    monkeypatch.setattr(triton, "_SEGMENTS", (triton.WHOLE,))
-    convscan._dispatch.forget()
+    cut(monkeypatch, STEPS=16, _SEGMENTS=(plan.WHOLE,))
     given = sample("state", length=40, keys=3, values=3)
     given["g"] = torch.full_like(given["g"], -0.1)
     given["g"][:, 20] = -45.0

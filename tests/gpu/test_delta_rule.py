@@ -11,7 +11,7 @@ from torch import Tensor
 import convscan
 from convscan import gated_delta_rule_with_state
 from convscan.ops.gated_delta_rule import triton as rows
-from convscan.ops.linear_attention import triton
+from convscan.ops.linear_attention.triton import plan
 
 NAME = "triton_wy"
 BOUNDS = [0, 0, 67, 70]
@@ -22,7 +22,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 keys and 16 values, the fewest that are multiplied."""
-    monkeypatch.setattr(triton, "configuration", lambda gpu, kernel: {"keys": 16, "values": 16, "warps": 1})
+    monkeypatch.setattr(plan, "configuration", lambda gpu, kernel: {"keys": 16, "values": 16, "warps": 1})
 
 
 def sample(

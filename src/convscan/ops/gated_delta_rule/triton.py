@@ -13,20 +13,16 @@ from ..._targets import gpu_refusals
 from ...tuning.gpu import Work, cost
 from ..linear_attention.cpu import Optionals
 from ..linear_attention.problem import AttentionProblem
-from ..linear_attention.triton import (
-    BLOCK,
-    DTYPES,
-    STEPS,
-    Plan,
+from ..linear_attention.triton.launches import (
     chunks_in,
     empty_pairs,
     gradients_of_chunks,
     one_batch,
     outputs_of_chunks,
     pairs_of_steps,
-    precisions,
     strides,
 )
+from ..linear_attention.triton.plan import BLOCK, DTYPES, STEPS, Plan, precisions
 from .cpu import Run
 from .problem import DeltaRuleProblem
 

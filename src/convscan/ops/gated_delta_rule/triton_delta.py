@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 
 from ..._triton import dot, head_of, place_of, wide
-from ..linear_attention.triton_chunked import between_steps, column, decays_of, gates_of, rows
+from ..linear_attention.triton_tiles import between_steps, column, decays_of, gates_of, rows
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from ..._triton import dot, head_of, place_of, wide
-from .triton_chunked import absorb, between_steps, column, rows
+from .triton_tiles import absorb, between_steps, column, rows
 
 
 @triton.jit
