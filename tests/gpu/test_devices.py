@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convscan
 from convscan import _dispatch, _targets
+from convscan.ops.causal_conv.triton.fft import FftPlan
+from convscan.ops.causal_conv.triton.toeplitz import ToeplitzPlan
 from convscan.tuning import gpu, measure_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,21 @@ def test_predictions_need_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     least = 2 * x.nbytes / gpu.peaks("NVIDIA H200")["memory.bytes"]
     assert least < chosen.cost.seconds < 2 * least
     assert "triton_rolling" in str(explanation)
+
+
+@pytest.mark.parametrize("plan", [FftPlan, ToeplitzPlan])
+def test_few_channels_side_by_side_are_spread_over_the_device(plan: type[FftPlan | ToeplitzPlan]) -> None:
+    """Of a small batch a program takes fewer channels than lie in a sector, of a large one all."""
+
+    def planned(batch: int) -> FftPlan | ToeplitzPlan:
+        with FakeTensorMode():
+            x, h = (torch.empty(*n, device="cuda", dtype=torch.bfloat16) for n in ((batch, 2048, 768), (128, 768)))
+            return plan(convscan.explain(convscan.causal_conv, x, h).problem)
+
+    few, many = planned(1), planned(256)
+    assert few.channels < many.channels == 16
+    assert few.programs >= gpu.peaks("NVIDIA H200")["processors"]
+    assert many.programs * many.channels == 256 * few.programs * few.channels
 
 
 def test_interpreted_kernels_are_never_chosen_by_themselves() -> None:

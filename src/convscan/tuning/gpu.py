@@ -94,6 +94,11 @@ def step_tile(device: str, gpu: str, channels: int) -> tuple[int, int]:
     return tile, max(1, min(chosen["warps"], tile // 32))
 
 
+def programs_to_fill(gpu: str) -> int:
+    """How many programs of four warps occupy a device."""
+    return int(_PROGRAMS_TO_FILL * peaks(gpu)["processors"])
+
+
 class Work(NamedTuple):
     """What one launch does: bytes that it reads and writes, operations by the unit that does them, programs."""
 
@@ -111,7 +116,7 @@ def seconds(gpu: str, *launches: Work) -> float:
     known = peaks(gpu)
     total = 0.0
     for work in launches:
-        share = min(1.0, max(1.0, work.programs) / (_PROGRAMS_TO_FILL * known["processors"]))
+        share = min(1.0, max(1.0, work.programs) / programs_to_fill(gpu))
         fits = work.moved < known["cache.bytes"] / 2
         bandwidth = REACHED_BANDWIDTH * share * known["cached.bytes" if fits else "memory.bytes"]
         again = known["cached.bytes" if work.again < known["cache.bytes"] / 2 else "memory.bytes"]

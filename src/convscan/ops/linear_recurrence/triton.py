@@ -66,14 +66,14 @@ class _Plan:
 def _work(problem: ScanProblem, plan: _Plan, arrays: float) -> list[Work]:
     samples = float(problem.batch * problem.length * problem.channels)
     words = 8.0 * math.prod(plan.words)
-    # Published once, read by half a window; a pass before sets them.
-    moved = _item(problem) * arrays * samples + words * (2 + plan.window / 2)
+    # Published once, read by half a window while the cache still has them; a pass before sets them.
+    moved, shared = _item(problem) * arrays * samples + 2 * words, words * plan.window / 2
     joins = 4 * (math.log2(32) if order(problem.x) == "time" else 1) + 4
     flops = samples * joins * (4 if _is_complex(problem) else 1)
     unit = "float64" if _is_double(problem) else "float32"
     # A state goes from group to group through the second-level cache.
     waits = _HANDED_ON * (plan.tiles // plan.window)
-    scans = [Work(moved, flops, unit, plan.programs * plan.warps / 4, latency=waits)]
+    scans = [Work(moved, flops, unit, plan.programs * plan.warps / 4, latency=waits, shared=shared)]
     return ([Work(words)] if words else []) + scans
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...._gpu import apart, at, names, sequence_of
-from ...._layout import NO_STRIDES, Triple
+from ...._gpu import apart, at, ceil_div, names, sequence_of
+from ...._layout import NO_STRIDES, Triple, order
 from ...._targets import gpu_refusals
+from ....tuning.gpu import programs_to_fill
 from ..arguments import Run
 from ..problem import ConvProblem, FilterGradientProblem, compute_bytes, item_bytes, samples_of
 
@@ -40,6 +41,18 @@ def unit(problem: ConvProblem | FilterGradientProblem) -> str:
 def bytes_moved(problem: ConvProblem | FilterGradientProblem) -> float:
     """Bytes to read and write at least."""
     return item_bytes(problem.dtype) * ((2 + problem.gates) * samples_of(problem) + problem.filters * problem.taps)
+
+
+def channels_together(problem: ConvProblem | FilterGradientProblem, tiles: int, warps: int) -> int:
+    """Channels that a program takes one after another: those side by side in a sector of 32 bytes, but fewer where
+    programs, of ``tiles`` for each channel, would leave the device empty; then others find the sector in its cache."""
+    if order(problem.x) != "channel":
+        return 1
+    most = max(1, min(problem.channels, 32 // item_bytes(problem.dtype)))
+    enough = 4 * programs_to_fill(problem.isa) // warps if problem.device == "cuda" else 0
+    while most > 1 and tiles * ceil_div(problem.channels, most) < enough:
+        most //= 2
+    return most
 
 
 def _mirrored(strides: Triple | None, length: int) -> tuple[Triple, int]:

@@ -15,7 +15,7 @@ from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
 from ..problem import ConvProblem, FilterGradientProblem, Part, item_bytes, kept_for, samples_of
-from .arguments import Arguments, GradientArguments, bytes_moved, filter_gradient, gpu_of
+from .arguments import Arguments, GradientArguments, bytes_moved, channels_together, filter_gradient, gpu_of
 from .toeplitz import toeplitz_refusals
 
 FORM = "triton_fft"  # of kept spectra: (filters, 2, points), real parts, then imaginary ones
@@ -131,9 +131,7 @@ class FftPlan:
         if self.part is not None:
             # A tile of eight columns is the least that a warp multiplies: what is left of them is for fewer warps.
             self.warps = min(self.warps, max(4, self.frequencies // 128))
-        self.channels = 1
-        if order(problem.x) == "channel":
-            self.channels = max(1, min(problem.channels, 32 // item_bytes(problem.dtype)))
+        self.channels = channels_together(problem, problem.batch * self.blocks, self.warps)
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         self.programs = problem.batch * self.blocks * self.channel_tiles
         self.precision = fft_precision(problem)

@@ -14,7 +14,17 @@ from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost, seconds
 from ..arguments import Run
 from ..problem import ConvProblem, FilterGradientProblem, item_bytes, samples_of
-from .arguments import Arguments, GradientArguments, bytes_moved, filter_gradient, gpu_of, refusals, triton_dtype, unit
+from .arguments import (
+    Arguments,
+    GradientArguments,
+    bytes_moved,
+    channels_together,
+    filter_gradient,
+    gpu_of,
+    refusals,
+    triton_dtype,
+    unit,
+)
 
 
 def toeplitz_refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
@@ -40,24 +50,22 @@ def _precision(problem: ConvProblem | FilterGradientProblem, is_gated: bool) -> 
 _PASSES = {"exact": (1, "float32"), "three": (3, "tf32"), "left": (2, "tf32"), "half": (1, "half")}
 
 
-class _ToeplitzPlan:
+class ToeplitzPlan:
     """Rows of N steps, and how many of them a program multiplies."""
 
     def __init__(self, problem: ConvProblem) -> None:
         chosen = configuration(gpu_of(problem), "conv.toeplitz")
         self.n, self.warps, self.stages = chosen["n"], chosen["warps"], chosen["stages"]
         self.rows = power_of_two(ceil_div(max(1, problem.length), self.n), 16, chosen["rows"])
-        # As many channels as a sector of 32 bytes holds, one after another, share what comes from memory.
-        self.channels = min(problem.channels, 32 // item_bytes(problem.dtype)) if order(problem.x) == "channel" else 1
-        self.channels = max(1, self.channels)
         self.row_tiles = ceil_div(problem.length, self.n * self.rows)
+        self.channels = channels_together(problem, problem.batch * self.row_tiles, self.warps)
         self.channel_tiles = ceil_div(problem.channels, self.channels)
         self.programs = problem.batch * self.row_tiles * self.channel_tiles
         self.matrices = ceil_div(problem.taps - 1, self.n) + 1
 
 
 def toeplitz_cost(problem: ConvProblem) -> Cost:
-    plan = _ToeplitzPlan(problem)
+    plan = ToeplitzPlan(problem)
     passes, core = _PASSES[_precision(problem, problem.pre_gate is not None)]
     flops = 2.0 * passes * samples_of(problem) * plan.matrices * plan.n
     # Besides, a sample and a number of a block from the first-level cache for each matrix, strided ones in 8 turns.
@@ -72,7 +80,7 @@ def toeplitz_cost(problem: ConvProblem) -> Cost:
 def prepare_toeplitz(problem: ConvProblem) -> Run:
     from .. import triton_toeplitz
 
-    arguments, plan = Arguments(problem), _ToeplitzPlan(problem)
+    arguments, plan = Arguments(problem), ToeplitzPlan(problem)
 
     def run(*given: Tensor | None) -> None:
         for tensors in arguments.tensors(given[:7]):
