@@ -104,6 +104,22 @@ def test_steps_in_turn(serial: bool, form: str) -> None:
 
 
 @SERIAL
+def test_a_state_that_forgets_at_once(serial: bool) -> None:
+    """A = -inf: steps behind the end, which have no length, must not make it something that is no number."""
+    draw = oracle.Draw(9)
+    u, B, A = draw.normal(1, 70, 3).float(), draw.normal(1, 70, 4).float(), -draw.normal(3, 4).abs().float()
+    A[1, 2] = -torch.inf
+    results = []
+    for name in (NAME, "reference"):
+        leaves = [t.clone().requires_grad_() for t in (u, A, B)]
+        with convscan.force(name):
+            y, state = convscan.selective_scan_with_state(leaves[0], torch.ones_like(u), leaves[1], leaves[2], B)
+            results.append([y, state, *torch.autograd.grad(y.square().sum() + state.sum(), leaves)])
+    for one, exact in zip(*results, strict=True):
+        torch.testing.assert_close(one, exact, rtol=1e-4, atol=1e-4)
+
+
+@SERIAL
 def test_packed(serial: bool) -> None:
     for form in ("groups", "complex constant"):
         given = sample(BOUNDS[-1], form)

@@ -47,6 +47,13 @@ def _tile(x, t, c, inside, xt, xc, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _rate(a, inside, WIDE: tl.constexpr):
+    """A, of which -inf is a number so large that exp(dt A) is zero for every dt but zero: steps behind the end."""
+    rate = tl.load(a, mask=inside, other=0.0).to(WIDE)
+    return tl.where(rate == float("-inf"), -1e38, rate)
+
+
+@triton.jit
 def _step_sizes(delta, bias, inside, SOFTPLUS: tl.constexpr):
     """dt, zero outside."""
     dt = delta + bias[None, :]
@@ -153,7 +160,7 @@ def local_states(
     projection += b * pb
     for index in range(0, states):
         n = wide(index)
-        rate = tl.load(a + n * an, mask=in_channels, other=0.0).to(WIDE)[None, :]
+        rate = _rate(a + n * an, in_channels, WIDE)[None, :]
         angle = rate
         if COMPLEX:
             angle = tl.load(a + n * an + 1, mask=in_channels, other=0.0).to(WIDE)[None, :]
@@ -218,7 +225,7 @@ def between_chunks(
     parts: tl.constexpr = 2 if COMPLEX else 1
     number = n * parts * channels + c
     step = states * parts * wide(channels)
-    rate = tl.load(a + c * ac + n * an, mask=here, other=0.0).to(WIDE)[None, :]
+    rate = _rate(a + c * ac + n * an, here, WIDE)[None, :]
     angle = rate
     carry, carry_i = tl.zeros([1, NUMBERS], WIDE), tl.zeros([1, NUMBERS], WIDE)
     start += b * sb + c * sc + n * sn + sequence * ss
@@ -394,7 +401,7 @@ def outputs(
         passes = in_channels & (i + 1 < count)
         for index in range(0, states):
             n = wide(index)
-            rate = tl.load(a + n * an, mask=in_channels, other=0.0).to(WIDE)[None, :]
+            rate = _rate(a + n * an, in_channels, WIDE)[None, :]
             row = n * parts * wide(channels)
             carry = tl.load(of_here + row, mask=in_channels & (from_start == 0), other=0.0).to(WIDE)
             if HAS_START and SERIAL:
@@ -536,7 +543,7 @@ def outputs_by_channel(
     c_ += b * cb
     before += b * chunks * states * channels
     of_state = n[:, None] * channels + c[None, :]
-    rate = tl.load(a + c[None, :] * ac + n[:, None] * an, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
+    rate = _rate(a + c[None, :] * ac + n[:, None] * an, inside, tl.float32) * 1.4426950408889634
     shift, skip = tl.zeros([CHANNELS], tl.float32), tl.zeros([CHANNELS], tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + c * bias_c, mask=in_channels, other=0.0).to(tl.float32)
@@ -753,7 +760,7 @@ def gradients(
         for index in range(0, states):
             n = wide(index)
             row = n * parts * wide(channels)
-            rate = tl.load(a + n * an, mask=in_channels, other=0.0).to(WIDE)[None, :]
+            rate = _rate(a + n * an, in_channels, WIDE)[None, :]
             state = tl.load(of_state + row, mask=in_channels, other=0.0).to(WIDE)[None, :]
             carry = tl.load(of_here + row, mask=in_channels & (from_end == 0), other=0.0).to(WIDE)
             if HAS_DFINAL and SERIAL:
