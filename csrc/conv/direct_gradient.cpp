@@ -272,7 +272,8 @@ class DirectGradient {
     const auto fits = [](const void *array, const convscan_strides &strides) {
       return array == nullptr || strides.channel == 1;
     };
-    if (f.taps > kMostFusedTaps || !IsAdjacent(p)) return f.taps <= kMostFusedTaps;
+    if (f.taps > kMostFusedTaps) return false;
+    if (!IsAdjacent(p)) return true;  // packed, whatever the strides
     return f.channels % W == 0 && fits(f.x_gate, f.x_gate_strides) &&
            fits(f.dz_gate, f.dz_gate_strides) && fits(p.dx, p.dx_strides) && fits(p.dpre_gate, p.dpre_gate_strides) &&
            fits(p.dpost_gate, p.dpost_gate_strides);
