@@ -86,6 +86,15 @@ def is_capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+class Held(list[Any]):
+    """What CUDA graphs read, which do not own it."""
+
+    def hold(self, thing: Any) -> None:
+        """From now on, once."""
+        if not any(one is thing for one in self):
+            self.append(thing)
+
+
 class Shared:
     """A tensor that the current stream computes now and that later calls read, on whichever stream."""
 

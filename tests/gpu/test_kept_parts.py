@@ -268,4 +268,5 @@ def test_signals_of_half_a_block_are_real(length: int, taps: int) -> None:
     assert (plan.is_first, plan.is_real) == (True, length <= plan.points)
     with_state = described._replace(state=(0, 2, 1))
     assert not fft.FftPlan(with_state).is_first
-    assert plan.flops(is_real=True) < plan.flops(is_real=False) == fft.fft_flops(plan.points, plan.passes)
+    products = 8.0 * plan.points * sum(n for n in plan.factors if n > 1)
+    assert plan.flops(is_real=True) < plan.flops(is_real=False) == products * plan.passes

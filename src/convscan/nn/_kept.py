@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._gpu import is_capturing
+from .._gpu import Held, is_capturing
 from .._library import is_watched
 from ..ops.causal_conv.spectrum import FilterSpectrum
 
@@ -37,7 +37,7 @@ class KeptFilters:
 
     def __init__(self) -> None:
         self._entry: tuple[list[Any], Any, list[FilterSpectrum]] | None = None
-        self._captured: list[list[FilterSpectrum]] = []  # what CUDA graphs read, which do not own it
+        self._captured = Held()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptFilters:
         return KeptFilters()
@@ -70,8 +70,8 @@ class KeptFilters:
             before, kind, kept = self._entry
             # Longer ones would serve as well, but a result is not to depend on the calls before.
             if kept[0].length == length and kind == variant and _same(before, made_of):
-                if is_captured and not any(one is kept for one in self._captured):
-                    self._captured.append(kept)
+                if is_captured:
+                    self._captured.hold(kept)
                 return kept
         if is_captured:  # what is made now has no values before the graph is replayed
             return make()

@@ -110,6 +110,13 @@ def _has_one(problem: BackwardProblem) -> bool:
     return able != [_COMPOSED.name] and (problem.forced is None or problem.forced in able)
 
 
+def _chosen(given: _Given) -> tuple[Implementation, BackwardProblem, Tensor | None]:
+    """The implementation, its problem, and the boundaries of packed sequences."""
+    boundaries, packed = packed_boundaries(given.cu_seqlens, given.x.shape[-2])
+    problem = _describe(given, boundaries)
+    return choose(_NAME, problem, strict=False), problem, packed
+
+
 def _run_plain(given: _Given) -> Gradients | None:
     """Past PyTorch's dispatcher, prepared once; None where gradients are faster one after the other."""
     key = None
@@ -118,10 +125,8 @@ def _run_plain(given: _Given) -> Gradients | None:
     if key in _prepared:
         run, packed = _prepared[key], None
     else:
-        boundaries, packed = packed_boundaries(given.cu_seqlens, given.x.shape[-2])
-        problem = _describe(given, boundaries)
-        row = choose(_NAME, problem, strict=False) if _has_one(problem) else _COMPOSED
-        run = None if row is _COMPOSED else row.prepare(problem)
+        row, problem, packed = _chosen(given)
+        run = row.prepare(problem) if row is not _COMPOSED and _has_one(problem) else None
         if key is not None:
             _prepared[key] = run
     return None if run is None else _as_given(given, run(*given[:7], packed, given.spectrum))
@@ -154,10 +159,8 @@ def _fake(*inputs: Any) -> tuple[Tensor, ...]:
 
 def _kernel(*inputs: Any) -> tuple[Tensor, ...]:
     given = _Given(*inputs)
-    boundaries, packed = packed_boundaries(given.cu_seqlens, given.x.shape[-2])
-    problem = _describe(given, boundaries)
-    run = choose(_NAME, problem, strict=False).prepare(problem)
-    gradients = _as_given(given, run(*given[:7], packed, given.spectrum))
+    row, problem, packed = _chosen(given)
+    gradients = _as_given(given, row.prepare(problem)(*given[:7], packed, given.spectrum))
     return tuple(given.x.new_empty(0) if one is None else one for one in gradients)
 
 

@@ -17,7 +17,7 @@ from ..._dispatch import Implementation, prepared_cache, settings
 from ..._targets import interprets, processor
 from . import torch_fft, triton
 from .negacyclic import ascending, transform
-from .problem import ConvProblem, Kept, compute_bytes
+from .problem import ConvProblem, Kept, compute_type
 from .triton import fft, fft_part, fft_passes
 
 Make = Callable[[Tensor], Tensor]
@@ -85,7 +85,7 @@ def plan_part(h: Tensor, length: int, keep: Tensor, native_dtype: str, is_bfloat
     flags = keep[ascending(count)]
     if forced() != torch_fft.FORM and not fft_part.part_refusals(problem, count):
         return fft_part.part_spectra(problem, flags, is_bfloat16)
-    wide = torch.float64 if compute_bytes(problem) == 8 else torch.float32
+    wide = compute_type(problem)
 
     def make(h: Tensor) -> Tensor:
         spectra = transform(h.to(wide), count).mT * flags.to(wide).to(h.device)

@@ -195,6 +195,11 @@ def compute_bytes(problem: ConvProblem | FilterGradientProblem) -> int:
     return 8 if problem.native_dtype in ("float64", "wide_float32") else 4
 
 
+def compute_type(problem: ConvProblem | FilterGradientProblem) -> torch.dtype:
+    """The type of its arithmetic, as PyTorch has it."""
+    return torch.float64 if compute_bytes(problem) == 8 else torch.float32
+
+
 def samples_of(problem: ConvProblem | FilterGradientProblem) -> float:
     """All samples of the signal, over the leading axes too."""
     return problem.turns * problem.batch * problem.channels * problem.length

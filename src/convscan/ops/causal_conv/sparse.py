@@ -23,7 +23,7 @@ from . import cpu, torch_fft
 from .arguments import Run
 from .composed import reduce_filter
 from .negacyclic import ascending, inverse, transform
-from .problem import ConvProblem, arithmetic, compute_bytes
+from .problem import ConvProblem, arithmetic, compute_bytes, compute_type
 from .spectrum import FilterSpectrum, first_taps
 from .triton import fft, fft_passes
 from .triton.arguments import unit
@@ -36,27 +36,21 @@ def _for_each(h: Tensor, x: Tensor) -> Tensor:
     return h if h.shape[-1] == 1 else h.repeat_interleave(x.shape[-1] // h.shape[-1], -1)
 
 
-def _product(a: Tensor, b: Tensor, keep: Tensor, length: int, precision: str) -> Tensor:
-    """The first samples whose spectrum is that of a times that of b where keep says so; b's is conjugated."""
+def _product(a: Tensor, b: Tensor, keep: Tensor, length: int, precision: str, *, conjugated: bool) -> Tensor:
+    """The first samples whose spectrum is that of a times that of b, or its conjugate, where keep says so."""
     count, dtype = keep.shape[0], a.dtype
     wide = torch.float64 if dtype == torch.float64 or precision == "high" else torch.float32
     part = keep[ascending(count).to(keep.device)].to(wide)[:, None]
-    z = transform(a.to(wide), count) * transform(b.to(wide), count).conj() * part
-    return inverse(z, count, length)
+    factors = transform(b.to(wide), count) * part
+    return inverse(transform(a.to(wide), count) * (factors.conj() if conjugated else factors), count, length)
 
 
 def _convolve(x: Tensor, h: Tensor, keep: Tensor, transposed: bool, precision: str) -> Tensor:
-    count, length = keep.shape[0], x.shape[-2]
-    if transposed:
-        return _product(x, _for_each(h, x), keep, length, precision).to(x.dtype)
-    wide = torch.float64 if x.dtype == torch.float64 or precision == "high" else torch.float32
-    part = keep[ascending(count).to(keep.device)].to(wide)[:, None]
-    z = transform(x.to(wide), count) * (transform(_for_each(h, x).to(wide), count) * part)
-    return inverse(z, count, length).to(x.dtype)
+    return _product(x, _for_each(h, x), keep, x.shape[-2], precision, conjugated=transposed).to(x.dtype)
 
 
 def _filter_gradient(x: Tensor, dz: Tensor, h: Tensor, keep: Tensor, precision: str) -> Tensor:
-    return reduce_filter(_product(dz, x, keep, h.shape[0], precision), h)
+    return reduce_filter(_product(dz, x, keep, h.shape[0], precision, conjugated=True), h)
 
 
 # ---- with spectra that are kept ----
@@ -105,7 +99,7 @@ def _torch_cost(problem: SparseProblem) -> Cost:
 
 def _prepare_torch(problem: SparseProblem) -> Run:
     conv = problem.conv
-    wide = torch.float64 if compute_bytes(conv) == 8 else torch.float32
+    wide = compute_type(conv)
 
     def run(x: Tensor, spectra: Tensor, y: Tensor) -> None:
         count, length = spectra.shape[1], x.shape[-2]

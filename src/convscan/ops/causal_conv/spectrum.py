@@ -11,7 +11,7 @@ from ... import _native
 from ..._calls import in_huge_pages
 from ..._checks import shape_text
 from ..._errors import message
-from ..._gpu import Shared, is_capturing
+from ..._gpu import Held, Shared, is_capturing
 from . import forms
 from .negacyclic import ascending, points
 from .problem import Kept
@@ -100,7 +100,7 @@ class FilterSpectrum(torch.nn.Module):
         self._kept: tuple[Any, Tensor, Shared, Tensor] | None = None
         # The flags that plans of a part were made for, and these.
         self._parts: tuple[Any, dict[Any, tuple[Kept, forms.Make]]] | None = None
-        self._captured: list[Tensor] = []  # what CUDA graphs read, which do not own it
+        self._captured = Held()
 
     @staticmethod
     def frequencies(taps: int, length: int) -> Tensor:
@@ -146,7 +146,7 @@ class FilterSpectrum(torch.nn.Module):
         return 1.0 if self.keep is None else float(self.keep.float().mean())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "_parts": None, "_captured": []}
+        return {**self.__dict__, "_kept": None, "_parts": None, "_captured": Held()}
 
     @property
     def nbytes(self) -> int:
@@ -196,8 +196,8 @@ class FilterSpectrum(torch.nn.Module):
         if kept is None or key is None or kept[0] != key or kept[1] is not self.h:
             return None
         made = kept[2].read()
-        if is_capturing(made) and not any(one is made for one in self._captured):
-            self._captured.append(made)
+        if is_capturing(made):
+            self._captured.hold(made)
         return made
 
     def spectrum(self, h: Tensor, native_dtype: str) -> Tensor | None:

@@ -16,7 +16,7 @@ from ..._dispatch import Cost, Implementation
 from ..._layout import order
 from ...tuning.gpu import Work, cost
 from .arguments import Run, with_spectrum
-from .problem import ConvProblem, FilterGradientProblem, compute_bytes, kept_for
+from .problem import ConvProblem, FilterGradientProblem, compute_bytes, compute_type, kept_for
 from .triton.arguments import refusals, unit
 
 FORM = "torch_fft"  # of kept spectra: (filters, points + 1, 2), the real and the imaginary part of each frequency
@@ -41,10 +41,6 @@ def _refusals(problem: ConvProblem | FilterGradientProblem) -> list[str]:
     if problem.offsets is not None:
         reasons.append("takes leading axes that merge into one only")
     return reasons
-
-
-def _compute_type(problem: ConvProblem | FilterGradientProblem) -> torch.dtype:
-    return torch.float64 if unit(problem) == "float64" else torch.float32
 
 
 def _transform_cost(problem: ConvProblem | FilterGradientProblem, transforms: int) -> Cost:
@@ -89,12 +85,12 @@ def _of_channels(spectra: Tensor, part: slice, problem: ConvProblem) -> Tensor:
 
 def spectra(problem: ConvProblem) -> tuple[int, Callable[[Tensor], Tensor]]:
     """Half the points of the transform that a problem takes, and what makes the filters' spectra for it."""
-    kind, points = _compute_type(problem), _points(problem)
+    kind, points = compute_type(problem), _points(problem)
     return points // 2, lambda h: torch.view_as_real(torch.fft.rfft(h.mT.to(kind), points))
 
 
 def _prepare(problem: ConvProblem) -> Run:
-    kind, points = _compute_type(problem), _points(problem)
+    kind, points = compute_type(problem), _points(problem)
     taps, length = problem.taps, problem.length
 
     def run(
@@ -155,7 +151,7 @@ def _prepare(problem: ConvProblem) -> Run:
 
 
 def _prepare_gradient(problem: FilterGradientProblem) -> Run:
-    kind, points = _compute_type(problem), _next_length(problem.length + 2 * problem.taps)
+    kind, points = compute_type(problem), _next_length(problem.length + 2 * problem.taps)
     taps = problem.taps
 
     def run(

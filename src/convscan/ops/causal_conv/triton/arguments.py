@@ -43,12 +43,27 @@ def bytes_moved(problem: ConvProblem | FilterGradientProblem) -> float:
     return item_bytes(problem.dtype) * ((2 + problem.gates) * samples_of(problem) + problem.filters * problem.taps)
 
 
+def in_sector(problem: ConvProblem | FilterGradientProblem) -> int:
+    """Numbers of a sector of 32 bytes, which is what memory hands out."""
+    return 32 // item_bytes(problem.dtype)
+
+
+def filter_group(problem: ConvProblem) -> int:
+    """How many channels share a filter."""
+    return problem.group if problem.h[1] or problem.filters > 1 else problem.channels
+
+
+def reaches_far(points: int, steps: tuple[int, ...]) -> bool:
+    """Whether samples of a block of twice as many lie further apart than 32 bits count."""
+    return 2 * points * max(map(abs, steps)) >= 1 << 31
+
+
 def channels_together(problem: ConvProblem | FilterGradientProblem, tiles: int, warps: int) -> int:
-    """Channels that a program takes one after another: those side by side in a sector of 32 bytes, but fewer where
+    """Channels that a program takes one after another: those side by side in a sector, but fewer where
     programs, of ``tiles`` for each channel, would leave the device empty; then others find the sector in its cache."""
     if order(problem.x) != "channel":
         return 1
-    most = max(1, min(problem.channels, 32 // item_bytes(problem.dtype)))
+    most = max(1, min(problem.channels, in_sector(problem)))
     enough = 4 * programs_to_fill(problem.isa) // warps if problem.device == "cuda" else 0
     while most > 1 and tiles * ceil_div(problem.channels, most) < enough:
         most //= 2

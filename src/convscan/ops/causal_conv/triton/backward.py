@@ -30,6 +30,15 @@ def backward_refusals(problem: BackwardProblem) -> list[str]:
     return reasons
 
 
+def transform_backward_refusals(problem: BackwardProblem, of_forward: Callable[[ConvProblem], list[str]]) -> list[str]:
+    """Why no kernel can by the transforms of a convolution."""
+    reasons = of_forward(problem.forward)
+    reasons += [reason for reason in backward_refusals(problem) if reason not in reasons]
+    if not (problem.needs[0] and problem.needs[1]):
+        reasons.append("computes the gradients of x and h together")
+    return reasons
+
+
 def _direct_refusals(problem: BackwardProblem) -> list[str]:
     reasons = backward_refusals(problem)
     if problem.forward.origin != 0:

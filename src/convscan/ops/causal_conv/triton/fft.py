@@ -15,7 +15,17 @@ from ...._layout import order
 from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
 from ..problem import ConvProblem, FilterGradientProblem, Part, item_bytes, kept_for, samples_of
-from .arguments import Arguments, GradientArguments, bytes_moved, channels_together, filter_gradient, gpu_of
+from .arguments import (
+    Arguments,
+    GradientArguments,
+    bytes_moved,
+    channels_together,
+    filter_gradient,
+    filter_group,
+    gpu_of,
+    in_sector,
+    reaches_far,
+)
 from .toeplitz import toeplitz_refusals
 
 FORM = "triton_fft"  # of kept spectra: (filters, 2, points), real parts, then imaginary ones
@@ -108,11 +118,6 @@ def of_filters(precision: str) -> str:
 PASSES = {"exact": (1, "float32"), "nearest": (1, "half"), "halves": (3, "half")}
 
 
-def fft_flops(points: int, passes: int) -> float:
-    """Of one transform by products of matrices."""
-    return 8.0 * points * sum(n for n in factors(points) if n > 1) * passes
-
-
 class FftPlan:
     """Blocks of a problem."""
 
@@ -165,19 +170,11 @@ class FftPlan:
         """How many frequencies are computed."""
         return math.prod(self.digits.values()) * (self.factors[1] if self.factors[2] > 1 else 1)
 
-    def reaches_far(self, steps: tuple[int, ...]) -> bool:
-        """Whether samples of a block lie further apart than 32 bits count."""
-        return 2 * self.points * max(map(abs, steps)) >= 1 << 31
-
     def tables(self, like: Tensor) -> Tensor:
         """Matrices and twiddles on the device of a tensor."""
         if like.is_meta:
             return like.new_empty(1, dtype=torch.float32)
         return _tables(self.points, like.device, True, self.part)
-
-    def group(self, problem: ConvProblem) -> int:
-        """How many channels share a filter."""
-        return problem.group if problem.h[1] or problem.filters > 1 else problem.channels
 
     def spectra(self, problem: ConvProblem, h: Tensor) -> Tensor:
         """Transforms the filters."""
@@ -220,8 +217,8 @@ def kept_bytes(form: str, problem: ConvProblem, points: int) -> tuple[float, flo
 
 
 def of_sectors(problem: ConvProblem | FilterGradientProblem, moved: float) -> float:
-    """Bytes that come from the cache where channels lie side by side: a sector of 32 for each of its channels."""
-    return (32 / item_bytes(problem.dtype) - 1) * moved if order(problem.x) == "channel" else 0.0
+    """Bytes that come from the cache where channels lie side by side: a sector for each of its channels."""
+    return (in_sector(problem) - 1.0) * moved if order(problem.x) == "channel" else 0.0
 
 
 def fft_cost(problem: ConvProblem) -> Cost:
@@ -268,7 +265,7 @@ def prepare_fft(problem: ConvProblem) -> Run:
                 problem.channels,
                 1 if plan.is_first else problem.taps,
                 problem.origin,
-                plan.group(problem),
+                filter_group(problem),
                 filters if problem.h_batch else 0,
                 plan.blocks,
                 plan.channel_tiles,
@@ -278,7 +275,7 @@ def prepare_fft(problem: ConvProblem) -> Run:
                 CHANNELS=plan.channels,
                 PRECISION=plan.precision,
                 num_warps=plan.warps,
-                FAR=plan.reaches_far(steps),
+                FAR=reaches_far(plan.points, steps),
                 **plan.constants,
                 **plan.digits,
                 **arguments.flags,
@@ -305,7 +302,7 @@ def fft_gradient_cost(problem: FilterGradientProblem) -> Cost:
     transforms = 2 * problem.batch * plan.blocks * problem.channels + plan.programs
     moved = item_bytes(problem.dtype) * (2 + problem.gates) * samples_of(problem) / problem.turns
     partial = 4.0 * plan.programs * problem.taps
-    flops = transforms * fft_flops(plan.points, plan.passes)
+    flops = transforms * plan.flops(is_real=False)
     works = (
         Work(moved + partial, flops, plan.unit, plan.programs * plan.warps / 4, shared=of_sectors(problem, moved)),
         Work(partial + 4.0 * problem.channels * problem.taps),
@@ -341,7 +338,7 @@ def prepare_fft_gradient(problem: FilterGradientProblem) -> Run:
                 *steps,
                 PRECISION=plan.precision,
                 num_warps=plan.warps,
-                FAR=plan.reaches_far(steps),
+                FAR=reaches_far(plan.points, steps),
                 **plan.constants,
                 **arguments.flags,
             )

@@ -11,20 +11,16 @@ from ...._dispatch import Cost
 from ...._gpu import ceil_div, launch, names
 from ....tuning.gpu import Work, configuration, cost
 from ..problem import BackwardProblem, ConvProblem, item_bytes, kept_for, samples_of
-from .arguments import Arguments, gpu_of
-from .backward import backward_refusals, gradient_memory
-from .fft import FORM, FftPlan, fft_flops, fft_refusals, kept_bytes, of_sectors
+from .arguments import Arguments, filter_group, gpu_of, reaches_far
+from .backward import gradient_memory, transform_backward_refusals
+from .fft import FORM, FftPlan, fft_refusals, kept_bytes, of_sectors
 
 _PROGRAMS = 512  # to fill a device a few times over
 _LEAST_BLOCKS = 4  # of a program: it computes one more where another has the blocks behind
 
 
 def fft_backward_refusals(problem: BackwardProblem) -> list[str]:
-    reasons = fft_refusals(problem.forward)
-    reasons += [reason for reason in backward_refusals(problem) if reason not in reasons]
-    if not (problem.needs[0] and problem.needs[1]):
-        reasons.append("computes the gradients of x and h together")
-    return reasons
+    return transform_backward_refusals(problem, fft_refusals)
 
 
 class _FftBackwardPlan(FftPlan):
@@ -59,7 +55,7 @@ def fft_backward_cost(problem: BackwardProblem) -> Cost:
     arrays = 3 + 2 * forward.gates  # x, dy, dx, and of each gate itself and its gradient
     partial = 4.0 * plan.programs * (forward.taps + 1)
     spectra, made = kept_bytes(FORM, forward, plan.points)
-    each = fft_flops(plan.points, plan.passes)
+    each = plan.flops(is_real=False)
     # Each row has the spectrum of its filter from the cache, and what its blocks share.
     each_spectrum = spectra / max(1, forward.filters)
     again = 4.0 * rows * (forward.taps - 1) * (plan.computed - 1) * 3 + each_spectrum * rows
@@ -122,7 +118,7 @@ def prepare_fft_backward(problem: BackwardProblem) -> Callable[..., tuple[Tensor
             plan.each,
             taps,
             forward.origin,
-            plan.group(forward),
+            filter_group(forward),
             plan.blocks,
             plan.chunks,
             plan.chunk_blocks,
@@ -132,7 +128,7 @@ def prepare_fft_backward(problem: BackwardProblem) -> Callable[..., tuple[Tensor
             dx.stride(-1),
             PRECISION=plan.precision,
             NEEDS_POST=plan.needs_post,
-            FAR=plan.reaches_far((*steps, forward.channels)),
+            FAR=reaches_far(plan.points, (*steps, forward.channels)),
             OVERLAPS=plan.overlaps,
             num_warps=plan.warps,
             num_stages=1,  # loads of ``carried`` must not run ahead

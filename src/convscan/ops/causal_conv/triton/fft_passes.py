@@ -16,7 +16,7 @@ from ...._layout import NO_STRIDES, order
 from ....tuning.gpu import Work, configuration, cost
 from ..arguments import Run
 from ..problem import ConvProblem, item_bytes, kept_for
-from .arguments import Arguments, bytes_moved, gpu_of
+from .arguments import Arguments, bytes_moved, filter_group, gpu_of, in_sector, reaches_far
 from .fft import LONGEST, PASSES, factors, fft_precision, kept_bytes, of_filters, of_sectors, row_tables
 from .toeplitz import toeplitz_refusals
 
@@ -68,7 +68,7 @@ def _slots(columns: int, kept: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _choices() -> list[int]:
     """Points of transforms that are done in passes."""
-    return [1 << bits for bits in range(LONGEST.bit_length(), (max(_COLUMNS) * LONGEST).bit_length())]
+    return [1 << bits for bits in range(LONGEST.bit_length(), MOST.bit_length())]
 
 
 def _factors(columns: int, rest: int) -> int:
@@ -100,12 +100,17 @@ def _points(problem: ConvProblem) -> int:
     return min(usable, key=numbers, default=0)
 
 
+def _beside(problem: ConvProblem, count: int) -> int:
+    """The most of so many that share a sector and leave none over."""
+    return max(n for n in range(1, in_sector(problem) + 1) if count % n == 0)
+
+
 def passes_refusals(problem: ConvProblem) -> list[str]:
     reasons = toeplitz_refusals(problem)
     if problem.h_batch:
         reasons.append("takes no filters of each sequence")
     if not reasons and _points(problem) == 0:
-        reasons.append(f"does transforms of up to {max(_COLUMNS) * LONGEST} points")
+        reasons.append(f"does transforms of up to {MOST} points")
     return reasons
 
 
@@ -131,7 +136,7 @@ class PassesPlan:
         self.further = 2 * self.points - self.behind
         self.blocks = ceil_div(problem.length, self.further)
         self.rows = problem.batch * self.blocks  # of each channel
-        self.group = problem.group if problem.h[1] or problem.filters > 1 else problem.channels
+        self.group = filter_group(problem)
         # Spectra of filters that meet one row each are made where they are multiplied, and not stored.
         self.is_kept = kept is not None
         self.is_made = self.rows * self.group == 1 and not self.is_kept
@@ -174,8 +179,7 @@ class PassesPlan:
 
     def beside(self, channels: int) -> int:
         """How many channels' programs run side by side, for the sectors that they share."""
-        most = 32 // item_bytes(self.problem.dtype) if order(self.problem.x) == "channel" else 1
-        return max(n for n in range(1, most + 1) if channels % n == 0)
+        return _beside(self.problem, channels) if order(self.problem.x) == "channel" else 1
 
     def filters_of(self, first: int, count: int) -> tuple[int, int]:
         """The first filter of some channels, and how many there are."""
@@ -194,6 +198,11 @@ class PassesPlan:
         flops = 8.0 * self.frequencies * rows * transforms * sum(n for n in factors(self.rest) if n > 1) * passes
         programs = self.kept_rows * rows * self.row_warps / 4
         return Work(8.0 * self.frequencies * rows * moves + more, flops, self.unit, programs)
+
+    def filters_works(self, filters: float, taps: float) -> list[Work]:
+        """Of the spectra of filters, or of their columns alone, from so many bytes of taps."""
+        columns = self.columns_work(filters, taps, 3)
+        return [columns] if self.is_made else [columns, self.rows_work(filters, 1, 2, 3)]
 
     def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Those of columns and of rows."""
@@ -256,21 +265,11 @@ class Passes:
     def spectra(self, h: Tensor, first: int, filters: int, spectrum: Tensor) -> Tensor:
         """Transforms some filters, but their rows where these are made later."""
         plan, problem = self.plan, self.plan.problem
-        is_beside = problem.h[1] == 1 and problem.h[0] != 1
-        most = min(filters, 32 // item_bytes(problem.dtype)) if is_beside else 1
+        beside = _beside(problem, filters) if problem.h[1] == 1 and problem.h[0] != 1 else 1
         launch(
             self.kernels.columns,
             plan.tiles * filters,
-            *(
-                h,
-                h,
-                h,
-                spectrum,
-                self.of_columns,
-                h,
-                self.slots,
-                max(n for n in range(1, most + 1) if filters % n == 0),
-            ),
+            *(h, h, h, spectrum, self.of_columns, h, self.slots, beside),
             *(problem.taps, 1, 1, first, 0, 1, 0, 0, 0),
             *(0, *problem.h, *NO_STRIDES, *NO_STRIDES),
             **plan.sizes,
@@ -354,9 +353,7 @@ def passes_cost(problem: ConvProblem) -> Cost:
     filters = problem.filters / plan.parts
     taps = item_bytes(problem.dtype) * filters * problem.taps
     spectra, made = (one / plan.parts for one in kept_bytes(FORM, problem, plan.frequencies))
-    works = [plan.columns_work(filters, taps, 3)] if made else []
-    if made and not plan.is_made:
-        works.append(plan.rows_work(filters, 1, 2, 3))
+    works = plan.filters_works(filters, taps) if made else []
     cuts = max(1, ceil_div(plan.rows, plan.rows_at_once))
     rows = plan.rows * problem.channels / plan.parts / cuts
     samples = (bytes_moved(problem) / problem.turns / plan.parts - taps) / 2 / cuts
@@ -369,18 +366,13 @@ def passes_cost(problem: ConvProblem) -> Cost:
     return cost(problem.device, problem.isa, made + memory, *works * (plan.parts * problem.turns))
 
 
-def reaches_far(plan: PassesPlan, steps: tuple[int, ...]) -> bool:
-    """Whether samples of a block lie further apart than 32 bits count."""
-    return 2 * plan.points * max(1, *(abs(step) for step in steps)) >= 1 << 31
-
-
 def passes_spectra(problem: ConvProblem) -> tuple[int, Callable[[Tensor], Tensor]]:
     """The points of the transform that a problem takes, and what makes the filters' spectra for it."""
     plan = PassesPlan(problem)
     plan.is_made = False
 
     def spectra(h: Tensor) -> Tensor:
-        passes = Passes(plan, h, reaches_far(plan, problem.h))
+        passes = Passes(plan, h, reaches_far(plan.points, problem.h))
         return passes.spectra(h, 0, problem.filters, passes.memory(problem.filters, 1).flatten(0, 1))
 
     return plan.points, spectra
@@ -394,7 +386,7 @@ def prepare_passes(problem: ConvProblem) -> Run:
 
     def run(*given: Tensor | None, spectrum: Tensor | None = None) -> None:
         for x, h, of_bias, of_state, of_pre, of_post, of_y in arguments.tensors(given[:7]):
-            passes = Passes(plan, x, reaches_far(plan, steps), spectrum)
+            passes = Passes(plan, x, reaches_far(plan.points, steps), spectrum)
             memory = passes.memory(plan.channels, plan.rows_at_once)
             for first, first_row in plan.starts():
                 count = min(plan.channels, problem.channels - first)

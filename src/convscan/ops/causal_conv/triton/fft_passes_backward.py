@@ -11,18 +11,14 @@ from ...._dispatch import Cost
 from ...._gpu import ceil_div, launch, names
 from ....tuning.gpu import Work, configuration, cost
 from ..problem import BackwardProblem, ConvProblem, item_bytes, samples_of
-from .arguments import Arguments, gpu_of
-from .backward import backward_refusals, gradient_memory
+from .arguments import Arguments, gpu_of, reaches_far
+from .backward import gradient_memory, transform_backward_refusals
 from .fft import kept_bytes
-from .fft_passes import FORM, Passes, PassesPlan, passes_refusals, reaches_far
+from .fft_passes import FORM, Passes, PassesPlan, passes_refusals
 
 
 def passes_backward_refusals(problem: BackwardProblem) -> list[str]:
-    reasons = passes_refusals(problem.forward)
-    reasons += [reason for reason in backward_refusals(problem) if reason not in reasons]
-    if not (problem.needs[0] and problem.needs[1]):
-        reasons.append("computes the gradients of x and h together")
-    return reasons
+    return transform_backward_refusals(problem, passes_refusals)
 
 
 class _BackwardPlan(PassesPlan):
@@ -59,9 +55,7 @@ def passes_backward_cost(problem: BackwardProblem) -> Cost:
     taps = item_bytes(forward.dtype) * filters * forward.taps
     spectra, made = (one / plan.parts for one in kept_bytes(FORM, forward, plan.points))
     has_pre, has_post = forward.pre_gate is not None, forward.post_gate is not None
-    works = [plan.columns_work(filters, taps, 3)] if made else []
-    if made and not plan.is_made:
-        works.append(plan.rows_work(filters, 1, 2, 3))
+    works = plan.filters_works(filters, taps) if made else []
     again = plan.rows_work(filters, 1, 0, 3).flops if plan.is_made else 0.0
 
     def by_rows(transforms: int, moves: int, more: float) -> Work:
@@ -93,7 +87,7 @@ def prepare_passes_backward(problem: BackwardProblem) -> Callable[..., tuple[Ten
         steps[a:b] for a, b in ((0, 3), (6, 8), (8, 11), (11, 14), (14, 17), (17, 20))
     )
     taps, batch, length = forward.taps, forward.batch, forward.length
-    far = reaches_far(plan, (*steps, forward.channels))
+    far = reaches_far(plan.points, (*steps, forward.channels))
 
     def run(
         dy: Tensor,
