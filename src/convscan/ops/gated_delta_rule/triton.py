@@ -21,6 +21,7 @@ from ..linear_attention.triton.launches import (
     outputs_of_chunks,
     pairs_of_steps,
     strides,
+    with_sequences,
 )
 from ..linear_attention.triton.plan import BLOCK, DTYPES, STEPS, Plan, precisions
 from .cpu import Run
@@ -119,8 +120,7 @@ class _Given(NamedTuple):
         assert v is not None
         assert g is not None
         assert beta is not None
-        if not packed:
-            start, dlast, last = (None if state is None else state.unsqueeze(1) for state in (start, dlast, last))
+        start, dlast, last = with_sequences((start, dlast, last), packed)
         chunks = chunks_in(cu_seqlens, v, plan.problem.length)
         return _Given(plan, q, k, v, g, beta, start, dy, dlast, (*signals, last), chunks, scale, packed)
 
@@ -136,8 +136,7 @@ class _Given(NamedTuple):
     @property
     def sizes(self) -> tuple[int, ...]:
         problem = self.plan.problem
-        in_group = problem.heads // problem.groups if problem.groups else 1
-        return problem.length, in_group, problem.heads, problem.keys, problem.values
+        return problem.length, self.plan.in_group, problem.heads, problem.keys, problem.values
 
     def solve(self, inverse: Tensor, answers: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Of all chunks x0 and W, and b0 and W' where gradients are asked for. Forward, ``answers`` is P by key."""

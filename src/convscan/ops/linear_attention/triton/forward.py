@@ -11,10 +11,9 @@ from ..problem import AttentionProblem
 from .launches import (
     Ends,
     chunks_in,
-    empty_pairs,
     one_batch,
     outputs_of_chunks,
-    pairs_of_steps,
+    pairs_by_key,
     states_between,
     with_sequences,
 )
@@ -55,14 +54,9 @@ def _prepare(problem: AttentionProblem) -> Run:
         assert v is not None
         chunks = chunks_in(cu_seqlens, v, problem.length, plan.segment)
         between = states_between(plan, (k, v, g, w, None), ends, chunks, scale, backwards=False, packed=packed)
-        p = None
-        if problem.per_key:
-            assert q is not None
-            assert k is not None
-            assert g is not None
-            p = empty_pairs(plan, v)
-            pairs_of_steps(plan, q, k, g, p, chunks, packed=packed)
-        outputs_of_chunks(plan, (q, k, v, g, w), p, skip, (y, sums), between, chunks, scale, ends=ends, packed=packed)
+        signals = (q, k, v, g, w)
+        p = pairs_by_key(plan, signals, chunks, packed=packed)
+        outputs_of_chunks(plan, signals, p, skip, (y, sums), between, chunks, scale, ends=ends, packed=packed)
 
     return run
 

@@ -14,11 +14,10 @@ from ..problem import AttentionGradientProblem, AttentionProblem
 from .launches import (
     Ends,
     chunks_in,
-    empty_pairs,
     gradients_of_chunks,
     one_batch,
     outputs_of_chunks,
-    pairs_of_steps,
+    pairs_by_key,
     sizes_of,
     states_between,
     strides,
@@ -121,11 +120,8 @@ def _prepare_gradient(problem: AttentionGradientProblem) -> RunGradient:
         # With queries for keys and the gradient for values, the state's gradient is a state that time runs back for.
         asked = (q, dy, g, None, dsums)
         behind = states_between(plan, asked, ends, chunks, scale, backwards=True, packed=packed)
-        signals, at_ends, pairs = (q, k, dy, g, w), Ends(ends.start), None
-        if forward.per_key:
-            assert k is not None
-            pairs = empty_pairs(plan, v)
-            pairs_of_steps(plan, q, k, g, pairs, chunks, packed=packed)
+        signals, at_ends = (q, k, dy, g, w), Ends(ends.start)
+        pairs = pairs_by_key(plan, (q, k, v, g), chunks, packed=packed)
         outputs_of_chunks(
             plan, signals, pairs, None, (dv, None), behind, chunks, scale, ends=at_ends, backwards=True, packed=packed
         )

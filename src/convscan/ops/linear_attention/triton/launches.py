@@ -129,12 +129,11 @@ def pairs_of_steps(plan: Plan, q: Tensor, k: Tensor, g: Tensor, p: Tensor, chunk
     from .. import triton_chunked
 
     problem = plan.problem
-    in_group = problem.heads // problem.groups if problem.groups else 1
     launch(
         triton_chunked.pairs,
         plan.lines * plan.chunks * (STEPS // BLOCK),
         *(q, k, g, p, chunks.table),
-        *(problem.length, in_group, problem.heads, problem.keys, plan.chunks),
+        *(problem.length, plan.in_group, problem.heads, problem.keys, plan.chunks),
         *strides(q, 4),
         *strides(k, 4),
         *strides(g, 4),
@@ -150,6 +149,20 @@ def empty_pairs(plan: Plan, like: Tensor) -> Tensor:
     problem = plan.problem
     shape = (problem.batch, problem.length, problem.heads, STEPS)
     return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def pairs_by_key(plan: Plan, signals: Optionals, chunks: Chunks, *, packed: bool) -> Tensor | None:
+    """These products of the first of ``signals`` q, k, v and g, where decays are by key."""
+    if not plan.problem.per_key:
+        return None
+    q, k, v, g = signals[:4]
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    assert g is not None
+    pairs = empty_pairs(plan, v)
+    pairs_of_steps(plan, q, k, g, pairs, chunks, packed=packed)
+    return pairs
 
 
 def outputs_of_chunks(
@@ -280,5 +293,4 @@ def gradients_of_chunks(
 
 def sizes_of(plan: Plan, scale: float) -> tuple[float, ...]:
     problem = plan.problem
-    in_group = problem.heads // problem.groups if problem.groups else 1
-    return scale, problem.length, in_group, problem.heads, problem.keys, problem.values
+    return scale, problem.length, plan.in_group, problem.heads, problem.keys, problem.values

@@ -84,6 +84,11 @@ class Plan:
         self.gates = problem.keys if problem.per_key else 1
 
     @property
+    def in_group(self) -> int:
+        """Heads that share queries and keys."""
+        return self.problem.heads // self.problem.groups if self.problem.groups else 1
+
+    @property
     def kept(self) -> float:
         """Bytes of the states at all segments."""
         return 4.0 * self.state
